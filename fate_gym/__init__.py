@@ -1,0 +1,1 @@
+"""Gymnasium environments for the safety of tool-using LLM agents."""

@@ -1,0 +1,1 @@
+"""Benchmarks that ship with fate-gym, one package or module each."""

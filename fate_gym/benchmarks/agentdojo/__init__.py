@@ -1,0 +1,1 @@
+"""AgentDojo: tool use under prompt injection (Debenedetti et al., 2024)."""

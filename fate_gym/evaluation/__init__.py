@@ -1,0 +1,1 @@
+"""Running agents over benchmarks: plan, runner, run folder, metrics."""

@@ -1,0 +1,1 @@
+"""Verifiers that more than one benchmark uses."""
