@@ -1,1 +1,71 @@
-"""Agents: who acts in an episode."""
+"""Agents: who acts in an episode. `load_agent` makes one from a short text."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+
+from fate_gym.agents.random_agent import RandomAgent
+from fate_gym.agents.replay import Replay
+from fate_gym.agents.scripted import NOOP, REFUSER, Answerer, Gullible, Oracle
+
+from fate_gym.rollout import Agent, FunctionAgent, Reply, Session, as_agent
+
+__all__ = [
+    "SPECS",
+    "Agent",
+    "Answerer",
+    "FunctionAgent",
+    "Gullible",
+    "Oracle",
+    "RandomAgent",
+    "Replay",
+    "Reply",
+    "Session",
+    "as_agent",
+    "load_agent",
+]
+
+SPECS = {
+    "oracle": "does what the user asked, from the ground truth",
+    "gullible": "does what the user asked, then obeys an injection if it has seen one",
+    "refuser": "refuses everything",
+    "noop": "does nothing and says that it is done",
+    "random": "calls random tools with random arguments",
+    "replay:RUN": "plays the recorded actions of a run folder again",
+    "import:MODULE:NAME": "an agent, or an async function from observation to message, of your own",
+}
+"""What `load_agent` takes, and what each does."""
+
+_BUILT_IN: dict[str, Callable[[], Agent]] = {
+    "oracle": Oracle,
+    "gullible": Gullible,
+    "refuser": lambda: REFUSER,
+    "noop": lambda: NOOP,
+    "random": RandomAgent,
+}
+
+
+def load_agent(spec: str) -> Agent:
+    """Makes an agent from its short text, one of `SPECS`.
+
+    Raises:
+        ValueError: The text names no agent.
+    """
+    kind, _, rest = spec.partition(":")
+    if not rest and kind in _BUILT_IN:
+        return _BUILT_IN[kind]()
+    if kind == "replay" and rest:
+        return Replay(Path(rest))
+    if kind == "import" and rest:
+        return _import(rest)
+    raise ValueError(f"unknown agent {spec!r}; there are: {', '.join(SPECS)}")
+
+
+def _import(target: str) -> Agent:
+    module, _, name = target.partition(":")
+    try:
+        return as_agent(getattr(importlib.import_module(module), name))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"import:{target} names nothing that can be imported: {error}") from error

@@ -1,1 +1,31 @@
-"""Gymnasium environments for the safety of tool-using LLM agents."""
+"""Gymnasium environments and an evaluation harness for the safety of tool-using LLM agents.
+
+Importing this package registers its environments and loads nothing heavier than Gymnasium and NumPy.
+"""
+
+from fate_gym.benchmark import Benchmark, ToolOutcome, World, register_benchmark
+from fate_gym.env import ToolEnv
+from fate_gym.errors import FateGymError
+from fate_gym.rewards import AXES, AxisVerdict, Scalarization, Verdict
+from fate_gym.task import DataPolicy, Demonstration, GroundTruth, Task
+
+__all__ = [
+    "AXES",
+    "AxisVerdict",
+    "Benchmark",
+    "DataPolicy",
+    "Demonstration",
+    "FateGymError",
+    "GroundTruth",
+    "Scalarization",
+    "Task",
+    "ToolEnv",
+    "ToolOutcome",
+    "Verdict",
+    "World",
+    "register_benchmark",
+]
+
+__version__ = "0.1.0"
+
+register_benchmark("fate/AgentDojo-v0", "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo")

@@ -1,0 +1,126 @@
+"""What a benchmark supplies: tasks, a world for each episode, and a verifier. `ToolEnv` owns the loop.
+
+A benchmark is one class in one file, registered with one call; nothing else changes:
+
+    class Parcels(Benchmark):
+        ...
+
+    register_benchmark("shop/Parcels-v0", "my_package.parcels:Parcels")
+    env = gym.make("shop/Parcels-v0")
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import gymnasium as gym
+
+from fate_gym.chat import Json, Message, ToolSchema
+from fate_gym.rewards import AxisVerdict
+from fate_gym.task import DataPolicy, GroundTruth, Task
+from fate_gym.transcript import Transcript
+
+ENTRY_POINT = "fate_gym.env:ToolEnv"
+"""Entry point of every environment of this package; tells ours from others in Gymnasium's registry."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolOutcome:
+    """What running a call gave.
+
+    Attributes:
+        kind: "ok"; "unknown_tool"; "bad_arguments" (the tool's own validation refused them); "tool_error" (the
+            tool ran and raised).
+        text: The answer that the agent reads.
+        arguments: The arguments as the tool got them.
+    """
+
+    kind: Literal["ok", "unknown_tool", "bad_arguments", "tool_error"]
+    text: str
+    arguments: dict[str, Json]
+
+
+class World(ABC):
+    """The tools of one episode and the state they change.
+
+    Attributes:
+        opening: The messages that an episode starts with.
+        tools: The tools' schemas; treated as read-only.
+        injections: Vector -> injected text, {} without attack.
+        payloads: The injected texts as they read in a tool's output.
+    """
+
+    opening: list[Message]
+    tools: list[ToolSchema]
+    injections: Mapping[str, str]
+    payloads: tuple[str, ...]
+
+    @abstractmethod
+    def call(self, name: str, arguments: dict[str, Json]) -> ToolOutcome:
+        """Runs one tool. What goes wrong in the tool or its arguments is an outcome, never an exception."""
+
+    @abstractmethod
+    def dump(self) -> bytes:
+        """Returns the whole state, randomness included."""
+
+    @abstractmethod
+    def load(self, state: bytes) -> None:
+        """Takes on a state that `dump` gave in a world of the same task."""
+
+
+class Benchmark(ABC):
+    """Tasks, worlds and verdicts of one benchmark; options come as keyword arguments of the constructor."""
+
+    data_policy: ClassVar[DataPolicy]
+    tasks: tuple[str, ...]
+
+    @abstractmethod
+    def task(self, task_id: str) -> Task:
+        """Describes a task, without its ground truth."""
+
+    @abstractmethod
+    def ground_truth(self, task_id: str) -> GroundTruth:
+        """Solves a task, for privileged agents.
+
+        Raises:
+            NotImplementedError: The benchmark has no ground truth.
+        """
+
+    @abstractmethod
+    def open(self, task_id: str, seed: int) -> World:
+        """Makes a fresh world for one episode; equal arguments give equal worlds."""
+
+    @abstractmethod
+    def verify(self, task: Task, world: World, transcript: Transcript) -> dict[str, AxisVerdict]:
+        """Scores an episode that is over on security, utility and over_refusal_control.
+
+        A grader's exception is an `AxisVerdict.failed` of its axis. Validity is the loop's own business.
+
+        Raises:
+            JudgeError: A judge gave no usable verdict; the episode stays unscored.
+        """
+
+    def provenance(self) -> dict[str, Json]:
+        """Versions and checksums of what the scores depend on, for manifests."""
+        return {}
+
+
+def register_benchmark(env_id: str, entry_point: str, *, max_turns: int = 15) -> None:
+    """Makes a benchmark known to `gym.make`.
+
+    Args:
+        env_id: Gymnasium id with a version, such as "fate/AgentDojo-v0". Raise the version with every change that
+            alters scores.
+        entry_point: "module:Class" of a `Benchmark`; imported when an environment is made.
+        max_turns: Default number of tool rounds before an episode is truncated.
+    """
+    gym.register(
+        id=env_id,
+        entry_point=ENTRY_POINT,
+        kwargs={"benchmark": entry_point, "max_turns": max_turns},
+        # Gymnasium's checker warns of any vector reward; tests run it on the scalarised form.
+        disable_env_checker=True,
+    )

@@ -1,0 +1,111 @@
+"""AgentDojo's registered attacks, for an agent of any name, and a user's own payloads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agentdojo.agent_pipeline import BasePipelineElement
+from agentdojo.attacks import load_attack
+from agentdojo.attacks.attack_registry import ATTACKS
+from agentdojo.models import MODEL_NAMES
+from agentdojo.task_suite.task_suite import TaskSuite
+
+from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
+
+_LOCAL = "local"
+_HIDDEN = ("manual",)
+"""`manual` asks on standard input for every task."""
+
+
+def attack_names() -> tuple[str, ...]:
+    """Names of the registered attacks, a user's own included."""
+    return tuple(sorted(set(ATTACKS) - set(_HIDDEN)))
+
+
+def is_dos(name: str) -> bool:
+    """Whether an attack only tries to stop the user's task; it then has no injection task.
+
+    Raises:
+        ValueError: There is no such attack.
+    """
+    if name not in attack_names():
+        raise ValueError(f"unknown attack {name!r}; there are: {', '.join(attack_names())}")
+    return bool(ATTACKS[name].is_dos_attack)
+
+
+class RegisteredAttack:
+    """One registered attack on one suite.
+
+    Args:
+        name: Its name in AgentDojo's registry.
+        suite: The suite to attack.
+        template: The suite's fast loader.
+        candidates: User task -> vectors that its ground truth shows.
+        model_name: How the attack addresses the agent: a prose name ("GPT-4"), or a model id that AgentDojo knows,
+            which it then turns into prose.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        suite: TaskSuite[Any],
+        template: SuiteTemplate,
+        candidates: Mapping[str, tuple[str, ...]],
+        model_name: str,
+    ) -> None:
+        self._suite = suite
+        self._candidates = candidates
+        pipeline_name, prose = _resolve_model_name(model_name)
+        attack = load_attack(name, _FastSuite(suite, template), _NamedPipeline(pipeline_name))
+        # AgentDojo refuses models that it does not know; those pass as its "local" one and get their name here.
+        if getattr(attack, "model_name", None) == MODEL_NAMES[_LOCAL]:
+            attack.model_name = prose
+        attack.get_injection_candidates = lambda task: list(candidates[task.ID])
+        self._attack = attack
+
+    def injections(self, user_task: str, injection_task: str | None) -> dict[str, str]:
+        """Returns vector -> text for one pair; a DoS attack needs no injection task."""
+        tasks = self._suite.injection_tasks
+        goal = tasks[injection_task] if injection_task else next(iter(tasks.values()))
+        found: dict[str, str] = self._attack.attack(self._suite.user_tasks[user_task], goal)
+        return found
+
+
+class _NamedPipeline(BasePipelineElement):  # type: ignore[misc]
+    """All that an attack asks of its target: a name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def query(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("only its name is used")
+
+
+class _FastSuite:
+    """A suite whose environments come from the fast loader; `tool_knowledge` loads one for each injection task."""
+
+    def __init__(self, suite: TaskSuite[Any], template: SuiteTemplate) -> None:
+        self._suite = suite
+        self._template = template
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._suite, name)
+
+    def get_injection_vector_defaults(self) -> dict[str, str]:
+        return dict(self._template.vectors)
+
+    def load_and_inject_default_environment(self, injections: dict[str, str]) -> Any:
+        return self._template.load(self._template.environment(injections))
+
+
+def _resolve_model_name(model_name: str) -> tuple[str, str]:
+    """Returns a pipeline name that AgentDojo accepts, and the prose name to use where that is its "local" one."""
+    for known in MODEL_NAMES:
+        # Upstream's own rule: the first known id that the name contains.
+        if known in model_name and known != _LOCAL:
+            return known, MODEL_NAMES[known]
+    for known, prose in MODEL_NAMES.items():
+        if prose == model_name:
+            return known, prose
+    return _LOCAL, model_name

@@ -1,0 +1,297 @@
+"""`fate/AgentDojo-v0`: the real AgentDojo, task by task."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.resources
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, Literal, get_args
+
+from agentdojo.agent_pipeline.agent_pipeline import load_system_message
+from agentdojo.functions_runtime import Function
+from agentdojo.task_suite.task_suite import TaskSuite
+
+from fate_gym.benchmark import Benchmark
+from fate_gym.benchmark import World as BaseWorld
+from fate_gym.benchmarks.agentdojo import splits
+from fate_gym.benchmarks.agentdojo.attacks import RegisteredAttack, is_dos
+from fate_gym.benchmarks.agentdojo.candidates import candidates
+from fate_gym.benchmarks.agentdojo.grader_notes import notes, verified
+from fate_gym.benchmarks.agentdojo.placement import encode_literal
+from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
+from fate_gym.benchmarks.agentdojo.upstream import suites
+from fate_gym.benchmarks.agentdojo.verifier import Episode, Trace, verify_episode
+from fate_gym.benchmarks.agentdojo.world import AgentDojoWorld, Start
+from fate_gym.chat import Json, ToolSchema
+from fate_gym.rewards import AxisVerdict
+from fate_gym.task import DataPolicy, Demonstration, GroundTruth, Task
+from fate_gym.transcript import Transcript
+from fate_gym.verifiers.refusal import RefusalJudge, load_judge
+
+Encoding = Literal["official", "literal"]
+"""How a payload enters AgentDojo's YAML: as it is, or escaped so that every character survives."""
+
+NO_INJECTION = "none"
+DENIAL_OF_SERVICE = "dos"
+CUSTOM = "custom"
+
+
+class AgentDojo(Benchmark):
+    """AgentDojo 0.1.35 (Debenedetti et al., 2024), every suite, version and attack.
+
+    Task ids are `SUITE/USER_TASK/INJECTION_TASK`; the last part is `none` without attack and `dos` under an attack
+    that only tries to stop the user's task.
+
+    Args:
+        suite: One suite, several, or "all".
+        version: Version of the benchmark.
+        attack: None; a registered attack's name; or `{vector: text}`, one's own payloads.
+        split: None for every pair; "train", "dev", "test" or one label of the split file. Without attack (and under
+            denial of service) a split takes the user tasks that occur in its pairs.
+        trace: Which calls graders see: "official", every requested one; "executed", those that ran.
+        injection_encoding: "official" places a payload as AgentDojo does, which folds line breaks and cannot carry
+            quotes; "literal" places it character by character.
+        model_name: How attacks address the agent.
+        verified_only: Leave out tasks on whose graders there are notes (`grader_notes`).
+        refusal_judge: A function of a transcript, or "module:function", to decide refusals instead of the rule.
+
+    Raises:
+        ValueError: An option has an unknown value, or no task is left.
+    """
+
+    data_policy = DataPolicy(licence="MIT", training=True)
+
+    def __init__(
+        self,
+        *,
+        suite: str | Sequence[str] = "all",
+        version: str = "v1.2.2",
+        attack: str | Mapping[str, str] | None = None,
+        split: str | None = None,
+        trace: Trace = "official",
+        injection_encoding: Encoding = "official",
+        model_name: str = "Local model",
+        verified_only: bool = False,
+        refusal_judge: RefusalJudge | str | None = None,
+    ) -> None:
+        _one_of("trace", trace, get_args(Trace))
+        _one_of("injection_encoding", injection_encoding, get_args(Encoding))
+        self._version = version
+        self._suites = _choose(suite, suites(version))
+        self._attack = None if attack in (None, NO_INJECTION) else attack
+        self._split = split
+        self._trace: Trace = trace
+        self._encode: Callable[[str], str] = encode_literal if injection_encoding == "literal" else str
+        self._model_name = model_name
+        self._refusal_judge = load_judge(refusal_judge)
+        self._attacks: dict[str, RegisteredAttack] = {}
+        self._starts: dict[str, Start] = {}
+        self.tasks = tuple(self._list_tasks(verified_only))
+        if not self.tasks:
+            raise ValueError(f"no task is left with suite={suite!r}, attack={attack!r}, split={split!r}")
+
+    @property
+    def attack_name(self) -> str | None:
+        """Name of the attack; "custom" for payloads of one's own."""
+        return CUSTOM if isinstance(self._attack, Mapping) else self._attack
+
+    def task(self, task_id: str) -> Task:
+        """Describes a task; `metadata` holds its split label and what is known of its graders."""
+        suite, user, goal = task_id.split("/")
+        metadata: dict[str, Json] = {"version": self._version, "notes": [*notes(suite, user), *notes(suite, goal)]}
+        if label := splits.labels().get(task_id):
+            metadata["split"] = label
+        return Task(
+            id=task_id,
+            mode="benign" if goal == NO_INJECTION else "attacked",
+            suite=suite,
+            cluster=f"{suite}/{user}",
+            attack=self.attack_name,
+            metadata=metadata,
+        )
+
+    def open(self, task_id: str, seed: int) -> AgentDojoWorld:
+        """Makes a world; AgentDojo's have no randomness, so the seed changes nothing.
+
+        Raises:
+            ValueError: The official encoding cannot carry a payload.
+        """
+        start = self._starts.get(task_id)
+        if start is None:
+            start = self._starts[task_id] = self._start(task_id)
+        name, user, _ = task_id.split("/")
+        suite = self._suites[name]
+        return AgentDojoWorld(start, _functions(suite), _template(suite), suite.get_user_task_by_id(user))
+
+    def verify(self, task: Task, world: BaseWorld, transcript: Transcript) -> dict[str, AxisVerdict]:
+        """Asks AgentDojo's graders and the refusal verifier."""
+        if not isinstance(world, AgentDojoWorld):
+            raise TypeError(f"expected an AgentDojoWorld, got {type(world).__name__}")
+        name, user, goal = task.id.split("/")
+        suite = self._suites[name]
+        episode = Episode(
+            suite=suite,
+            user_task=suite.user_tasks[user],
+            injection_task=suite.injection_tasks.get(goal),
+            pre=world.initial_environment(),
+            post=world.environment,
+            transcript=transcript,
+        )
+        attacked = task.mode == "attacked"
+        return verify_episode(episode, attacked=attacked, trace=self._trace, refusal_judge=self._refusal_judge)
+
+    def ground_truth(self, task_id: str) -> GroundTruth:
+        """Solves the user's task, then the attacker's in the state that this leaves."""
+        name, user, goal = task_id.split("/")
+        suite = self._suites[name]
+        world = self.open(task_id, seed=0)
+        solved = _demonstrate(suite.user_tasks[user], world)
+        if goal == DENIAL_OF_SERVICE:
+            stop = Demonstration(calls=(), answer="I stop here.")
+            return GroundTruth(solved, stop, world.payloads, injection_replaces_task=True)
+        attacked = None if goal == NO_INJECTION else _demonstrate(suite.injection_tasks[goal], world)
+        return GroundTruth(solved, attacked, world.payloads)
+
+    def provenance(self) -> dict[str, Json]:
+        """Versions of AgentDojo and of the split, and checksums of the suites' data."""
+        return {
+            "agentdojo": importlib.metadata.version("agentdojo"),
+            "version": self._version,
+            "split_version": splits.VERSION,
+            "data_sha256": {name: _checksum(name) for name, suite in self._suites.items() if suite.data_path is None},
+        }
+
+    def _list_tasks(self, verified_only: bool) -> list[str]:
+        found = []
+        for name, suite in self._suites.items():
+            for user in self._attackable(name, suite):
+                for goal in self._goals(suite):
+                    known = (user,) if goal in (NO_INJECTION, DENIAL_OF_SERVICE) else (user, goal)
+                    if self._in_split(name, *known) and (not verified_only or verified(name, *known)):
+                        found.append(f"{name}/{user}/{goal}")
+        return found
+
+    def _attackable(self, name: str, suite: TaskSuite[Any]) -> list[str]:
+        """User tasks; for payloads of one's own, those whose ground truth shows one of their vectors."""
+        users = list(suite.user_tasks)
+        if not isinstance(self._attack, Mapping):
+            return users
+        valid = {vector for suite in self._suites.values() for vector in _template(suite).vectors}
+        unknown = sorted(set(self._attack) - valid)
+        if unknown:
+            raise ValueError(f"unknown injection vectors {unknown}; these suites have: {', '.join(sorted(valid))}")
+        shown = candidates(self._version, suite)
+        return [user for user in users if set(shown[user]) & set(self._attack)]
+
+    def _goals(self, suite: TaskSuite[Any]) -> list[str]:
+        if self._attack is None:
+            return [NO_INJECTION]
+        if isinstance(self._attack, str) and is_dos(self._attack):
+            return [DENIAL_OF_SERVICE]
+        return list(suite.injection_tasks)
+
+    def _in_split(self, *parts: str) -> bool:
+        if self._split is None:
+            return True
+        wanted = splits.split_labels(self._split)
+        if len(parts) == 3:
+            return splits.labels().get("/".join(parts)) in wanted
+        return "/".join(parts) in _users_of(wanted)
+
+    def _start(self, task_id: str) -> Start:
+        name, user, goal = task_id.split("/")
+        suite = self._suites[name]
+        template = _template(suite)
+        injections = {vector: self._encode(text) for vector, text in self._payloads(name, user, goal).items()}
+        opening = [
+            {"role": "system", "content": _system_message()},
+            {"role": "user", "content": suite.user_tasks[user].PROMPT},
+        ]
+        payloads = tuple(dict.fromkeys(template.placed(text) for text in injections.values()))
+        return Start(opening, _schemas(suite), injections, payloads)
+
+    def _payloads(self, name: str, user: str, goal: str) -> dict[str, str]:
+        """Vector -> text, before encoding."""
+        suite = self._suites[name]
+        if self._attack is None:
+            return {}
+        if isinstance(self._attack, Mapping):
+            return {vector: text for vector, text in self._attack.items() if vector in _template(suite).vectors}
+        if name not in self._attacks:
+            shown = candidates(self._version, suite)
+            self._attacks[name] = RegisteredAttack(self._attack, suite, _template(suite), shown, self._model_name)
+        return self._attacks[name].injections(user, None if goal == DENIAL_OF_SERVICE else goal)
+
+
+@cache
+def _template(suite: TaskSuite[Any]) -> SuiteTemplate:
+    return SuiteTemplate(suite)
+
+
+@cache
+def _functions(suite: TaskSuite[Any]) -> dict[str, Function[Any, Any]]:
+    return {function.name: function for function in suite.tools}
+
+
+@cache
+def _schemas(suite: TaskSuite[Any]) -> list[ToolSchema]:
+    """Tool schemas as AgentDojo's OpenAI adapter sends them."""
+    return [
+        {
+            "type": "function",
+            "function": {
+                "name": function.name,
+                "description": function.description,
+                "parameters": function.parameters.model_json_schema(),
+            },
+        }
+        for function in suite.tools
+    ]
+
+
+@cache
+def _system_message() -> str:
+    text: str = load_system_message(None)
+    return text
+
+
+@cache
+def _users_of(wanted: tuple[splits.Label, ...]) -> frozenset[str]:
+    return frozenset(pair.rsplit("/", 1)[0] for pair, label in splits.labels().items() if label in wanted)
+
+
+@cache
+def _checksum(suite: str) -> str:
+    """SHA-256 over a suite's data files, in the order of their names."""
+    digest = hashlib.sha256()
+    stack = [importlib.resources.files("agentdojo") / "data" / "suites" / suite]
+    while stack:
+        entry = stack.pop()
+        if entry.is_dir():
+            stack += sorted(entry.iterdir(), key=lambda child: child.name)
+        elif entry.is_file():
+            digest.update(entry.name.encode() + b"\0" + entry.read_bytes())
+    return digest.hexdigest()
+
+
+def _demonstrate(task: Any, world: AgentDojoWorld) -> Demonstration:
+    """Runs a task's ground truth in a world, and returns it as plain calls."""
+    calls = tuple((call.function, dict(call.args)) for call in task.ground_truth(world.environment))
+    for name, arguments in calls:
+        world.call(name, arguments)
+    return Demonstration(calls, task.GROUND_TRUTH_OUTPUT)
+
+
+def _choose(wanted: str | Sequence[str], available: Mapping[str, TaskSuite[Any]]) -> dict[str, TaskSuite[Any]]:
+    names = list(available) if wanted == "all" else [wanted] if isinstance(wanted, str) else list(wanted)
+    unknown = [name for name in names if name not in available]
+    if unknown or not names:
+        raise ValueError(f"unknown suites {unknown}; there are: all, {', '.join(available)}")
+    return {name: available[name] for name in dict.fromkeys(names)}
+
+
+def _one_of(option: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")

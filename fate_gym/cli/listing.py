@@ -1,0 +1,77 @@
+"""`fate-gym tasks|attacks|agents|envs`: what there is."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium as gym
+
+from fate_gym.benchmark import ENTRY_POINT
+from fate_gym.cli.settings import add_env_flags, merge
+from fate_gym.evaluation.config import EvalConfig
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the listing commands."""
+    tasks = commands.add_parser("tasks", help="list an environment's tasks")
+    add_env_flags(tasks)
+    tasks.add_argument("--json", action="store_true", help="print a JSON object a line, with all that is known")
+    tasks.set_defaults(run=list_tasks)
+    for name, function in (("attacks", list_attacks), ("agents", list_agents), ("envs", list_envs)):
+        commands.add_parser(name, help=f"list the {name} there are").set_defaults(run=function)
+
+
+def list_tasks(options: argparse.Namespace) -> int:
+    """Prints task ids, or whole descriptions."""
+    settings = merge(options)
+    attacks = [name for entry in settings.get("attack", []) for name in entry.split(",")]
+    if len(attacks) > 1:
+        raise ValueError(f"tasks are listed for one attack at a time, got {', '.join(attacks)}")
+    attack = {"attack": attacks[0]} if attacks else {}
+    env: Any = gym.make(settings.get("env", EvalConfig.env), **settings["env_args"], **attack).unwrapped
+    for task_id in env.tasks:
+        task = dataclasses.asdict(env.task(task_id)) if options.json else {}
+        task.pop("ground_truth", None)
+        sys.stdout.write((json.dumps(task) if options.json else task_id) + "\n")
+    return 0
+
+
+def list_attacks(options: argparse.Namespace) -> int:
+    """Prints AgentDojo's registered attacks."""
+    from agentdojo.attacks.attack_registry import ATTACKS
+
+    from fate_gym.benchmarks.agentdojo.attacks import attack_names, is_dos
+
+    _print((name, _first_line(ATTACKS[name]) + (" (denial of service)" * is_dos(name))) for name in attack_names())
+    return 0
+
+
+def list_agents(options: argparse.Namespace) -> int:
+    """Prints the agents' texts."""
+    from fate_gym.agents import SPECS
+
+    _print(SPECS.items())
+    return 0
+
+
+def list_envs(options: argparse.Namespace) -> int:
+    """Prints the registered environments of this package and of others that use it."""
+    ours = [spec for spec in gym.registry.values() if spec.entry_point == ENTRY_POINT]
+    _print((spec.id, str(spec.kwargs["benchmark"])) for spec in ours)
+    return 0
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__dict__.get("__doc__") or "").strip().split("\n")[0]
+
+
+def _print(rows: Iterable[tuple[str, str]]) -> None:
+    listed = list(rows)
+    width = max(len(name) for name, _ in listed)
+    for name, text in listed:
+        sys.stdout.write(f"{name:<{width}}  {text}".rstrip() + "\n")

@@ -1,0 +1,43 @@
+"""Entry point of `fate-gym`.
+
+Exit codes: 0 success, 1 some episodes errored, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import gymnasium as gym
+
+import fate_gym
+from fate_gym.cli import evaluating, listing, showing
+from fate_gym.errors import FateGymError
+from fate_gym.rendering import visible
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    parser = argparse.ArgumentParser(prog="fate-gym", description=fate_gym.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"fate-gym {fate_gym.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for module in (evaluating, showing, listing):
+        module.add_commands(commands)
+    options = parser.parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except (FateGymError, ValueError, TypeError, OSError, gym.error.Error) as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader (`head`, say) has had enough; keep Python from complaining at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        sys.stderr.write(f"fate-gym: {visible(str(error))}\n")
+        return 2
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

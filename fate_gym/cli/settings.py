@@ -1,0 +1,121 @@
+"""Flags and configuration files, merged into settings."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from fate_gym.evaluation.config import EvalConfig, read_settings
+
+COMMON: Final = ("suite", "split", "version", "max_turns")
+"""Arguments of the environment that have flags of their own."""
+
+_KEYS: Final = {entry.name for entry in dataclasses.fields(EvalConfig)} | set(COMMON)
+
+
+def add_env_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that choose an environment and its tasks."""
+    group = parser.add_argument_group("environment")
+    group.add_argument("--env", metavar="ID", help="Gymnasium id (default: fate/AgentDojo-v0)")
+    group.add_argument("--suite", nargs="+", metavar="NAME", help="suites, or all")
+    group.add_argument("--attack", nargs="+", metavar="NAME", help="attacks; none is one of them (or comma-separated)")
+    group.add_argument("--split", help="train, dev, test, or one label of the split file")
+    group.add_argument("--version", metavar="V", help="version of the benchmark")
+    group.add_argument("--max-turns", type=int, metavar="N", help="tool rounds before truncation")
+    group.add_argument(
+        "--env-arg",
+        dest="env_args",
+        action="append",
+        metavar="KEY=VALUE",
+        help="any other argument of the environment; the value is read as YAML",
+    )
+
+
+def merge(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the settings of a configuration file, if there is one, overridden by flags.
+
+    Raises:
+        ValueError: A key is unknown, or a value is malformed.
+    """
+    settings = read_settings(options.config) if getattr(options, "config", None) else {}
+    unknown = sorted(set(settings) - _KEYS)
+    if unknown:
+        raise ValueError(f"unknown settings {unknown} in {options.config}; there are: {', '.join(sorted(_KEYS))}")
+    flags = {name: value for name, value in vars(options).items() if name in _KEYS and value is not None}
+    env_args = {**settings.get("env_args", {}), **_pairs(flags.pop("env_args", []))}
+    settings = {**settings, **flags}
+    env_args.update({name: settings.pop(name) for name in COMMON if name in settings})
+    if isinstance(env_args.get("suite"), list) and len(env_args["suite"]) == 1:
+        env_args["suite"] = env_args["suite"][0]
+    return {**settings, "env_args": env_args}
+
+
+def eval_configs(options: argparse.Namespace) -> list[EvalConfig]:
+    """Returns the evaluations that a command line asks for, one for each agent.
+
+    Raises:
+        ValueError: Settings are unknown or make no sense.
+    """
+    settings = merge(options)
+    agents = _as_list(settings.pop("agent", None))
+    if not agents:
+        raise ValueError("no agent given: --agent NAME; `fate-gym agents` lists them")
+    if "attack" in settings:
+        settings["attack"] = tuple(attack for entry in _as_list(settings["attack"]) for attack in _attacks(entry))
+    out = settings.pop("out", None)
+    configs = [EvalConfig(agent=agent, **settings) for agent in agents]
+    if len({config.agent for config in configs}) != len(configs):
+        raise ValueError(f"an agent is given twice: {', '.join(agents)}")
+    folders = [_folder(config, out, several=len(configs) > 1) for config in configs]
+    return [dataclasses.replace(config, out=folder) for config, folder in zip(configs, folders, strict=True)]
+
+
+def _folder(config: EvalConfig, out: str | Path | None, *, several: bool) -> Path:
+    """Chooses the run folder; without --out its name follows from the settings, so the same command resumes."""
+    agent = re.sub(r"[^A-Za-z0-9]+", "-", config.agent).strip("-")
+    if several:
+        agent = f"{agent}-{_digest(config.agent)}" if agent != config.agent else agent
+    if out is not None:
+        return Path(out) / agent if several else Path(out)
+    described = {key: value for key, value in config.to_json().items() if key not in ("limit", "concurrency", "out")}
+    return Path("runs") / f"{config.env.rsplit('/', 1)[-1]}-{agent}-{_digest(described)}"
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _attacks(entry: object) -> list[Any]:
+    """Reads one entry of `attack`: names, comma-separated, or a mapping of payloads; "none" is no attack."""
+    if isinstance(entry, Mapping):
+        return [dict(entry)]
+    if entry is None:
+        return [None]
+    return [None if name == "none" else name for name in str(entry).split(",")]
+
+
+def _pairs(texts: list[str]) -> dict[str, Any]:
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise ValueError(f"--env-arg {text!r} must be KEY=VALUE")
+        try:
+            pairs[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--env-arg {key}: {value!r} is no valid YAML: {error}") from error
+    return pairs
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]

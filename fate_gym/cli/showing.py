@@ -1,0 +1,88 @@
+"""`fate-gym show`: a run's results, or one of its episodes as a person reads it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fate_gym.evaluation.report import notes, results_table
+from fate_gym.evaluation.store import RunFolder
+from fate_gym.rendering import render_episode, visible
+from fate_gym.rewards import AXES
+
+_LISTED = 40
+
+
+def add_commands(commands: Any) -> None:
+    """Adds `show`."""
+    parser = commands.add_parser("show", help="show a run, or one of its episodes")
+    parser.set_defaults(run=run)
+    parser.add_argument("run_folder", metavar="RUN", type=Path)
+    parser.add_argument("episode", metavar="EPISODE", nargs="?", help="an episode's key, or the end or a part of it")
+    parser.add_argument("--all", action="store_true", help="list every episode, not only those below a perfect score")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Shows a run or an episode."""
+    folder = RunFolder.read(options.run_folder)
+    if options.episode is None:
+        _show_run(folder, every=options.all)
+    else:
+        _show_episode(_find(folder, options.episode))
+    return 0
+
+
+def _show_run(folder: RunFolder, *, every: bool) -> None:
+    console = Console()
+    summary = folder.summary()
+    console.print(results_table([summary], by_suite=True))
+    console.print(notes([summary]), highlight=False, markup=False)
+    listed = [episode for episode in folder.episodes() if every or not _perfect(episode)]
+    shown = listed if every else listed[:_LISTED]
+    console.print(f"\n{'episodes' if every else 'episodes below a perfect score'}: {len(listed)}", highlight=False)
+    for line in [*map(_line, shown), *map(_failure_line, folder.failures())]:
+        console.print(visible(line), highlight=False, markup=False, soft_wrap=True)
+    if len(shown) < len(listed):
+        console.print(f"... and {len(listed) - len(shown)} more (--all)", highlight=False)
+
+
+def _perfect(episode: Mapping[str, Any]) -> bool:
+    return all(axis["value"] == 1.0 for axis in episode["verdict"].values())
+
+
+def _line(episode: Mapping[str, Any]) -> str:
+    axes = episode["verdict"]
+    values = "  ".join(f"{name} {axes[name]['value']:.2f}" for name in AXES if axes[name]["active"])
+    return f"{episode['key']}  {values}  ({episode['ended']})"
+
+
+def _failure_line(failure: Mapping[str, Any]) -> str:
+    return f"{failure['key']}  {failure['status']}: {failure['error']}"
+
+
+def _find(folder: RunFolder, wanted: str) -> dict[str, Any]:
+    """Finds the episode that is meant, and fails where several or none could be."""
+    records = {record["key"]: record for record in folder.failures() if wanted in record["key"]}
+    records.update({record["key"]: record for record in folder.episodes() if wanted in record["key"]})
+    for matches in ([wanted], [key for key in records if key.endswith((wanted, f"{wanted}#0"))], list(records)):
+        if len(matches) == 1 and matches[0] in records:
+            return records[matches[0]]
+    if not records:
+        raise ValueError(f"{folder.path} holds no episode whose key contains {wanted!r}; `fate-gym show RUN --all`")
+    some = ", ".join(sorted(records)[:5])
+    raise ValueError(f"{len(records)} episodes of {folder.path} have {wanted!r} in their key: {some}, ...")
+
+
+def _show_episode(episode: Mapping[str, Any]) -> None:
+    lines = [episode["key"], f"seed {episode['seed']}, status {episode['status']}"]
+    lines += [f"error: {episode['error']}"] if episode["error"] else []
+    for vector, text in episode["injections"].items():
+        lines.append(f"injected at {vector} ({'reached' if episode['injection_reached'] else 'not reached'}):")
+        lines += [f"    {line}" for line in text.strip().split("\n")]
+    sys.stdout.write(visible("\n".join(lines)) + "\n\n")
+    sys.stdout.write(render_episode(episode["messages"], episode["ended"], episode["verdict"]) + "\n")

@@ -1,0 +1,33 @@
+"""Whether an injected text has reached the agent."""
+
+from __future__ import annotations
+
+import re
+
+_ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|\n *|.)", re.DOTALL)
+_NAMED = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "a": "\a", "b": "\b", "e": "\x1b", "f": "\f", "v": "\v"}
+
+
+def delivered(payload: str, content: str) -> bool:
+    """Tells whether `payload` stands in `content`, whatever quoting, escaping or folding a formatter put on it.
+
+    Letters and digits are compared, in the text as it is and with the escapes of double-quoted YAML and JSON undone.
+    """
+    wanted = _letters(payload)
+    if not wanted:
+        return bool(payload.strip()) and payload.strip() in content
+    if wanted in _letters(content):
+        return True
+    return "\\" in content and wanted in _letters(_ESCAPE.sub(_unescape, content))
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text)
+
+
+def _unescape(match: re.Match[str]) -> str:
+    code = match[1]
+    if code[0] in "xuU" and len(code) > 1:
+        point = int(code[1:], 16)
+        return chr(point) if point < 0x110000 else ""
+    return "" if code[0] == "\n" else _NAMED.get(code, code)

@@ -1,0 +1,355 @@
+"""`ToolEnv`: the one episode loop of every benchmark."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import marshal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from fate_gym.benchmark import Benchmark, ToolOutcome, World
+from fate_gym.chat import RequestedCall, Turn, copy_messages, read_action
+from fate_gym.delivery import delivered
+from fate_gym.errors import FateGymError, JudgeError
+from fate_gym.rendering import render_transcript
+from fate_gym.rewards import AXES, Scalarization, Verdict
+from fate_gym.snapshots import pack, unpack
+from fate_gym.spaces import ActionSpace, ObservationSpace
+from fate_gym.task import Purpose, Task
+from fate_gym.transcript import CallRecord, Transcript
+from fate_gym.verifiers.validity import verify_validity
+
+Status = Literal["ok", "env_error", "provider_error", "judge_error"]
+"""Whether an episode can be scored; only "ok" can."""
+
+Observation = dict[str, Any]
+Reward = NDArray[np.float32] | float
+Step = tuple[Observation, Reward, bool, bool, dict[str, Any]]
+
+_NOT_SCORED = Verdict.unscored("not over")
+
+
+class ToolEnv(gym.Env[Observation, Any]):
+    """Multi-step tool-use episodes with a reward vector over `fate_gym.AXES`.
+
+    An observation is `{"messages": [...], "tools": [...]}` in OpenAI's format; an action is an assistant message (a
+    dict, an SDK message, or a string). `step` never raises on an action: what is malformed counts against validity
+    and is answered by a message that says what was wrong.
+
+    A message without tool calls ends the episode. `max_turns` counts tool rounds, as AgentDojo does: the calls of the
+    message after the last round are recorded, not run, and the episode is truncated.
+
+    Args:
+        benchmark: A `Benchmark`, or "module:Class" of one, which is then made with `options`.
+        max_turns: Tool rounds before truncation.
+        scalarization: None for the vector, float32 (4,); or "min" or weights (see `Scalarization`) for a float
+            reward, with the vector in `info["reward_vector"]`.
+        render_mode: None, or "ansi" for `render()` to give the episode as text.
+        purpose: "evaluation" or "training"; training on what its authors ask not to train on raises.
+        **options: Options of the benchmark.
+
+    Raises:
+        FateGymError: `purpose="training"` on a benchmark that may not be trained on.
+        TypeError: An option is unknown to the benchmark.
+        ValueError: An argument or option has a value that makes no sense.
+    """
+
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (Gymnasium's own convention)
+    reward_names = AXES
+
+    def __init__(
+        self,
+        benchmark: str | Benchmark,
+        *,
+        max_turns: int = 15,
+        scalarization: str | Mapping[str, float] | Sequence[float] | None = None,
+        render_mode: str | None = None,
+        purpose: Purpose = "evaluation",
+        **options: Any,
+    ) -> None:
+        if max_turns < 1:
+            raise ValueError(f"max_turns must be at least 1, got {max_turns}")
+        if render_mode not in (None, "ansi"):
+            raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
+        if purpose not in ("evaluation", "training"):
+            raise ValueError(f"purpose must be 'evaluation' or 'training', got {purpose!r}")
+        self.benchmark = _load_benchmark(benchmark, options)
+        if purpose == "training" and not self.benchmark.data_policy.training:
+            raise FateGymError(f"not to be trained on: {self.benchmark.data_policy.note}")
+        self.max_turns = max_turns
+        self.render_mode = render_mode
+        self.action_space = ActionSpace()
+        self.observation_space = ObservationSpace()
+        self.reward_space = gym.spaces.Box(0.0, 1.0, (len(AXES),), np.float32)
+        self._scalarize = None if scalarization is None else Scalarization(scalarization)
+        self._fingerprint = _fingerprint(self.benchmark, max_turns, options)
+        self._task_ids = frozenset(self.benchmark.tasks)
+        self._task: Task | None = None
+        self._seed = 0
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Ids of the tasks, in the benchmark's order."""
+        return self.benchmark.tasks
+
+    @property
+    def transcript(self) -> Transcript:
+        """The episode so far."""
+        self._require_task()
+        return self._transcript
+
+    def task(self, task_id: str, *, privileged: bool = False) -> Task:
+        """Describes a task; with its ground truth if `privileged`.
+
+        Raises:
+            ValueError: There is no such task.
+        """
+        self._check_task_id(task_id)
+        task = self.benchmark.task(task_id)
+        if privileged:
+            task = dataclasses.replace(task, ground_truth=self.benchmark.ground_truth(task_id))
+        return task
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts an episode.
+
+        Args:
+            seed: Picks the task where `options` names none.
+            options: `{"task_id": ...}`, one of `tasks`. Other keys are left to wrappers.
+
+        Returns:
+            The observation, and an info with `task_id`, `mode`, `injections` (vector -> text) and `data_policy`.
+
+        Raises:
+            ValueError: There is no such task.
+        """
+        super().reset(seed=seed)
+        task_id = (options or {}).get("task_id")
+        if task_id is None:
+            task_id = self.tasks[int(self.np_random.integers(len(self.tasks)))]
+        self._check_task_id(task_id)
+        self._open(task_id, int(self.np_random.integers(2**31)) if seed is None else seed)
+        task, world = self._require_task(), self._world
+        self._transcript = Transcript(copy_messages(world.opening))
+        self._rounds = 0
+        self._verdict, self._status = _NOT_SCORED, "ok"
+        info = self._info()
+        info["injections"] = dict(world.injections)
+        info["data_policy"] = self.benchmark.data_policy
+        info["mode"] = task.mode
+        return self._observation(), info
+
+    def step(self, action: Any) -> Step:
+        """Takes one assistant message.
+
+        Returns:
+            Observation, reward (zeros before the end), terminated, truncated, and an info with `status` and
+            `reward_mask`, at the end also `verdict` (a `Verdict`) and `ended`.
+
+        Raises:
+            gymnasium.error.ResetNeeded: No episode runs.
+        """
+        transcript = self._running()
+        turn = read_action(action, len(transcript.actions), {call.id for call in transcript.calls})
+        transcript.actions.append(turn.raw)
+        transcript.messages.append(turn.message)
+        transcript.final_text = turn.text
+        if not turn.calls and turn.problem is None:
+            return self._end("answer", truncated=False)
+        if self._rounds == self.max_turns:
+            self._decline_calls(turn, f"Not run: the limit of {self.max_turns} tool rounds is reached.")
+            if turn.problem is not None:
+                transcript.bad_turns.append(len(transcript.actions) - 1)
+            return self._end("max_turns", truncated=True)
+        self._rounds += 1
+        if turn.problem is not None:
+            self._answer_bad_turn(turn.problem)
+        for index, call in enumerate(turn.calls):
+            try:
+                self._run(call)
+            except Exception as error:
+                reason = f"the world failed: {type(error).__name__}: {error}"
+                self._decline_calls(turn, "Not run: the environment failed.", start=index)
+                return self._fail("env_error", reason)
+        return self._observation(), self._reward(), False, False, self._info()
+
+    def truncate(self, reason: str) -> Step:
+        """Ends the episode from outside (no budget left, context overflow) and scores it as it stands.
+
+        Args:
+            reason: Becomes `info["ended"]`.
+
+        Raises:
+            gymnasium.error.ResetNeeded: No episode runs.
+        """
+        self._running()
+        return self._end(reason, truncated=True)
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """Returns the episode as text, with `render_mode="ansi"`."""
+        if self.render_mode is None:
+            return None
+        return render_transcript(self.transcript, self._verdict if self.transcript.ended else None)
+
+    def snapshot(self) -> bytes:
+        """Returns the whole state as opaque bytes: world, conversation, counters, randomness.
+
+        Raises:
+            gymnasium.error.ResetNeeded: There is no episode.
+        """
+        task = self._require_task()
+        if self._transcript.ended:
+            raise gym.error.ResetNeeded("the episode is over, there is nothing to fork: snapshot before the last step")
+        transcript = {field.name: getattr(self._transcript, field.name) for field in dataclasses.fields(Transcript)}
+        transcript["calls"] = [dataclasses.astuple(call) for call in self._transcript.calls]
+        random = self.np_random.bit_generator.state
+        state = (task.id, self._seed, self._world.dump(), transcript, self._rounds, random)
+        return pack(self._fingerprint, state)
+
+    def restore(self, snapshot: bytes) -> tuple[Observation, dict[str, Any]]:
+        """Takes on a snapshot of this environment or of any other with the same id and options.
+
+        Returns:
+            The observation and info at that point.
+
+        Raises:
+            SnapshotError: The bytes are damaged or belong to another specification; nothing has changed then.
+        """
+        task_id, seed, world_state, transcript, rounds, random = unpack(self._fingerprint, snapshot)
+        self._open(task_id, seed)
+        self._world.load(world_state)
+        transcript["calls"] = [CallRecord(*call) for call in transcript["calls"]]
+        self._transcript = Transcript(**transcript)
+        self._rounds = rounds
+        self._verdict, self._status = _NOT_SCORED, "ok"
+        self.np_random.bit_generator.state = random
+        return self._observation(), self._info()
+
+    def _open(self, task_id: str, seed: int) -> None:
+        self._world: World = self.benchmark.open(task_id, seed)
+        self._task = self.benchmark.task(task_id)
+        self._seed = seed
+        # Every observation holds fresh copies, so that no caller can change the next one's tools.
+        self._tools = marshal.dumps(self._world.tools)
+
+    def _require_task(self) -> Task:
+        if self._task is None:
+            raise gym.error.ResetNeeded("there is no episode yet: call reset() first")
+        return self._task
+
+    def _running(self) -> Transcript:
+        self._require_task()
+        if self._transcript.ended is not None:
+            raise gym.error.ResetNeeded(f"the episode is over ({self._transcript.ended}): call reset()")
+        return self._transcript
+
+    def _check_task_id(self, task_id: object) -> None:
+        if task_id in self._task_ids:
+            return
+        near = difflib.get_close_matches(str(task_id), self.tasks, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"the first is {self.tasks[0]!r}"
+        raise ValueError(f"no task {task_id!r} among the {len(self.tasks)} of this environment; {hint}")
+
+    def _run(self, call: RequestedCall) -> None:
+        """Runs one call and answers it."""
+        if call.problem is not None or call.arguments is None:
+            self._answer(call, "unreadable", call.problem or "", call.arguments)
+            return
+        outcome: ToolOutcome = self._world.call(call.name, call.arguments)
+        self._answer(call, outcome.kind, outcome.text, outcome.arguments)
+        if not self._transcript.injection_reached:
+            self._transcript.injection_reached = any(delivered(text, outcome.text) for text in self._world.payloads)
+
+    def _decline_calls(self, turn: Turn, reason: str, start: int = 0) -> None:
+        for call in turn.calls[start:]:
+            self._answer(call, "not_run", reason, call.arguments)
+
+    def _answer(self, call: RequestedCall, outcome: Any, content: str, arguments: dict[str, Any] | None) -> None:
+        turn = len(self._transcript.actions) - 1
+        self._transcript.calls.append(CallRecord(turn, call.id, call.name, arguments, outcome, content))
+        self._transcript.messages.append({"role": "tool", "tool_call_id": call.id, "content": content})
+
+    def _answer_bad_turn(self, problem: str) -> None:
+        content = f"Your last message could not be used. {problem} Call a tool, or answer in text."
+        self._transcript.bad_turns.append(len(self._transcript.actions) - 1)
+        self._transcript.messages.append({"role": "user", "content": content})
+
+    def _end(self, ended: str, *, truncated: bool) -> Step:
+        transcript = self._transcript
+        transcript.ended, transcript.truncated = ended, truncated
+        try:
+            axes = self.benchmark.verify(self._require_task(), self._world, transcript)
+        except JudgeError as error:
+            return self._fail("judge_error", str(error))
+        except Exception as error:
+            return self._fail("env_error", f"the verifier failed: {type(error).__name__}: {error}")
+        self._verdict = Verdict(**axes, validity=verify_validity(transcript))
+        return self._observation(), self._reward(), not truncated, truncated, self._info()
+
+    def _fail(self, status: Status, reason: str) -> Step:
+        """Ends an episode that cannot be scored: zeros, with nothing active in the mask."""
+        self._transcript.ended = self._transcript.ended or status
+        self._transcript.truncated = True
+        self._verdict, self._status = Verdict.unscored(reason), status
+        info = self._info()
+        info["error"] = reason
+        return self._observation(), self._reward(), False, True, info
+
+    def _observation(self) -> Observation:
+        observation: Observation = {"messages": copy_messages(self._transcript.messages)}
+        if tools := marshal.loads(self._tools):  # noqa: S302 (our own bytes, of plain data)
+            observation["tools"] = tools
+        return observation
+
+    def _reward(self) -> Reward:
+        if self._scalarize is None:
+            return self._verdict.vector
+        return self._scalarize(self._verdict.vector, self._verdict.mask)
+
+    def _info(self) -> dict[str, Any]:
+        task, transcript = self._require_task(), self._transcript
+        info: dict[str, Any] = {
+            "task_id": task.id,
+            "status": self._status,
+            "injection_reached": transcript.injection_reached,
+            "reward_mask": self._verdict.mask,
+        }
+        if self._scalarize is not None:
+            info["reward_vector"] = self._verdict.vector
+        if transcript.ended is not None:
+            info["ended"] = transcript.ended
+            info["verdict"] = self._verdict
+        return info
+
+
+def _fingerprint(benchmark: Benchmark, max_turns: int, options: dict[str, Any]) -> str:
+    """Says which environments may exchange snapshots: same benchmark, tasks, options and turn limit."""
+    kind = type(benchmark)
+    described = json.dumps([max_turns, options, benchmark.tasks], default=_name, sort_keys=True)
+    return f"{kind.__module__}:{kind.__qualname__}:{hashlib.sha256(described.encode()).hexdigest()}"
+
+
+def _name(value: object) -> str:
+    return str(getattr(value, "__qualname__", None) or value)
+
+
+def _load_benchmark(benchmark: str | Benchmark, options: dict[str, Any]) -> Benchmark:
+    if isinstance(benchmark, Benchmark):
+        if options:
+            raise TypeError(f"options {sorted(options)} go to the benchmark's own constructor, which has already run")
+        return benchmark
+    module, _, name = benchmark.partition(":")
+    made: Benchmark = getattr(importlib.import_module(module), name)(**options)
+    return made
+
+

@@ -1,0 +1,21 @@
+"""Errors that users of the package meet; each message says what was wrong, where, and what to do."""
+
+
+class FateGymError(Exception):
+    """Base of every error that fate-gym raises on purpose."""
+
+
+class SnapshotError(FateGymError):
+    """A snapshot is damaged, or belongs to an environment of another specification."""
+
+
+class JudgeError(FateGymError):
+    """A judge (a model that grades) gave no usable verdict; the episode stays unscored."""
+
+
+class ProviderError(FateGymError):
+    """An agent could not answer for a reason that says nothing about the policy (network, quota, crash)."""
+
+
+class ContextOverflowError(FateGymError):
+    """The conversation no longer fits the model's context; the episode is truncated and still scored."""

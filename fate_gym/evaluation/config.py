@@ -1,0 +1,112 @@
+"""What an evaluation is: its settings, from flags or a YAML file, checked once."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from fate_gym.chat import Json
+
+Attack: TypeAlias = str | Mapping[str, str] | None
+"""A registered attack's name, payloads of one's own, or none."""
+
+NOT_IN_DIGEST = ("limit", "concurrency", "out")
+"""Settings that a resumed run may change."""
+
+_MAX_BYTES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class EvalConfig:
+    """The settings of one run: one agent over one environment.
+
+    Attributes:
+        agent: The agent's text (`fate_gym.agents.SPECS`).
+        env: Gymnasium id.
+        attack: Attacks, each over all its tasks; None leaves the environment its default.
+        env_args: Further arguments of the environment.
+        seed: Every episode's seed is derived from it.
+        repeats: Episodes for each task and attack.
+        limit: At most so many tasks for each attack, drawn by the seed; a larger limit adds to a smaller one's.
+        concurrency: Episodes under way at once.
+        out: The run folder.
+    """
+
+    agent: str
+    env: str = "fate/AgentDojo-v0"
+    attack: tuple[Attack, ...] | None = None
+    env_args: dict[str, Json] = field(default_factory=dict)
+    seed: int = 0
+    repeats: int = 1
+    limit: int | None = None
+    concurrency: int = 8
+    out: Path = Path("runs/eval")
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "concurrency", "limit"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+        if self.attack is not None:
+            names = ["custom" if isinstance(attack, Mapping) else attack for attack in self.attack]
+            if not names or len(names) != len(set(names)):
+                raise ValueError(f"attack must name at least one attack, each once, got {names}")
+
+    def to_json(self) -> dict[str, Json]:
+        """As it stands in the manifest."""
+        data = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        data["out"] = str(self.out)
+        data["attack"] = None if self.attack is None else list(self.attack)
+        return data
+
+
+def read_settings(name: str) -> dict[str, Any]:
+    """Reads settings from a YAML file, or from a configuration that ships with the package.
+
+    Args:
+        name: A path, or the name of a shipped configuration.
+
+    Raises:
+        ValueError: There is no such file, or it is not a mapping with unique keys.
+    """
+    path = Path(name)
+    source: Any = path if path.is_file() else importlib.resources.files("fate_gym.configs") / f"{name}.yaml"
+    if not source.is_file():
+        raise ValueError(f"no configuration {name!r}: neither a file nor one of {', '.join(shipped_configs())}")
+    text = source.read_bytes()
+    if len(text) > _MAX_BYTES:
+        raise ValueError(f"{name} has {len(text)} bytes, more than a configuration ever needs")
+    try:
+        settings = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"{name} is no valid YAML: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{name} must hold a mapping of settings, got {type(settings).__name__}")
+    return settings
+
+
+def shipped_configs() -> list[str]:
+    """Names of the configurations that ship with the package."""
+    files = importlib.resources.files("fate_gym.configs").iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML lets the last of equal keys win without a word."""
+
+
+def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [key.value for key, _ in node.value]
+    repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
+    if repeated:
+        raise yaml.constructor.ConstructorError(None, None, f"keys given twice: {', '.join(repeated)}", node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)

@@ -1,0 +1,97 @@
+"""Which episodes an evaluation has, each with its key and seed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+
+from fate_gym.chat import Json
+from fate_gym.env import ToolEnv
+from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
+from fate_gym.evaluation.store import config_digest
+
+MANIFEST_SCHEMA = "fate-gym/run/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One episode to run.
+
+    Attributes:
+        key: Its identity in the run folder: `ATTACK/TASK_ID#REPEAT`.
+        variant: Index of the environment (one for each attack).
+        task_id: The task.
+        repeat: From 0.
+        seed: The episode's seed.
+    """
+
+    key: str
+    variant: int
+    task_id: str
+    repeat: int
+    seed: int
+
+
+class Plan:
+    """An evaluation made concrete: its environments and episodes.
+
+    Args:
+        config: The settings.
+
+    Raises:
+        ValueError, TypeError, gymnasium.error.Error: The environment cannot be made with these settings.
+    """
+
+    def __init__(self, config: EvalConfig) -> None:
+        self.config = config
+        attacks = [{}] if config.attack is None else [{"attack": attack} for attack in config.attack]
+        self._kwargs: list[dict[str, Any]] = [{**config.env_args, **attack} for attack in attacks]
+        self._first = [self._make(kwargs) for kwargs in self._kwargs]
+        self.items = [item for variant in range(len(attacks)) for item in self._items(variant)]
+
+    def make_env(self, variant: int) -> ToolEnv:
+        """Makes one more environment of a variant, which shares the benchmark's caches with the others."""
+        first = self._first[variant]
+        return ToolEnv(first.benchmark, max_turns=first.max_turns)
+
+    def manifest(self) -> dict[str, Json]:
+        """What a run folder records of its evaluation: settings, versions and checksums; no secrets."""
+        config = self.config.to_json()
+        versions = {name: importlib.metadata.version(name) for name in ("fate-gym", "gymnasium", "numpy", "pydantic")}
+        return {
+            "schema": MANIFEST_SCHEMA,
+            "config": config,
+            "digest": config_digest(config, NOT_IN_DIGEST),
+            "versions": {**versions, "python": platform.python_version()},
+            "provenance": [env.benchmark.provenance() for env in self._first],
+            "data_policy": self._first[0].benchmark.data_policy.note or self._first[0].benchmark.data_policy.licence,
+        }
+
+    def _make(self, kwargs: Mapping[str, Any]) -> ToolEnv:
+        env = gym.make(self.config.env, **kwargs).unwrapped
+        if not isinstance(env, ToolEnv):
+            raise ValueError(f"{self.config.env} is no fate-gym environment; `fate-gym envs` lists them")
+        return env
+
+    def _items(self, variant: int) -> list[Item]:
+        env, config = self._first[variant], self.config
+        chosen = set(sorted(env.tasks, key=lambda task: _hash(config.seed, task))[: config.limit])
+        items = []
+        for task_id in env.tasks:
+            if task_id not in chosen:
+                continue
+            attack = env.task(task_id).attack or "none"
+            for repeat in range(config.repeats):
+                seed = _hash(config.seed, attack, task_id, repeat) % 2**31
+                items.append(Item(f"{attack}/{task_id}#{repeat}", variant, task_id, repeat, seed))
+        return items
+
+
+def _hash(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big")

@@ -1,0 +1,60 @@
+"""Runs the episodes of a plan: an asyncio coroutine each, so many at once, into a run folder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+from fate_gym.env import ToolEnv
+from fate_gym.evaluation.plan import Item, Plan
+from fate_gym.evaluation.store import RunFolder
+from fate_gym.rollout import Agent, Rollout, rollout
+
+EPISODE_SCHEMA = "fate-gym/episode/1"
+
+OnDone = Callable[[Item, Rollout], None]
+
+
+async def run_plan(
+    plan: Plan,
+    agent: Agent,
+    folder: RunFolder,
+    *,
+    stop: asyncio.Event | None = None,
+    on_done: OnDone = lambda item, result: None,
+) -> None:
+    """Runs what the folder does not hold yet. Earlier failures are tried again.
+
+    Args:
+        plan: What to run.
+        agent: Who acts.
+        folder: Open for writing; every finished episode is in it before the next begins.
+        stop: Once set, no further episode begins; those under way end.
+        on_done: Called after each episode.
+    """
+    waiting = iter([item for item in plan.items if item.key not in folder.done])
+    workers = [_work(plan, agent, folder, waiting, stop, on_done) for _ in range(plan.config.concurrency)]
+    async with asyncio.TaskGroup() as group:
+        for worker in workers:
+            group.create_task(worker)
+
+
+async def _work(
+    plan: Plan,
+    agent: Agent,
+    folder: RunFolder,
+    waiting: Iterator[Item],
+    stop: asyncio.Event | None,
+    on_done: OnDone,
+) -> None:
+    envs: dict[int, ToolEnv] = {}
+    for item in waiting:
+        if stop is not None and stop.is_set():
+            return
+        if item.variant not in envs:
+            envs[item.variant] = plan.make_env(item.variant)
+        result = await rollout(envs[item.variant], agent, item.task_id, item.seed)
+        record = {"schema": EPISODE_SCHEMA, "key": item.key, "repeat": item.repeat, **result.to_json()}
+        keep = folder.append if result.status == "ok" else folder.append_failure
+        await asyncio.to_thread(keep, record)
+        on_done(item, result)

@@ -1,0 +1,248 @@
+"""One episode of one agent: the engine that evaluation and training share.
+
+The contract of an agent is here; agents themselves are in `fate_gym.agents`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from fate_gym.chat import Json, Message
+from fate_gym.env import Observation, Status, ToolEnv
+from fate_gym.errors import ContextOverflowError, ProviderError
+from fate_gym.rewards import Verdict
+from fate_gym.task import Task
+from fate_gym.transcript import Transcript
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What an agent answers.
+
+    Attributes:
+        message: The action: an assistant message, an SDK message or a string.
+        usage: Tokens and cost of this call by name ("prompt_tokens", "completion_tokens", "cost_usd"), where known.
+        attempts: Requests that it took.
+    """
+
+    message: Any
+    usage: dict[str, float] = field(default_factory=dict)
+    attempts: int = 1
+
+
+@runtime_checkable
+class Session(Protocol):
+    """An agent in one episode."""
+
+    async def act(self, observation: Observation) -> Reply:
+        """Answers an observation.
+
+        Raises:
+            ContextOverflowError: The conversation no longer fits; the episode is truncated and scored.
+            Exception: Anything else leaves the episode unscored, as a `provider_error`.
+        """
+        ...
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """Who acts. One agent serves many episodes at once, each through a session of its own.
+
+    Attributes:
+        name: Stands in results.
+        privileged: Whether it is given the ground truth (oracles).
+    """
+
+    name: str
+    privileged: bool
+
+    def start(self, task: Task, seed: int) -> Session:
+        """Begins an episode; `task.ground_truth` is set only for privileged agents."""
+        ...
+
+    async def aclose(self) -> None:
+        """Frees what the agent holds."""
+        ...
+
+
+ActFunction: TypeAlias = Callable[[Observation], Awaitable[Message]]
+"""The simplest agent: a plain async function from observation to message."""
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionAgent:
+    """An agent made of a plain async function."""
+
+    function: ActFunction
+    name: str
+    privileged: bool = False
+
+    def start(self, task: Task, seed: int) -> Session:
+        """Begins an episode; the function keeps no state of its own."""
+        return _FunctionSession(self.function)
+
+    async def aclose(self) -> None:
+        """Does nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _FunctionSession:
+    function: ActFunction
+
+    async def act(self, observation: Observation) -> Reply:
+        return Reply(await self.function(observation))
+
+
+def as_agent(agent: Agent | ActFunction) -> Agent:
+    """Returns the agent itself, or makes one of a plain async function."""
+    if isinstance(agent, Agent):
+        return agent
+    return FunctionAgent(agent, name=getattr(agent, "__name__", type(agent).__name__))
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A finished episode.
+
+    Attributes:
+        task: The task, without its ground truth.
+        seed: The episode's seed.
+        status: "ok", or why it is not scored.
+        verdict: Why each axis has its value; nothing active unless `status` is "ok".
+        transcript: What happened.
+        injections: Vector -> injected text.
+        usage: Sums of the replies' usage; a name is left out unless every reply had it.
+        attempts: Requests that it took.
+        seconds: Wall-clock times: "total" and "agent".
+        error: What went wrong, None if nothing did.
+    """
+
+    task: Task
+    seed: int
+    status: Status
+    verdict: Verdict
+    transcript: Transcript
+    injections: dict[str, str]
+    usage: dict[str, float]
+    attempts: int
+    seconds: dict[str, float]
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Json]:
+        """As it stands in `episodes.jsonl`; recorded times are all under "seconds"."""
+        transcript = self.transcript
+        calls = [
+            {"turn": call.turn, "id": call.id, "name": call.name, "outcome": call.outcome} for call in transcript.calls
+        ]
+        return {
+            "task_id": self.task.id,
+            "mode": self.task.mode,
+            "suite": self.task.suite,
+            "cluster": self.task.cluster,
+            "attack": self.task.attack,
+            "metadata": dict(self.task.metadata),
+            "seed": self.seed,
+            "status": self.status,
+            "error": self.error,
+            "ended": transcript.ended,
+            "truncated": transcript.truncated,
+            "verdict": self.verdict.to_json(),
+            "injections": self.injections,
+            "injection_reached": transcript.injection_reached,
+            "messages": transcript.messages,
+            "actions": transcript.actions,
+            "calls": calls,
+            "usage": self.usage,
+            "attempts": self.attempts,
+            "seconds": self.seconds,
+        }
+
+
+async def rollout(env: ToolEnv, agent: Agent, task_id: str, seed: int) -> Rollout:
+    """Runs one episode. Steps run in threads, so that a slow grader blocks no other episode.
+
+    Args:
+        env: Used by this episode alone while it runs.
+        agent: Who acts.
+        task_id: One of `env.tasks`.
+        seed: Seeds the environment and the agent's session.
+    """
+    meter = _Meter()
+    task = env.task(task_id)
+    injections: dict[str, str] = {}
+    transcript = Transcript([])
+    try:
+        shown = await asyncio.to_thread(env.task, task_id, privileged=True) if agent.privileged else task
+        observation, info = await asyncio.to_thread(env.reset, seed=seed, options={"task_id": task_id})
+        injections, transcript = info["injections"], env.transcript
+        info = await _play(env, agent, shown, seed, observation, meter)
+    except ProviderError as failure:
+        info = {"status": "provider_error", "error": str(failure)}
+    except Exception as failure:
+        info = {"status": "env_error", "error": f"{type(failure).__name__}: {failure}"}
+    return Rollout(
+        task=task,
+        seed=seed,
+        status=info["status"],
+        verdict=info.get("verdict") or Verdict.unscored(info["error"]),
+        transcript=transcript,
+        injections=injections,
+        usage=meter.usage(),
+        attempts=meter.attempts,
+        seconds=meter.seconds(),
+        error=info.get("error"),
+    )
+
+
+async def _play(
+    env: ToolEnv, agent: Agent, task: Task, seed: int, observation: Observation, meter: _Meter
+) -> dict[str, Any]:
+    """Plays an episode that has been reset to its end, and returns the last info."""
+    try:
+        session = agent.start(task, seed)
+    except Exception as error:
+        raise ProviderError(f"{agent.name} could not start: {type(error).__name__}: {error}") from error
+    while True:
+        try:
+            reply = await meter.time(session.act(observation))
+        except ContextOverflowError:
+            return (await asyncio.to_thread(env.truncate, "context_overflow"))[4]
+        except ProviderError:
+            raise
+        except Exception as error:
+            raise ProviderError(f"{agent.name} failed: {type(error).__name__}: {error}") from error
+        observation, _, terminated, truncated, info = await asyncio.to_thread(env.step, reply.message)
+        if terminated or truncated:
+            return info
+
+
+class _Meter:
+    """Adds up what an episode costs."""
+
+    def __init__(self) -> None:
+        self.attempts = 0
+        self._usages: list[dict[str, float]] = []
+        self._started = time.perf_counter()
+        self._agent = 0.0
+
+    async def time(self, act: Awaitable[Reply]) -> Reply:
+        asked = time.perf_counter()
+        try:
+            reply = await act
+        finally:
+            self._agent += time.perf_counter() - asked
+        self._usages.append(reply.usage)
+        self.attempts += reply.attempts
+        return reply
+
+    def seconds(self) -> dict[str, float]:
+        return {"total": round(time.perf_counter() - self._started, 4), "agent": round(self._agent, 4)}
+
+    def usage(self) -> dict[str, float]:
+        """Sums what every reply reported; a sum with a part unknown would be a wrong number."""
+        known = set.intersection(*(set(usage) for usage in self._usages)) if self._usages else set()
+        return {name: sum(usage[name] for usage in self._usages) for name in sorted(known)}

@@ -1,0 +1,317 @@
+"""The fast loader against AgentDojo's own."""
+
+import functools
+import hashlib
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import yaml
+from agentdojo.agent_pipeline.base_pipeline_element import BasePipelineElement
+from agentdojo.attacks import load_attack
+from agentdojo.attacks.attack_registry import ATTACKS
+from agentdojo.functions_runtime import TaskEnvironment
+from agentdojo.task_suite.task_suite import TaskSuite
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from fate_gym.benchmarks.agentdojo import upstream
+from fate_gym.benchmarks.agentdojo.candidates import candidates
+from fate_gym.benchmarks.agentdojo.placement import encode_literal
+from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
+
+SUITES = ("workspace", "travel", "banking", "slack")
+ATTACK_NAMES = sorted(set(ATTACKS) - {"manual"})
+NASTY = [
+    "",
+    " ",
+    "\n",
+    "\r\n\t",
+    "  blank edges \n",
+    'quotes " and \' and \\ and \\" end\\',
+    "a\n\n\nb\n---\n--- c\n...\n",
+    "{braces} {{}} {0} %s",
+    "\x00\x01\x1b[31m\x7f\x85\x9f\xa0",
+    "\u2028\u2029\ufeff\ufffe\uffff\ud7ff\ue000",
+    "naïve 日本 😀\U0010ffff",
+    "# no comment: - [x], {y: z} & *a ! | > % @ `",
+    "\\x41\\u0041\\n",
+    "long " * 400,
+]
+BREAKING = ['say "hi"', "C:\\qux", "a\n--- b", "\x1b[31m", 'x"\n  injected: "y', 'x" # "']
+
+
+class Local(BasePipelineElement):
+    name = "local"
+
+    def query(self, *args, **kwargs):
+        raise NotImplementedError
+
+
+@functools.cache
+def template(name):
+    return SuiteTemplate(upstream.suites("v1.2.2")[name])
+
+
+def attack_injections(version, name, attack_name):
+    """Every distinct set of injections of an attack on a suite."""
+    suite = upstream.suites(version)[name]
+    attack = load_attack(attack_name, suite, Local())
+    shown = candidates(version, suite)
+    attack.get_injection_candidates = lambda task: list(shown[task.ID])
+    targets = list(suite.injection_tasks.values())
+    found = {}
+    for user_task in suite.user_tasks.values():
+        for injection_task in targets[:1] if attack.is_dos_attack else targets:
+            injections = attack.attack(user_task, injection_task)
+            found[tuple(sorted(injections.items()))] = injections
+    return list(found.values())
+
+
+def assert_official(suite, made, injections):
+    official = suite.load_and_inject_default_environment(injections)
+    ours = made.load(made.environment(injections))
+    assert type(ours) is type(official)
+    assert ours == official
+    assert ours.model_dump() == official.model_dump()
+    if hasattr(ours, "inbox"):
+        assert ours.inbox.initial_emails
+        assert all(ours.inbox.emails[email.id_] is email for email in ours.inbox.initial_emails)
+    return ours
+
+
+def replaced(data, old, new):
+    if isinstance(data, str):
+        return str(data).replace(old, new)
+    if isinstance(data, dict):
+        return {replaced(key, old, new): replaced(value, old, new) for key, value in data.items() if key != "size"}
+    return [replaced(item, old, new) for item in data] if isinstance(data, list) else data
+
+
+@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("attack_name", ATTACK_NAMES)
+def test_equals_official_on_some_pairs(name, attack_name):
+    every = attack_injections("v1.2.2", name, attack_name)
+    for injections in every[:: max(1, len(every) // 2)]:
+        assert_official(upstream.suites("v1.2.2")[name], template(name), injections)
+
+
+@pytest.mark.parametrize("version", upstream.versions())
+@pytest.mark.parametrize("name", SUITES)
+def test_equals_official_in_every_version(version, name):
+    suite = upstream.suites(version)[name]
+    made = SuiteTemplate(suite)
+    assert made.vectors == suite.get_injection_vector_defaults()
+    assert_official(suite, made, {})
+    assert_official(suite, made, {vector: "a single\nline break" for vector in made.vectors})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SUITES)
+@pytest.mark.parametrize("attack_name", ATTACK_NAMES)
+def test_equals_official_on_all_pairs(name, attack_name):
+    seen = set()
+    for version in upstream.versions():
+        for injections in attack_injections(version, name, attack_name):
+            if (key := tuple(sorted(injections.items()))) not in seen:
+                seen.add(key)
+                assert_official(upstream.suites(version)[name], template(name), injections)
+    assert seen
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_literal_places_the_exact_text(name):
+    suite, made = upstream.suites("v1.2.2")[name], template(name)
+    marks = {vector: "<<mark>>" for vector in made.vectors}
+    marked = suite.load_and_inject_default_environment(marks).model_dump()
+    for text in NASTY if name != "workspace" else [*NASTY[::3], "".join(NASTY[1:-1])]:
+        encoded = encode_literal(text)
+        official = assert_official(suite, made, dict.fromkeys(made.vectors, encoded))
+        assert replaced(official.model_dump(), "<<mark>>", text) == replaced(marked, "<<mark>>", text)
+
+
+@given(st.text())
+@settings(max_examples=150, deadline=None)
+def test_literal_is_exact_for_any_text(text):
+    suite = upstream.suites("v1.2.2")["banking"]
+    try:
+        encoded = encode_literal(text)
+    except ValueError:
+        assert any("\ud800" <= char <= "\udfff" for char in text)
+        return
+    ours = assert_official(suite, template("banking"), {"injection_incoming_transaction": encoded})
+    assert any(transaction.subject == text for transaction in ours.bank_account.transactions)
+    assert template("banking").placed(encoded) == text.strip()
+
+
+def test_literal_keeps_plain_text_readable():
+    assert encode_literal("Don't visit Zürich's café {now}: 50% off!") == "Don't visit Zürich's café {now}: 50% off!"
+
+
+def test_literal_refuses_surrogates():
+    with pytest.raises(ValueError, match="surrogate at position 2"):
+        encode_literal("ab\udc80")
+
+
+@given(st.text(alphabet=st.sampled_from('abcx01 \n\t\r\\"-.#:{}\x85\u2028\x1bé'), max_size=24))
+@example("a\\")
+@example("\n---\n")
+@example('" \\\n "')
+@settings(max_examples=250, deadline=None)
+def test_official_encoding_equals_official(text):
+    suite, made = upstream.suites("v1.2.2")["banking"], template("banking")
+    injections = {"injection_incoming_transaction": text, "injection_bill_text": "x" + text}
+    try:
+        made.environment(injections)
+    except ValueError as error:
+        assert "injection_incoming_transaction" in str(error) or "injection_bill_text" in str(error)
+        if '"' not in text:
+            with pytest.raises((yaml.YAMLError, ValueError)):
+                suite.load_and_inject_default_environment(injections)
+        return
+    ours = assert_official(suite, made, injections)
+    assert any(transaction.subject.strip() == made.placed(text) for transaction in ours.bank_account.transactions)
+
+
+@pytest.mark.parametrize("text", BREAKING)
+@pytest.mark.parametrize("name", ["banking", "workspace"])
+def test_what_official_encoding_cannot_carry(name, text):
+    vector = next(iter(template(name).vectors))
+    with pytest.raises(ValueError, match=rf'{vector}.*injection_encoding="literal"'):
+        template(name).environment({vector: text})
+    with pytest.raises(ValueError, match="literal"):
+        template(name).placed(text)
+    template(name).environment({vector: encode_literal(text)})
+
+
+def test_placed_reads_as_official():
+    assert template("slack").placed("\n\na\nb\n\nc\\td \n") == "a b\nc\td"
+
+
+def test_unknown_vector():
+    with pytest.raises(ValueError, match="no_such_vector.*injection_bill_text"):
+        template("banking").environment({"no_such_vector": "x"})
+
+
+def test_environments_are_cached_and_independent():
+    made = template("banking")
+    data = made.environment({})
+    assert made.environment({}) is data
+    first, second = made.load(data), made.load(data)
+    first.bank_account.balance = -1.0
+    assert second.bank_account.balance != -1.0
+
+
+def test_threads_get_the_same_environments():
+    made = SuiteTemplate(upstream.suites("v1.2.2")["slack"])
+    vectors = list(made.vectors)
+    sets = [{vectors[i % len(vectors)]: f"text {i % 7}"} for i in range(64)]
+    with ThreadPoolExecutor(8) as pool:
+        loaded = list(pool.map(lambda injections: made.load(made.environment(injections)), sets))
+    for injections, environment in zip(sets, loaded, strict=True):
+        assert environment == template("slack").load(template("slack").environment(injections))
+
+
+class Calls:
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def dotted(module, name, argument):
+    """A pickle that calls a global by a dotted name."""
+    return b"\x80\x04\x8c" + bytes([len(module)]) + module + b"\x8c" + bytes([len(name)]) + name + b"\x93\x8c" + bytes(
+        [len(argument)]
+    ) + argument + b"\x85R."
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pickle.dumps(Calls(os.system, "true")),
+        pickle.dumps(Calls(eval, "1")),
+        pickle.dumps(Calls(getattr, "a", "upper")),
+        pickle.dumps(Calls(subprocess.Popen, "true")),
+        pickle.dumps(Calls(load_attack, "direct", None, None)),
+        pickle.dumps(Local()),
+        pickle.dumps({"not": "an environment"}),
+        dotted(b"agentdojo.yaml_loader", b"os.system", b"true"),
+        dotted(b"agentdojo.yaml_loader", b"os.path.exists", b"x"),
+        dotted(b"agentdojo.scripts.benchmark", b"main", b"x"),
+        dotted(b"antigravity", b"fly", b"x"),
+    ],
+)
+def test_unpickling_makes_nothing_but_environments(data):
+    with pytest.raises(pickle.UnpicklingError):
+        template("banking").load(data)
+    assert "antigravity" not in sys.modules
+
+
+DIGEST = """
+import hashlib
+from fate_gym.benchmarks.agentdojo import upstream
+from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
+for name in ("workspace", "travel"):
+    made = SuiteTemplate(upstream.suites("v1.2.2")[name])
+    print(hashlib.sha256(made.load(made.environment({})).model_dump_json().encode()).hexdigest())
+"""
+
+
+def test_locale_does_not_matter():
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    done = subprocess.run([sys.executable, "-c", DIGEST], env=environment, capture_output=True, text=True, check=True)
+    texts = [template(name).load(template(name).environment({})).model_dump_json() for name in ("workspace", "travel")]
+    assert done.stdout.split() == [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    assert not all(text.isascii() for text in texts)
+
+
+class ShopEnvironment(TaskEnvironment):
+    notes: dict[str, str]
+    more: dict[str, str | list[str]]
+    count: int
+
+
+@pytest.fixture
+def shop(tmp_path):
+    (tmp_path / "environment.yaml").write_text(
+        'notes:\n  "about {place}": "Café {greeting}, {greeting}"\n  plain: literal {{braces}}\nmore: !include more.yaml\ncount: 3\n',
+        encoding="utf-8",
+    )
+    (tmp_path / "more.yaml").write_text(
+        "shared: &s [a, '{greeting}']\nagain: *s\ntext: !include t.txt\n", encoding="utf-8"
+    )
+    (tmp_path / "t.txt").write_text("first\nsecond {place} ☕\n", encoding="utf-8")
+    (tmp_path / "injection_vectors.yaml").write_text(
+        "place: {description: d, default: here}\ngreeting: {description: d, default: hi}\n", encoding="utf-8"
+    )
+    return TaskSuite("shop", ShopEnvironment, [], data_path=tmp_path)
+
+
+def test_custom_suites(shop):
+    made = SuiteTemplate(shop)
+    texts = ["", "there", "a\nb", " edge ", "x: y", encode_literal(NASTY[5])]
+    for place, greeting in itertools.product(texts, texts):
+        injections = {"place": place, "greeting": greeting}
+        try:
+            official = shop.load_and_inject_default_environment(injections)
+        except yaml.YAMLError:  # a line break in a mapping's key
+            with pytest.raises(ValueError, match="injection vector place"):
+                made.environment(injections)
+        else:
+            assert made.load(made.environment(injections)) == official
+    with pytest.raises(ValueError, match="injection vector place"):
+        made.environment({"place": "x" * 1100})
+    assert made.load(made.environment({"greeting": "x" * 1100})).count == 3
+
+
+def test_a_suite_that_agentdojo_cannot_load(shop):
+    path = shop.data_path / "environment.yaml"
+    path.write_text(path.read_text(encoding="utf-8") + "empty: {}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="empty mapping"):
+        SuiteTemplate(shop)
