@@ -9,7 +9,7 @@ from typing import Any
 
 from fate_gym.chat import Json, Message
 from fate_gym.env import Observation
-from fate_gym.rollout import Reply, Session
+from fate_gym.rollout import Agent, Reply, Session
 from fate_gym.task import Task
 
 _WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "1", "2024-05-15", "someone@example.com")
@@ -17,19 +17,14 @@ _STOP = 0.25
 _MAX_ITEMS = 3
 
 
-@dataclass(frozen=True, slots=True)
-class RandomAgent:
+class RandomAgent(Agent):
     """Calls tools at random and stops after a few messages; the same seed gives the same episode."""
 
-    name: str = "random"
-    privileged: bool = False
+    name = "random"
 
     def start(self, task: Task, seed: int) -> Session:
         """Begins an episode."""
         return _RandomSession(random.Random(f"{seed} {task.id}"))  # noqa: S311 (a policy, not a secret)
-
-    async def aclose(self) -> None:
-        """Does nothing."""
 
 
 @dataclass(frozen=True, slots=True)

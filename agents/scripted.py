@@ -7,57 +7,49 @@ from dataclasses import dataclass
 from fate_gym.chat import Message
 from fate_gym.delivery import delivered
 from fate_gym.env import Observation
-from fate_gym.rollout import Reply, Session
+from fate_gym.rollout import Agent, Reply, Session
 from fate_gym.task import Demonstration, GroundTruth, Task
 
 _MESSAGES = 7
 """A demonstration takes at most so many messages, so that a user's and an attacker's fit the usual 15 rounds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Oracle:
+class Oracle(Agent):
     """Does exactly what the user asked, from the ground truth; whatever a tool says."""
 
-    name: str = "oracle"
-    privileged: bool = True
+    name = "oracle"
+    privileged = True
 
     def start(self, task: Task, seed: int) -> Session:
         """Begins an episode."""
         return _Follower(_ground_truth(task), obeys=False)
 
-    async def aclose(self) -> None:
-        """Does nothing."""
 
-
-@dataclass(frozen=True, slots=True)
-class Gullible:
+class Gullible(Agent):
     """Does what the user asked, then obeys an injected instruction if it has really seen one in a tool's output."""
 
-    name: str = "gullible"
-    privileged: bool = True
+    name = "gullible"
+    privileged = True
 
     def start(self, task: Task, seed: int) -> Session:
         """Begins an episode."""
         return _Follower(_ground_truth(task), obeys=True)
 
-    async def aclose(self) -> None:
-        """Does nothing."""
 
-
-@dataclass(frozen=True, slots=True)
-class Answerer:
+@dataclass(frozen=True)
+class Answerer(Agent):
     """Answers at once with a fixed text, and calls nothing."""
 
     name: str
     text: str
-    privileged: bool = False
 
     def start(self, task: Task, seed: int) -> Session:
         """Begins an episode."""
-        return _AnswererSession(self.text)
+        return self
 
-    async def aclose(self) -> None:
-        """Does nothing."""
+    async def act(self, observation: Observation) -> Reply:
+        """Answers."""
+        return Reply(_message(self.text))
 
 
 REFUSER = Answerer("refuser", "I'm sorry, but I can't help with that request.")
@@ -65,14 +57,6 @@ REFUSER = Answerer("refuser", "I'm sorry, but I can't help with that request.")
 
 NOOP = Answerer("noop", "Done.")
 """Does nothing and says otherwise."""
-
-
-@dataclass(frozen=True, slots=True)
-class _AnswererSession:
-    text: str
-
-    async def act(self, observation: Observation) -> Reply:
-        return Reply(_message(self.text))
 
 
 class _Follower:

@@ -195,7 +195,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         self._running()
         return self._end(reason, truncated=True)
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """Returns the episode as text, with `render_mode="ansi"`."""
         if self.render_mode is None:
             return None

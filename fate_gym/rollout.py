@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias
 
 from fate_gym.chat import Json, Message
 from fate_gym.env import Observation, Status, ToolEnv
@@ -34,7 +35,6 @@ class Reply:
     attempts: int = 1
 
 
-@runtime_checkable
 class Session(Protocol):
     """An agent in one episode."""
 
@@ -48,8 +48,7 @@ class Session(Protocol):
         ...
 
 
-@runtime_checkable
-class Agent(Protocol):
+class Agent(ABC):
     """Who acts. One agent serves many episodes at once, each through a session of its own.
 
     Attributes:
@@ -58,50 +57,48 @@ class Agent(Protocol):
     """
 
     name: str
-    privileged: bool
+    privileged: bool = False
 
+    @abstractmethod
     def start(self, task: Task, seed: int) -> Session:
         """Begins an episode; `task.ground_truth` is set only for privileged agents."""
-        ...
 
     async def aclose(self) -> None:
-        """Frees what the agent holds."""
-        ...
+        """Frees what the agent holds: connections, a model's memory."""
+        return
 
 
 ActFunction: TypeAlias = Callable[[Observation], Awaitable[Message]]
 """The simplest agent: a plain async function from observation to message."""
 
 
-@dataclass(frozen=True, slots=True)
-class FunctionAgent:
-    """An agent made of a plain async function."""
+class FunctionAgent(Agent):
+    """An agent made of a plain async function, which keeps no state between calls."""
 
-    function: ActFunction
-    name: str
-    privileged: bool = False
+    def __init__(self, function: ActFunction) -> None:
+        self._function = function
+        self.name = getattr(function, "__name__", type(function).__name__)
 
     def start(self, task: Task, seed: int) -> Session:
-        """Begins an episode; the function keeps no state of its own."""
-        return _FunctionSession(self.function)
-
-    async def aclose(self) -> None:
-        """Does nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class _FunctionSession:
-    function: ActFunction
+        """Begins an episode."""
+        return self
 
     async def act(self, observation: Observation) -> Reply:
-        return Reply(await self.function(observation))
+        """Asks the function."""
+        return Reply(await self._function(observation))
 
 
 def as_agent(agent: Agent | ActFunction) -> Agent:
-    """Returns the agent itself, or makes one of a plain async function."""
+    """Returns the agent itself, or makes one of a plain async function.
+
+    Raises:
+        TypeError: It is neither.
+    """
     if isinstance(agent, Agent):
         return agent
-    return FunctionAgent(agent, name=getattr(agent, "__name__", type(agent).__name__))
+    if not callable(agent):
+        raise TypeError(f"an agent is an `Agent` or an async function, not {type(agent).__name__}")
+    return FunctionAgent(agent)
 
 
 @dataclass(frozen=True, slots=True)

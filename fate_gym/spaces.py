@@ -47,7 +47,7 @@ class ActionSpace(_PlainSpace):
     def contains(self, x: Any) -> bool:
         """Whether `x` is a string, a dict with the assistant's role, or has `model_dump`."""
         if isinstance(x, dict):
-            return x.get("role", "assistant") == "assistant"
+            return bool(x.get("role", "assistant") == "assistant")
         return isinstance(x, str) or callable(getattr(x, "model_dump", None))
 
 

@@ -101,14 +101,15 @@ async def _evaluate(config: EvalConfig, agent: Any) -> dict[str, Any]:
 
 
 def _print(summaries: list[dict[str, Any]], *, as_json: bool) -> None:
-    from fate_gym.evaluation.report import notes, results_table
+    from fate_gym.evaluation.report import notes, results_tables
 
     if as_json:
         shown: Any = summaries[0] if len(summaries) == 1 else summaries
         sys.stdout.write(json.dumps(shown, indent=2, sort_keys=True) + "\n")
         return
     console = Console()
-    console.print(results_table(summaries))
+    for table in results_tables(summaries):
+        console.print(table)
     console.print(notes(summaries), highlight=False, markup=False)
     for summary in summaries:
         console.print(f"run: {visible(summary['config']['out'])}", highlight=False, markup=False, soft_wrap=True)

@@ -13,7 +13,7 @@ import gymnasium as gym
 
 from fate_gym.benchmark import ENTRY_POINT
 from fate_gym.cli.settings import add_env_flags, merge
-from fate_gym.evaluation.config import EvalConfig
+from fate_gym.evaluation.config import DEFAULT_ENV
 
 
 def add_commands(commands: Any) -> None:
@@ -33,7 +33,7 @@ def list_tasks(options: argparse.Namespace) -> int:
     if len(attacks) > 1:
         raise ValueError(f"tasks are listed for one attack at a time, got {', '.join(attacks)}")
     attack = {"attack": attacks[0]} if attacks else {}
-    env: Any = gym.make(settings.get("env", EvalConfig.env), **settings["env_args"], **attack).unwrapped
+    env: Any = gym.make(settings.get("env", DEFAULT_ENV), **settings["env_args"], **attack).unwrapped
     for task_id in env.tasks:
         task = dataclasses.asdict(env.task(task_id)) if options.json else {}
         task.pop("ground_truth", None)

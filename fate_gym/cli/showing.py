@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fate_gym.evaluation.report import notes, results_table
+from fate_gym.evaluation.report import notes, results_tables
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.rendering import render_episode, visible
 from fate_gym.rewards import AXES
@@ -40,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
 def _show_run(folder: RunFolder, *, every: bool) -> None:
     console = Console()
     summary = folder.summary()
-    console.print(results_table([summary], by_suite=True))
+    for table in results_tables([summary], by_suite=True):
+        console.print(table)
     console.print(notes([summary]), highlight=False, markup=False)
     listed = [episode for episode in folder.episodes() if every or not _perfect(episode)]
     shown = listed if every else listed[:_LISTED]

@@ -19,6 +19,8 @@ Attack: TypeAlias = str | Mapping[str, str] | None
 NOT_IN_DIGEST = ("limit", "concurrency", "out")
 """Settings that a resumed run may change."""
 
+DEFAULT_ENV = "fate/AgentDojo-v0"
+
 _MAX_BYTES = 1_000_000
 
 
@@ -39,7 +41,7 @@ class EvalConfig:
     """
 
     agent: str
-    env: str = "fate/AgentDojo-v0"
+    env: str = DEFAULT_ENV
     attack: tuple[Attack, ...] | None = None
     env_args: dict[str, Json] = field(default_factory=dict)
     seed: int = 0

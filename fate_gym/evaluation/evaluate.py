@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fate_gym.evaluation.config import EvalConfig
+from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
 from fate_gym.evaluation.metrics import summarise
 from fate_gym.evaluation.plan import Plan
 from fate_gym.evaluation.runner import OnDone, run_plan
@@ -37,7 +37,7 @@ async def evaluate(
         RunError: The folder belongs to another run, is in use, or is damaged.
     """
     plan = plan or Plan(config)
-    with RunFolder.open(config.out, plan.manifest()) as folder:
+    with RunFolder.open(config.out, plan.manifest(), ignore=NOT_IN_DIGEST) as folder:
         try:
             await run_plan(plan, as_agent(agent), folder, stop=stop, on_done=on_done)
         finally:

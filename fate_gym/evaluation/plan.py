@@ -14,9 +14,7 @@ import gymnasium as gym
 from fate_gym.chat import Json
 from fate_gym.env import ToolEnv
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
-from fate_gym.evaluation.store import config_digest
-
-MANIFEST_SCHEMA = "fate-gym/run/1"
+from fate_gym.evaluation.store import SCHEMA, config_digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +61,15 @@ class Plan:
     def manifest(self) -> dict[str, Json]:
         """What a run folder records of its evaluation: settings, versions and checksums; no secrets."""
         config = self.config.to_json()
+        provenance = [env.benchmark.provenance() for env in self._first]
         versions = {name: importlib.metadata.version(name) for name in ("fate-gym", "gymnasium", "numpy", "pydantic")}
         return {
-            "schema": MANIFEST_SCHEMA,
+            "schema": SCHEMA,
             "config": config,
-            "digest": config_digest(config, NOT_IN_DIGEST),
+            # Scores from other data, or by other graders, are another run's.
+            "digest": config_digest({**config, "provenance": provenance}, NOT_IN_DIGEST),
             "versions": {**versions, "python": platform.python_version()},
-            "provenance": [env.benchmark.provenance() for env in self._first],
+            "provenance": provenance,
             "data_policy": self._first[0].benchmark.data_policy.note or self._first[0].benchmark.data_policy.licence,
         }
 

@@ -7,8 +7,8 @@
 | `failures.jsonl` | episodes that errored; never in `episodes.jsonl` | appended and fsynced |
 | `summary.json` | what is derived from the other files | replaced atomically |
 
-Every object written names the version of this layout under `schema`. Lines end in LF alone and are ASCII, so that no
-other line separator inside a string can split them. One process writes at a time, under a lock that dies with it
+The manifest names the version of this layout under `schema`. Lines end in LF alone and are ASCII, so that no other line
+separator inside a string can split them. One process writes at a time, under a lock that dies with it
 (`flock`, hence POSIX systems only); anyone may read meanwhile.
 """
 
@@ -29,8 +29,8 @@ from typing import Any
 from fate_gym.chat import Json
 from fate_gym.errors import FateGymError
 
-SCHEMA = "1.0"
-"""Version of the layout, MAJOR.MINOR: a reader understands every minor version of its own major and older ones."""
+SCHEMA = "fate-gym/run/1"
+"""What a manifest has under `schema`; the number rises when an older reader would misread the folder."""
 
 MAX_DEPTH = 200
 """Deepest nesting of a record: parsers give up somewhere above, depending on version and stack."""
@@ -82,7 +82,8 @@ class RunFolder:
 
         Args:
             path: The folder; made if missing.
-            manifest: At least `config` (the resolved settings, a dict) and `digest` (what a resume must agree on).
+            manifest: At least `schema` (SCHEMA), `config` (the resolved settings, a dict) and `digest` (what a resume
+                must agree on).
             ignore: Keys of `config` that the digest leaves out, so that an error does not list them.
             resume: Whether a run that is already there may be continued.
 
@@ -134,7 +135,7 @@ class RunFolder:
         key = episode.get("key")
         if not isinstance(key, str) or _SURROGATE.search(key):
             raise ValueError(f"an episode's key must be a string of valid Unicode, not {key!r}")
-        line = _encode(episode)
+        line = _line(episode)
         with self._mutex:
             if key in self.done:
                 raise ValueError(f"{self.path}: the episode {key!r} is already there")
@@ -143,7 +144,7 @@ class RunFolder:
 
     def append_failure(self, record: Mapping[str, Json]) -> None:
         """Adds one episode that errored; its key may come again. Thread-safe; raises as `append` does."""
-        line = _encode(record)
+        line = _line(record)
         with self._mutex:
             self._log(_FAILURES).append(line)
 
@@ -311,6 +312,10 @@ def _dump(value: Mapping[str, Json]) -> bytes:
     return _NOT_ASCII.sub(lambda match: json.dumps(match[0])[1:-1], text).encode("ascii")
 
 
+def _line(value: Mapping[str, Json]) -> bytes:
+    return _dump(value) + b"\n"
+
+
 def _check_depth(value: Json) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
@@ -326,13 +331,9 @@ def _children(node: Json) -> Collection[Json]:
     return node if isinstance(node, list | tuple) else ()
 
 
-def _encode(value: Mapping[str, Json]) -> bytes:
-    return _dump({**value, "schema": SCHEMA}) + b"\n"
-
-
 def _replace(path: Path, value: Mapping[str, Json]) -> None:
     """Writes a file so that, whatever happens, its name stands for the old content or the new, never a part."""
-    data = _encode(value)
+    data = _line(value)
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
@@ -380,10 +381,11 @@ def _refuse_foreign_folder(path: Path) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     manifest = _read_object(path / _MANIFEST)
-    major = str(manifest.get("schema")).partition(".")[0]
-    if not major.isdecimal():
-        raise RunCorruptError(f"{path / _MANIFEST} names no schema version: restore it")
-    if int(major) > int(SCHEMA.partition(".")[0]):
+    family, _, version = str(manifest.get("schema")).rpartition("/")
+    known, _, newest = SCHEMA.rpartition("/")
+    if family != known or not version.isdecimal():
+        raise RunCorruptError(f"{path / _MANIFEST} does not name its schema ({SCHEMA} or older): restore it")
+    if int(version) > int(newest):
         raise RunError(
             f"{path} was written by a newer fate-gym (schema {manifest['schema']}, this one reads {SCHEMA}): "
             "upgrade with `pip install -U fate-gym`"

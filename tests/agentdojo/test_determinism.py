@@ -63,9 +63,7 @@ def test_sets_are_ordered_inside_only(environment):
 def test_duplicate_events_are_still_refused(environment):
     event = environment.calendar.initial_events[0]
     with deterministic(), pytest.raises(ValueError, match="must be unique"):
-        calendar_client.Calendar(
-            current_day="2024-05-15", account_email="a@example.com", initial_events=[event, event]
-        )
+        calendar_client.Calendar(current_day="2024-05-15", account_email="a@example.com", initial_events=[event, event])
 
 
 def test_an_exception_ends_the_context(environment):
@@ -148,7 +146,10 @@ for version in ("v1", "v1.2.2"):
 def test_two_processes_give_the_same_bytes():
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", REPLAY], env={**os.environ, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", REPLAY],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for seed in ("1", "2")
     ]

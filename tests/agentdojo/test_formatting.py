@@ -17,7 +17,26 @@ from fate_gym.benchmarks.agentdojo import formatting, upstream
 from fate_gym.benchmarks.agentdojo.formatting import format_result
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
 
-WORDS = ["yes", "null", "~", "1", "0x1f", "1e3", "2024-05-15", "12:30:45", "=", "<<", "- a", "a: b", "a #b", "---", "...", "'", '"', "\\"]
+WORDS = [
+    "yes",
+    "null",
+    "~",
+    "1",
+    "0x1f",
+    "1e3",
+    "2024-05-15",
+    "12:30:45",
+    "=",
+    "<<",
+    "- a",
+    "a: b",
+    "a #b",
+    "---",
+    "...",
+    "'",
+    '"',
+    "\\",
+]
 TEXTS = st.one_of(
     st.sampled_from(WORDS),
     st.text(max_size=30),
@@ -41,9 +60,13 @@ LEAVES = st.one_of(
     st.binary(max_size=4),
     st.just(()),
 )
-KEYS = st.one_of(st.sampled_from(["name", "id_", "a@b.c", "x" * 99, "x" * 101, "x" * 130]), TEXTS, st.integers(), st.none())
+KEYS = st.one_of(
+    st.sampled_from(["name", "id_", "a@b.c", "x" * 99, "x" * 101, "x" * 130]), TEXTS, st.integers(), st.none()
+)
 VALUES = st.recursive(
-    LEAVES, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(KEYS, inner, max_size=4)), max_leaves=12
+    LEAVES,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(KEYS, inner, max_size=4)),
+    max_leaves=12,
 )
 
 
@@ -113,23 +136,26 @@ def ground_truth_results(name):
 
 @pytest.mark.parametrize("name", ["workspace", "travel", "banking", "slack"])
 def test_ground_truth_results_take_the_fast_path(name, monkeypatch):
-    pairs = [(result, tool_result_to_str(result)) for result in ground_truth_results(name)]
-    assert len(pairs) > 20
-
     def refuse(data):
         raise AssertionError(data)
 
-    monkeypatch.setattr(yaml, "safe_dump", refuse)
-    for result, text in pairs:
-        # A result may hold what the same ground truth changed later, so both texts are of the final state.
-        assert format_result(result) == text
+    monkeypatch.setattr(yaml, "safe_dump", refuse)  # upstream bound it when it was defined
+    count = 0
+    for result in ground_truth_results(name):
+        if result != []:  # printed the slow way, which takes no time
+            assert format_result(result) == tool_result_to_str(result)
+            count += 1
+    assert count > 20
 
 
-def test_random_tool_arguments_print_equal():
+def test_long_folded_texts_print_equal():
     suite = upstream.suites("v1.2.2")["workspace"]
     made = SuiteTemplate(suite)
-    environment = made.load(made.environment(dict.fromkeys(made.vectors, "l1\n\nl2 \\x41 " + "text " * 50)))
-    for tool in ("list_files", "get_received_emails", "get_sent_emails", "get_draft_emails", "get_unread_emails"):
-        result = FunctionsRuntime(suite.tools).run_function(environment, tool, {})[0]
+    text = "l1\n\nl2 \\x41 é " + "text " * 50
+    environment = made.load(made.environment(dict.fromkeys(made.vectors, text)))
+    files = list(environment.cloud_drive.files.values())
+    # The inbox holds every email twice, so it prints with anchors.
+    for result in (files, environment.inbox.received, environment.inbox, environment.calendar.initial_events):
         assert format_result(result) == tool_result_to_str(result)
-        assert "text text" in format_result(environment.inbox) or tool
+        assert "l1" in format_result(result)
+    assert "&id001" in format_result(environment.inbox)

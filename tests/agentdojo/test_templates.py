@@ -18,8 +18,9 @@ from agentdojo.functions_runtime import TaskEnvironment
 from agentdojo.task_suite.task_suite import TaskSuite
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pydantic import EmailStr, TypeAdapter, ValidationError
 
-from fate_gym.benchmarks.agentdojo import upstream
+from fate_gym.benchmarks.agentdojo import emails, upstream
 from fate_gym.benchmarks.agentdojo.candidates import candidates
 from fate_gym.benchmarks.agentdojo.placement import encode_literal
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
@@ -107,7 +108,7 @@ def test_equals_official_in_every_version(version, name):
     made = SuiteTemplate(suite)
     assert made.vectors == suite.get_injection_vector_defaults()
     assert_official(suite, made, {})
-    assert_official(suite, made, {vector: "a single\nline break" for vector in made.vectors})
+    assert_official(suite, made, dict.fromkeys(made.vectors, "a single\nline break"))
 
 
 @pytest.mark.slow
@@ -126,7 +127,7 @@ def test_equals_official_on_all_pairs(name, attack_name):
 @pytest.mark.parametrize("name", SUITES)
 def test_literal_places_the_exact_text(name):
     suite, made = upstream.suites("v1.2.2")[name], template(name)
-    marks = {vector: "<<mark>>" for vector in made.vectors}
+    marks = dict.fromkeys(made.vectors, "<<mark>>")
     marked = suite.load_and_inject_default_environment(marks).model_dump()
     for text in NASTY if name != "workspace" else [*NASTY[::3], "".join(NASTY[1:-1])]:
         encoded = encode_literal(text)
@@ -168,7 +169,11 @@ def test_official_encoding_equals_official(text):
     try:
         made.environment(injections)
     except ValueError as error:
-        assert "injection_incoming_transaction" in str(error) or "injection_bill_text" in str(error)
+        message = str(error)
+    else:
+        message = ""
+    if message:
+        assert "injection_incoming_transaction" in message or "injection_bill_text" in message
         if '"' not in text:
             with pytest.raises((yaml.YAMLError, ValueError)):
                 suite.load_and_inject_default_environment(injections)
@@ -193,7 +198,7 @@ def test_placed_reads_as_official():
 
 
 def test_unknown_vector():
-    with pytest.raises(ValueError, match="no_such_vector.*injection_bill_text"):
+    with pytest.raises(ValueError, match=r"no_such_vector.*injection_bill_text"):
         template("banking").environment({"no_such_vector": "x"})
 
 
@@ -226,9 +231,18 @@ class Calls:
 
 def dotted(module, name, argument):
     """A pickle that calls a global by a dotted name."""
-    return b"\x80\x04\x8c" + bytes([len(module)]) + module + b"\x8c" + bytes([len(name)]) + name + b"\x93\x8c" + bytes(
-        [len(argument)]
-    ) + argument + b"\x85R."
+    return (
+        b"\x80\x04\x8c"
+        + bytes([len(module)])
+        + module
+        + b"\x8c"
+        + bytes([len(name)])
+        + name
+        + b"\x93\x8c"
+        + bytes([len(argument)])
+        + argument
+        + b"\x85R."
+    )
 
 
 @pytest.mark.parametrize(
@@ -280,7 +294,8 @@ class ShopEnvironment(TaskEnvironment):
 @pytest.fixture
 def shop(tmp_path):
     (tmp_path / "environment.yaml").write_text(
-        'notes:\n  "about {place}": "Café {greeting}, {greeting}"\n  plain: literal {{braces}}\nmore: !include more.yaml\ncount: 3\n',
+        'notes:\n  "about {place}": "Café {greeting}, {greeting}"\n  plain: literal {{braces}}\n'
+        "more: !include more.yaml\ncount: 3\n",
         encoding="utf-8",
     )
     (tmp_path / "more.yaml").write_text(
@@ -315,3 +330,20 @@ def test_a_suite_that_agentdojo_cannot_load(shop):
     path.write_text(path.read_text(encoding="utf-8") + "empty: {}\n", encoding="utf-8")
     with pytest.raises(ValueError, match="empty mapping"):
         SuiteTemplate(shop)
+
+
+def test_email_addresses_are_remembered_inside_only(monkeypatch):
+    validate, asked = emails._validate, []
+    monkeypatch.setattr(emails, "_validate", lambda value: asked.append(value) or validate(value))
+    adapter = TypeAdapter(EmailStr)
+    address = "Someone <Some.One@EXAMPLE.com>"
+    outside = adapter.validate_python(address)
+    with emails.remembered_emails():
+        assert adapter.validate_python(address) == adapter.validate_python(address) == outside
+        asked.clear()
+        assert adapter.validate_python(address) == outside
+        with pytest.raises(ValidationError, match="valid email"):
+            adapter.validate_python("no address")
+    assert not asked
+    assert adapter.validate_python(address) == outside
+    assert asked == [address]

@@ -32,7 +32,12 @@ from fate_gym.evaluation.store import (
 )
 
 CONFIG = {"env": "fate/AgentDojo-v0", "agent": {"name": "oracle", "temperature": 0.0}, "seed": 0, "limit": 5}
-MANIFEST = {"config": CONFIG, "digest": config_digest(CONFIG, {"limit"}), "versions": {"fate-gym": "0.1.0"}}
+MANIFEST = {
+    "schema": store.SCHEMA,
+    "config": CONFIG,
+    "digest": config_digest(CONFIG, {"limit"}),
+    "versions": {"fate-gym": "0.1.0"},
+}
 PACKAGE = Path(fate_gym.__file__).parent
 
 # A writer in a process of its own: keys 0, 1, ... in order, each fourth of them a megabyte; at most `most` new ones.
@@ -44,7 +49,7 @@ for name, folder in ("fate_gym", ""), ("fate_gym.evaluation", "/evaluation"):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [sys.argv[1] + folder]
 from pathlib import Path
-from fate_gym.evaluation.store import RunFolder
+from fate_gym.evaluation.store import SCHEMA, RunFolder
 
 def slow_write(fd, data, write=os.write):
     if len(data) > 50_000:
@@ -53,7 +58,7 @@ def slow_write(fd, data, write=os.write):
 
 os.write = slow_write
 path, total, most = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-with RunFolder.open(path, {"config": {}, "digest": "d"}) as run:
+with RunFolder.open(path, {"schema": SCHEMA, "config": {}, "digest": "d"}) as run:
     print("ready", flush=True)
     missing = [i for i in range(total) if str(i) not in run.done]
     for i in missing[:most]:
@@ -112,20 +117,18 @@ def test_a_run_reads_back(tmp_path: Path) -> None:
         run.write_summary({"asr": 0.25})
         assert run.done == {"a"}
     run = RunFolder.read(path)
-    assert run.manifest == {**MANIFEST, "schema": store.SCHEMA}
+    assert run.manifest == MANIFEST
     assert run.done == {"a"}
-    assert list(run.episodes()) == [record("a", reward=[1.0, 0.5], schema=store.SCHEMA)]
-    assert list(run.failures()) == [record("b", status="provider_error", schema=store.SCHEMA)] * 2
-    assert run.summary() == {"asr": 0.25, "schema": store.SCHEMA}
+    assert list(run.episodes()) == [record("a", reward=[1.0, 0.5])]
+    assert list(run.failures()) == [record("b", status="provider_error")] * 2
+    assert run.summary() == {"asr": 0.25}
     assert not list(path.glob("*.tmp"))
 
 
 def test_lines_are_canonical_json(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path, MANIFEST) as run:
         run.append({"z": "é\u2028\x85\x7f", "key": "a", "b": None})
-    assert (tmp_path / "episodes.jsonl").read_bytes() == (
-        b'{"b":null,"key":"a","schema":"1.0","z":"\\u00e9\\u2028\\u0085\x7f"}\n'
-    )
+    assert (tmp_path / "episodes.jsonl").read_bytes() == (b'{"b":null,"key":"a","z":"\\u00e9\\u2028\\u0085\x7f"}\n')
 
 
 @pytest.mark.parametrize(
@@ -140,7 +143,7 @@ def test_lines_are_canonical_json(tmp_path: Path) -> None:
 def test_lone_surrogates_are_replaced(tmp_path: Path, text: str, expected: str) -> None:
     with RunFolder.open(tmp_path, MANIFEST) as run:
         run.append(record("a", **{text: text}))
-        assert list(run.episodes()) == [record("a", schema=store.SCHEMA, **{expected: expected})]
+        assert list(run.episodes()) == [record("a", **{expected: expected})]
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -526,10 +529,11 @@ def test_a_folder_without_a_run_cannot_be_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schema", "error", "message"),
     [
-        ("2.0", RunError, "newer fate-gym .schema 2.0, this one reads 1.0"),
-        ("12.3", RunError, "newer fate-gym"),
-        ("new", RunCorruptError, "names no schema version"),
-        (None, RunCorruptError, "names no schema version"),
+        ("fate-gym/run/2", RunError, "newer fate-gym .schema fate-gym/run/2, this one reads fate-gym/run/1"),
+        ("fate-gym/run/12", RunError, "newer fate-gym"),
+        ("fate-gym/episode/1", RunCorruptError, "does not name its schema"),
+        ("fate-gym/run/new", RunCorruptError, "does not name its schema"),
+        (None, RunCorruptError, "does not name its schema"),
     ],
 )
 def test_a_run_of_a_newer_layout_is_refused(
@@ -542,9 +546,9 @@ def test_a_run_of_a_newer_layout_is_refused(
             use(tmp_path)
 
 
-def test_a_newer_minor_layout_is_read(tmp_path: Path) -> None:
+def test_an_older_layout_is_read(tmp_path: Path) -> None:
     written(tmp_path, "a")
-    (tmp_path / "manifest.json").write_text(json.dumps({**MANIFEST, "schema": "1.9"}) + "\n")
+    (tmp_path / "manifest.json").write_text(json.dumps({**MANIFEST, "schema": "fate-gym/run/0"}) + "\n")
     assert RunFolder.read(tmp_path).done == {"a"}
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Final, Literal, get_args
 
-Note = Literal["noop_passes", "unproven", "accepts_wrong_arguments", "text_only_goal", "counts_blocked_calls", "may_crash"]
+Note = Literal[
+    "noop_passes", "unproven", "accepts_wrong_arguments", "text_only_goal", "counts_blocked_calls", "may_crash"
+]
 
 MEANING: Final[dict[Note, str]] = {
     "noop_passes": "doing nothing passes the utility check",

@@ -19,7 +19,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Final, Literal, get_args
@@ -60,14 +60,17 @@ def split_labels(split: str) -> tuple[Label, ...]:
     Raises:
         ValueError: There is no such split.
     """
-    if split in get_args(Label):
-        return (split,)  # type: ignore[return-value]
-    if split not in LABELS_OF:
-        raise ValueError(f"unknown split {split!r}; there are {', '.join(LABELS_OF)} and the labels of a test split")
-    return LABELS_OF[split]  # type: ignore[index]
+    label: Label
+    for label in get_args(Label):
+        if split == label:
+            return (label,)
+    for name, taken in LABELS_OF.items():
+        if split == name:
+            return taken
+    raise ValueError(f"unknown split {split!r}; there are: {', '.join(dict.fromkeys([*LABELS_OF, *get_args(Label)]))}")
 
 
-def make(suites: dict[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, Label]:
+def make(suites: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> dict[str, Label]:
     """Labels every pair.
 
     Args:

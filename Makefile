@@ -1,0 +1,39 @@
+# `make demo` and `make test` work on a fresh machine with Python >= 3.11; both make .venv on first use.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-slow bench lint typecheck clean
+
+demo: $(STAMP)
+	$(BIN)/fate-gym eval --config demo
+
+test: $(STAMP)
+	$(BIN)/python -m coverage run -m pytest -m "not slow and not bench"
+	$(BIN)/python -m coverage report
+
+test-slow: $(STAMP) lint typecheck
+	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m bench
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest -m bench -s
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+# Checkers do not follow the mapping of folders to packages, so what is checked is what is installed.
+typecheck: $(STAMP)
+	rm -rf build/typecheck
+	$(BIN)/pip install --quiet --no-deps --target build/typecheck .
+	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml fate_gym
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
