@@ -1,0 +1,23 @@
+"""What all tests share: the toy benchmark, registered as a third party would."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+import fate_gym
+
+fate_gym.register_benchmark("toy/Parcels-v0", "parcels:Parcels", max_turns=4)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_keys() -> None:
+    """No test may use a real key by accident."""
+    import os
+
+    for name in [name for name in os.environ if name.endswith("_API_KEY")]:
+        del os.environ[name]

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+import re
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fate_gym.chat import EMPTY_ANSWER, MAX_DEPTH, copy_messages, read_action, replace_surrogates, to_json
+
+
+def call(name: Any = "look", arguments: Any = "{}", **extra: Any) -> dict[str, Any]:
+    return {"function": {"name": name, "arguments": arguments}, **extra}
+
+
+def test_a_string_is_a_final_answer() -> None:
+    turn = read_action("hello", 0)
+    assert (turn.text, turn.calls, turn.problem) == ("hello", (), None)
+    assert turn.message == {"role": "assistant", "content": "hello"}
+
+
+def test_a_call_is_normalised_and_its_id_kept() -> None:
+    turn = read_action({"role": "assistant", "content": None, "tool_calls": [call(arguments='{"a": 1}', id="x1")]}, 0)
+    assert turn.calls[0].arguments == {"a": 1}
+    assert turn.message["tool_calls"] == [
+        {"id": "x1", "type": "function", "function": {"name": "look", "arguments": '{"a": 1}'}}
+    ]
+    assert set(turn.message) == {"role", "content", "tool_calls"}
+
+
+def test_an_sdk_object_is_read_through_model_dump() -> None:
+    message = SimpleNamespace(model_dump=lambda: {"role": "assistant", "content": "hi", "audio": None})
+    assert read_action(message, 0).text == "hi"
+
+
+def test_arguments_may_be_a_dict_or_missing() -> None:
+    turn = read_action({"tool_calls": [call(arguments={"a": [1]}), call(arguments=None), call(arguments="  ")]}, 0)
+    assert [c.arguments for c in turn.calls] == [{"a": [1]}, {}, {}]
+    assert [c.problem for c in turn.calls] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ('{"a": 1', "Arguments are not valid JSON: Expecting ',' delimiter at character 7."),
+        ("[1]", "Arguments must be a JSON object, not a list."),
+        ('"x"', "Arguments must be a JSON object, not a string."),
+        ([1], "Arguments must be a JSON object, not a list."),
+        ('{"a": NaN}', "Arguments are not valid JSON: NaN is no JSON number."),
+        ('{"a": 1e999}', "Arguments are not valid JSON: a number is out of range."),
+        ('{"a": ' + "[" * 100 + "]" * 100 + "}", f"Arguments are not valid JSON: nested deeper than {MAX_DEPTH} levels."),
+        ({"a": {1, 2}}, "Arguments are not valid JSON: Object of type set is not JSON serializable."),
+    ],
+)
+def test_unreadable_arguments_say_why_and_stay_valid_in_the_conversation(arguments: Any, problem: str) -> None:
+    turn = read_action({"tool_calls": [call(arguments=arguments)]}, 0)
+    assert turn.calls[0].arguments is None
+    assert turn.calls[0].problem == problem
+    assert turn.message["tool_calls"][0]["function"]["arguments"] == "{}"
+
+
+def test_100_000_brackets_are_refused_without_recursion() -> None:
+    turn = read_action({"tool_calls": [call(arguments='{"a": ' + "[" * 100_000)]}, 0)
+    assert turn.calls[0].problem is not None
+
+
+def test_ids_are_unique_whatever_is_given() -> None:
+    calls = [call(id="a"), call(id="a"), call(id=7), call(), call(id="bad id"), call(id="call_3_3"), call(id="")]
+    turn = read_action({"tool_calls": calls}, 3, {"call_3_2"})
+    ids = [c.id for c in turn.calls]
+    assert len(set(ids)) == len(ids)
+    assert ids[0] == "a"
+    assert "call_3_2" not in ids
+
+
+@pytest.mark.parametrize(
+    "action",
+    [None, 3, b"x", [], {}, {"content": ""}, {"content": " \n"}, {"role": "user", "content": "x"}, {"content": 4},
+     {"content": "x", "tool_calls": "look()"}, {"tool_calls": []}, {"content": [{"type": "thinking", "text": "hm"}]}],
+)  # fmt: skip
+def test_nothing_to_act_on_is_named_a_problem(action: Any) -> None:
+    turn = read_action(action, 0)
+    assert turn.problem
+    assert turn.calls == ()
+    assert turn.message == {"role": "assistant", "content": EMPTY_ANSWER}
+
+
+def test_reasoning_is_left_out_and_refusals_are_text() -> None:
+    content = [{"type": "thinking", "content": "secret"}, {"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]
+    assert read_action({"content": content}, 0).text == "a\nb"
+    assert read_action({"content": None, "refusal": "I won't."}, 0).text == "I won't."
+
+
+def test_illegal_names_are_legal_in_the_conversation_and_kept_for_lookup() -> None:
+    turn = read_action({"tool_calls": [call(name="bad name!" + "x" * 100), "junk", {"function": 3}]}, 0)
+    assert turn.calls[0].name.startswith("bad name!")
+    for entry in turn.message["tool_calls"]:
+        assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", entry["function"]["name"])
+    assert [c.problem is None for c in turn.calls] == [True, False, False]
+
+
+def test_surrogates_are_replaced_everywhere() -> None:
+    turn = read_action({"content": "\ud800", "tool_calls": [call(arguments='{"\\ud800": "\\ud83d\\ude00 \\udc00"}')]}, 0)
+    json.dumps(turn.message, ensure_ascii=False).encode()
+    assert turn.calls[0].arguments == {"\ufffd": "\U0001f600 \ufffd"}
+    assert replace_surrogates("\ud83d\ude00") == "\U0001f600"
+
+
+def test_hostile_objects_do_no_harm() -> None:
+    class Hostile(dict):  # type: ignore[type-arg]
+        def get(self, *args: Any) -> Any:
+            raise SystemError("gotcha")
+
+        def items(self) -> Any:
+            raise SystemError("gotcha")
+
+    class Dumper:
+        def model_dump(self) -> Any:
+            raise ValueError("gotcha")
+
+        def __repr__(self) -> str:
+            raise ValueError("gotcha")
+
+    assert "could not be read" in str(read_action(Hostile(), 0).problem)
+    assert "could not be read" in str(read_action(Dumper(), 0).problem)
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None)) | st.binary(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text() | st.integers(), inner, max_size=3),
+    max_leaves=8,
+)
+messages = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.just("assistant") | anything,
+        "content": anything,
+        "refusal": anything,
+        "tool_calls": anything
+        | st.lists(
+            anything
+            | st.fixed_dictionaries(
+                {},
+                optional={
+                    "id": anything,
+                    "function": anything | st.fixed_dictionaries({}, optional={"name": anything, "arguments": anything}),
+                },
+            ),
+            max_size=4,
+        ),
+    },
+)
+
+
+@given(action=anything | messages)
+def test_any_action_becomes_a_message_that_an_api_takes_back(action: Any) -> None:
+    turn = read_action(action, 0)
+    json.dumps([turn.message, turn.raw], ensure_ascii=False, allow_nan=False).encode()
+    assert set(turn.message) <= {"role", "content", "tool_calls"}
+    assert turn.message["role"] == "assistant"
+    assert isinstance(turn.message["content"], str)
+    assert turn.message["content"].strip() or turn.calls
+    entries = turn.message.get("tool_calls", [])
+    assert [entry["id"] for entry in entries] == [c.id for c in turn.calls]
+    assert len({entry["id"] for entry in entries}) == len(entries)
+    for entry in entries:
+        assert isinstance(json.loads(entry["function"]["arguments"]), dict)
+        assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", entry["function"]["name"])
+    assert (turn.problem is None) == bool(turn.calls or turn.text.strip())
+
+
+@given(value=anything)
+def test_to_json_gives_json(value: Any) -> None:
+    json.dumps(to_json(value), allow_nan=False).encode()
+
+
+@given(value=st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | st.text(st.characters(codec="utf-8")),
+                          lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner)))  # fmt: skip
+def test_to_json_keeps_json(value: Any) -> None:
+    assert to_json(value) == value
+
+
+def test_a_replayed_raw_action_reads_the_same() -> None:
+    action = {"content": None, "tool_calls": [call(arguments="{bad", id="k"), call(arguments={"a": 1})]}
+    turn = read_action(action, 0)
+    assert read_action(turn.raw, 0) == turn
+
+
+def test_copies_share_nothing_that_changes() -> None:
+    messages = [read_action({"tool_calls": [call()]}, 0).message]
+    copies = copy_messages(messages)
+    copies[0]["tool_calls"][0]["function"]["name"] = "other"
+    copies[0]["content"] = "other"
+    assert messages == [read_action({"tool_calls": [call()]}, 0).message]
