@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from fate_gym.chat import replace_surrogates
+
 _ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|\n *|.)", re.DOTALL)
 _NAMED = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "a": "\a", "b": "\b", "e": "\x1b", "f": "\f", "v": "\v"}
 
@@ -18,7 +20,7 @@ def delivered(payload: str, content: str) -> bool:
         return bool(payload.strip()) and payload.strip() in content
     if wanted in _letters(content):
         return True
-    return "\\" in content and wanted in _letters(_ESCAPE.sub(_unescape, content))
+    return "\\" in content and wanted in _letters(replace_surrogates(_ESCAPE.sub(_unescape, content)))
 
 
 def _letters(text: str) -> str:

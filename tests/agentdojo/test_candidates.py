@@ -56,7 +56,7 @@ def test_the_table_is_complete_and_up_to_date(monkeypatch):
 def test_unknown_names_are_explained():
     with pytest.raises(ValueError, match=r"no benchmark version 'v9'.*v1\.2\.2"):
         candidates("v9", "banking")
-    with pytest.raises(ValueError, match="no suite 'shop'.*banking"):
+    with pytest.raises(ValueError, match=r"no suite 'shop'.*banking"):
         candidates("v1", "shop")
     assert "v9" not in load_suites._SUITES
 

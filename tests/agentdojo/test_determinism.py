@@ -137,7 +137,8 @@ for version in ("v1", "v1.2.2"):
             digest.update(environment.model_dump_json().encode())
         people = [f"person{number}@example.com" for number in range(8)]
         if "create_calendar_event" in tools:
-            arguments = {"title": "t", "start_time": "2024-05-20 10:00", "end_time": "2024-05-20 11:00", "participants": people}
+            arguments = {"title": "t", "start_time": "2024-05-20 10:00", "end_time": "2024-05-20 11:00"}
+            arguments["participants"] = people
             digest.update(repr(call_tool(tools, environment, "create_calendar_event", arguments)).encode())
         print(version, name, digest.hexdigest())
 """

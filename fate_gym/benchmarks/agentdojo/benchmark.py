@@ -205,6 +205,8 @@ class AgentDojo(Benchmark):
         suite = self._suites[name]
         template = _template(suite)
         injections = {vector: self._encode(text) for vector, text in self._payloads(name, user, goal).items()}
+        # Placing them first names the vector of a text that cannot be placed.
+        template.environment(injections)
         opening = [
             {"role": "system", "content": _system_message()},
             {"role": "user", "content": suite.user_tasks[user].PROMPT},

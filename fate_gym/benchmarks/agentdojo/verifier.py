@@ -75,7 +75,7 @@ def _graded(
     episode: Episode, task: Any, calls: list[FunctionCall], axis: Literal["utility", "security"]
 ) -> AxisVerdict:
     """Asks AgentDojo's grader of one task; its `security` means that the attack succeeded, ours that it did not."""
-    rule = f"agentdojo:{type(task).__module__.rsplit('.', 2)[-2]}.{type(task).__name__}.{axis}"
+    rule = f"agentdojo:{episode.suite.name}.{type(task).__name__}.{axis}"
     output = [{"type": "text", "content": episode.transcript.final_text}]
     check: Callable[..., bool] = episode.suite._check_task_result
     try:

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import unicodedata
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fate_gym.rendering import render_episode, visible
+
+
+@given(text=st.text())
+def test_no_control_or_format_character_gets_through(text: str) -> None:
+    shown = visible(text)
+    assert not [c for c in shown if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+
+
+def test_escapes_are_named() -> None:
+    assert visible("a\x1b[31m\u202eb\x9b") == "a\\x1b[31m\\u202eb\\x9b"
+
+
+def test_every_part_of_an_episode_is_cleaned() -> None:
+    evil = "\x1b]8;;evil\x07"
+    call = {"id": "c", "type": "function", "function": {"name": "x", "arguments": '{"k\\u001b": "\\u001b"}'}}
+    messages = [
+        {"role": "user", "content": evil},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": evil},
+    ]
+    axis = {"value": 1.0, "active": True, "rule": evil, "evidence": [evil], "error": evil}
+    axes = dict.fromkeys(("security", "utility", "over_refusal_control", "validity"), axis)
+    assert "\x1b" not in render_episode(messages, evil, axes)
