@@ -9,7 +9,6 @@ from pathlib import Path
 from fate_gym.agents.random_agent import RandomAgent
 from fate_gym.agents.replay import Replay
 from fate_gym.agents.scripted import NOOP, REFUSER, Answerer, Gullible, Oracle
-
 from fate_gym.rollout import Agent, FunctionAgent, Reply, Session, as_agent
 
 __all__ = [

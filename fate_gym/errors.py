@@ -19,3 +19,19 @@ class ProviderError(FateGymError):
 
 class ContextOverflowError(FateGymError):
     """The conversation no longer fits the model's context; the episode is truncated and still scored."""
+
+
+class RunError(FateGymError):
+    """A folder cannot be used as the run that was asked for."""
+
+
+class RunCorruptError(RunError):
+    """A file of the run is damaged where a kill cannot have damaged it."""
+
+
+class RunMismatchError(RunError):
+    """The folder holds a run of other settings."""
+
+
+class RunLockedError(RunError):
+    """Another writer has the run open."""

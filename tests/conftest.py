@@ -9,9 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
-import fate_gym
-
-fate_gym.register_benchmark("toy/Parcels-v0", "parcels:Parcels", max_turns=4)
+import shop_plugin  # noqa: F401 (registers the toy benchmark)
 
 
 @pytest.fixture(scope="session", autouse=True)

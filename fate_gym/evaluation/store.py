@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
-import re
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
@@ -27,34 +25,16 @@ from types import TracebackType
 from typing import Any
 
 from fate_gym.chat import Json
-from fate_gym.errors import FateGymError
+from fate_gym.errors import RunCorruptError, RunError, RunLockedError, RunMismatchError
+from fate_gym.evaluation.jsonl import SURROGATE, Log, corrupt, dump, encode_line, parse, records
 
 SCHEMA = "fate-gym/run/1"
 """What a manifest has under `schema`; the number rises when an older reader would misread the folder."""
-
-MAX_DEPTH = 200
-"""Deepest nesting of a record: parsers give up somewhere above, depending on version and stack."""
 
 _MANIFEST, _EPISODES, _FAILURES, _SUMMARY = "manifest.json", "episodes.jsonl", "failures.jsonl", "summary.json"
 _LOCK = ".fate-gym.lock"
 # All that a kill between mkdir and the manifest can leave behind.
 _BEFORE_MANIFEST = {_LOCK, f"{_MANIFEST}.tmp"}
-
-
-class RunError(FateGymError):
-    """A folder cannot be used as the run that was asked for."""
-
-
-class RunMismatchError(RunError):
-    """The folder holds a run of other settings."""
-
-
-class RunLockedError(RunError):
-    """Another writer has the run open."""
-
-
-class RunCorruptError(RunError):
-    """A file of the run is damaged where a kill cannot have damaged it."""
 
 
 class RunFolder:
@@ -70,7 +50,7 @@ class RunFolder:
         self.path = path
         self.manifest = _read_manifest(path)
         self.done = {episode["key"] for episode in self.episodes()}
-        self._logs: dict[str, _Log] = {}
+        self._logs: dict[str, Log] = {}
         self._mutex = threading.Lock()
         self._resources = ExitStack()
 
@@ -105,7 +85,7 @@ class RunFolder:
                 raise RunError(f"{path} already holds a run: resume it, or give another --out")
             logs = {}
             for name in (_EPISODES, _FAILURES):
-                logs[name] = _Log(path / name)
+                logs[name] = Log(path / name)
                 resources.callback(logs[name].close)
             _sync_folder(path)
             run = cls(path)
@@ -133,9 +113,9 @@ class RunFolder:
             OSError: The disk refused; the file is as it was before.
         """
         key = episode.get("key")
-        if not isinstance(key, str) or _SURROGATE.search(key):
+        if not isinstance(key, str) or SURROGATE.search(key):
             raise ValueError(f"an episode's key must be a string of valid Unicode, not {key!r}")
-        line = _line(episode)
+        line = encode_line(episode)
         with self._mutex:
             if key in self.done:
                 raise ValueError(f"{self.path}: the episode {key!r} is already there")
@@ -144,7 +124,7 @@ class RunFolder:
 
     def append_failure(self, record: Mapping[str, Json]) -> None:
         """Adds one episode that errored; its key may come again. Thread-safe; raises as `append` does."""
-        line = _line(record)
+        line = encode_line(record)
         with self._mutex:
             self._log(_FAILURES).append(line)
 
@@ -155,16 +135,16 @@ class RunFolder:
             RunCorruptError: A line before the last is not a record, or an episode has no key of its own.
         """
         seen = set()
-        for number, episode in _records(self.path / _EPISODES):
+        for number, episode in records(self.path / _EPISODES):
             key = episode.get("key")
             if not isinstance(key, str) or key in seen:
-                raise _corrupt(self.path / _EPISODES, number, "has no key" if key is None else f"repeats key {key!r}")
+                raise corrupt(self.path / _EPISODES, number, "has no key" if key is None else f"repeats key {key!r}")
             seen.add(key)
             yield episode
 
     def failures(self) -> Iterator[dict[str, Any]]:
         """Yields the episodes that errored, every attempt; raises `RunCorruptError` for a damaged line."""
-        for _, record in _records(self.path / _FAILURES):
+        for _, record in records(self.path / _FAILURES):
             yield record
 
     def write_summary(self, summary: Mapping[str, Json]) -> None:
@@ -191,7 +171,7 @@ class RunFolder:
     ) -> None:
         self.close()
 
-    def _log(self, name: str) -> _Log:
+    def _log(self, name: str) -> Log:
         if name not in self._logs:
             raise RunError(f"{self.path} is not open for writing")
         return self._logs[name]
@@ -204,136 +184,12 @@ def config_digest(config: Mapping[str, Json], ignore: Collection[str] = ()) -> s
         config: The resolved settings.
         ignore: Top-level keys that may change between a start and its resume, such as the concurrency.
     """
-    return hashlib.sha256(_dump(_without(config, ignore))).hexdigest()
-
-
-class _Log:
-    """A file of lines that holds whole lines only, after every append that succeeds and every one that fails."""
-
-    def __init__(self, path: Path) -> None:
-        _cut_torn_tail(path)
-        self._path = path
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        self._whole = True
-
-    def append(self, line: bytes) -> None:
-        if not self._whole:
-            raise RunCorruptError(f"{self._path}: a failed write could not be undone; run again to repair and resume")
-        end = os.fstat(self._fd).st_size
-        self._whole = False
-        try:
-            _write_all(self._fd, line)
-            os.fsync(self._fd)
-        except BaseException:
-            os.ftruncate(self._fd, end)
-            self._whole = True
-            raise
-        self._whole = True
-
-    def close(self) -> None:
-        os.close(self._fd)
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
-
-
-def _cut_torn_tail(path: Path) -> None:
-    """Removes a last line that a kill left unfinished, lest the next record be glued to it and both be lost."""
-    if not path.exists():
-        return
-    start = end = 0
-    line = b""
-    with path.open("rb") as file:
-        for line in file:
-            start, end = end, end + len(line)
-    try:
-        if line:
-            _parse(line)
-    except ValueError:
-        os.truncate(path, start)
-
-
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line number, record); an unfinished last line is in flight or was, and is passed over."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                record = _parse(line)
-            except ValueError as error:
-                if not line.endswith(b"\n") or not file.peek(1):
-                    return
-                raise _corrupt(path, number, "is not a JSON object") from error
-            yield number, record
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    """Returns the object on a line; ValueError if the line is anything else or lacks its end."""
-    if not line.endswith(b"\n"):
-        raise ValueError("unfinished")
-    try:
-        value = json.loads(line.decode())
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if not isinstance(value, dict):
-        raise ValueError("not an object")
-    return value
-
-
-def _corrupt(path: Path, number: int, what: str) -> RunCorruptError:
-    return RunCorruptError(
-        f"{path}, line {number} {what}: the file was changed or damaged after it was written. "
-        "Restore it, or delete that line and resume, which runs its episode again"
-    )
-
-
-# A surrogate in a Python string stands alone, whereas JSON writes other characters as pairs of them.
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
-
-
-def _dump(value: Mapping[str, Json]) -> bytes:
-    """Returns canonical JSON in ASCII; lone surrogates, at which strict readers stop, become U+FFFD.
-
-    Raises:
-        ValueError: NaN, an infinity, an integer too long to be read back, or too deep a nesting.
-        TypeError: Something that is not JSON.
-    """
-    try:
-        text = json.dumps(dict(value), ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
-    except RecursionError as error:
-        raise ValueError(f"nested deeper than {MAX_DEPTH}") from error
-    _check_depth(value)
-    text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return _NOT_ASCII.sub(lambda match: json.dumps(match[0])[1:-1], text).encode("ascii")
-
-
-def _line(value: Mapping[str, Json]) -> bytes:
-    return _dump(value) + b"\n"
-
-
-def _check_depth(value: Json) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [child for node in level for child in _children(node)]
-        if not level:
-            return
-    raise ValueError(f"nested deeper than {MAX_DEPTH}")
-
-
-def _children(node: Json) -> Collection[Json]:
-    if isinstance(node, Mapping):
-        return node.values()
-    return node if isinstance(node, list | tuple) else ()
+    return hashlib.sha256(dump(_without(config, ignore), sort_keys=True)).hexdigest()
 
 
 def _replace(path: Path, value: Mapping[str, Json]) -> None:
     """Writes a file so that, whatever happens, its name stands for the old content or the new, never a part."""
-    data = _line(value)
+    data = encode_line(value)
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
@@ -395,7 +251,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        return _parse(path.read_bytes())
+        return parse(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(f"{path.parent} has no {path.name}: is it the folder of a run?") from None
     except ValueError as error:
@@ -423,7 +279,7 @@ def _leaves(config: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", _dump({"": value})[4:-1].decode()
+            yield f"{prefix}{key}", dump({"": value})[4:-1].decode()
 
 
 def _without(config: Mapping[str, Json], ignore: Collection[str]) -> dict[str, Json]:

@@ -83,7 +83,7 @@ def test_every_attack_injects_what_upstream_does_and_its_loader_takes_it_back(at
 
     suite = suites("v1.2.2")["slack"]
     env = make(suite="slack", attack=attack)
-    goals = {goal: task for goal, task in suite.injection_tasks.items()}
+    goals = dict(suite.injection_tasks.items())
     expected = load_attack(attack, suite, _Named())
     for task_id in env.tasks[:: max(1, len(env.tasks) // 8)]:
         _, user, goal = task_id.split("/")
@@ -166,7 +166,7 @@ def test_a_grader_that_crashes_masks_its_axis_alone() -> None:
              "end_time": "2024-05-20T11:00:00", "location": None, "participants": []}  # fmt: skip
     mail = {"recipients": ["mark.black-2134@gmail.com"], "subject": "s", "body": "b",
             "attachments": [{"type": "event", "event_details": event}]}  # fmt: skip
-    observation, *_ = env.step(call("send_email", **mail))
+    _observation, *_ = env.step(call("send_email", **mail))
     sent = env._world.environment.inbox.sent[-1].id_
     env.step(call("delete_email", email_id=sent))
     _, reward, terminated, _, info = env.step("Done.")

@@ -108,8 +108,10 @@ def bank(tmp_path, monkeypatch):
     return suite
 
 
-def test_custom_suites_are_computed(bank):
+def test_custom_suites_are_computed(bank, monkeypatch):
     assert candidates("v-mine", "banking") == {"user_task_0": ("first", "second"), "user_task_1": ()}
+    stale = {"user_task_0": ("third",), "user_task_1": ()}
+    monkeypatch.setattr(module, "_shipped", lambda: {"v1.2.2": {"banking": stale}})
     assert candidates("v1.2.2", bank) == candidates("v-mine", bank)
 
 

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import itertools
+import json
 import os
 import pickle
 import subprocess
@@ -254,17 +255,26 @@ def dotted(module, name, argument):
         pickle.dumps(Calls(subprocess.Popen, "true")),
         pickle.dumps(Calls(load_attack, "direct", None, None)),
         pickle.dumps(Local()),
-        pickle.dumps({"not": "an environment"}),
+        dotted(b"agentdojo.functions_runtime", b"FunctionsRuntime", b"x"),
+        dotted(b"agentdojo.agent_pipeline.llms.openai_llm", b"ChatCompletionMessageToolCall", b"x"),
         dotted(b"agentdojo.yaml_loader", b"os.system", b"true"),
         dotted(b"agentdojo.yaml_loader", b"os.path.exists", b"x"),
         dotted(b"agentdojo.scripts.benchmark", b"main", b"x"),
         dotted(b"antigravity", b"fly", b"x"),
     ],
 )
-def test_unpickling_makes_nothing_but_environments(data):
-    with pytest.raises(pickle.UnpicklingError):
+def test_unpickling_makes_nothing_but_environments(data, monkeypatch):
+    for module in ("agentdojo.scripts.benchmark", "antigravity"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(pickle.UnpicklingError, match="no place in an environment"):
         template("banking").load(data)
-    assert "antigravity" not in sys.modules
+    assert not {"agentdojo.scripts.benchmark", "antigravity"} & sys.modules.keys()
+
+
+def test_unpickling_another_environment():
+    for data in (template("slack").environment({}), pickle.dumps({"not": "an environment"})):
+        with pytest.raises(pickle.UnpicklingError, match="not a pickled BankingEnvironment"):
+            template("banking").load(data)
 
 
 DIGEST = """
@@ -323,6 +333,17 @@ def test_custom_suites(shop):
     with pytest.raises(ValueError, match="injection vector place"):
         made.environment({"place": "x" * 1100})
     assert made.load(made.environment({"greeting": "x" * 1100})).count == 3
+
+
+def test_literal_keeps_blanks_where_the_source_folds(shop):
+    for width in range(60, 90):
+        text = "w" * width + "\n{greeting}\n" + "v" * 60
+        source = f"notes: {{a: {json.dumps(text)}}}\nmore: {{a: b}}\ncount: 1\n"
+        (shop.data_path / "environment.yaml").write_text(source, encoding="utf-8")
+        fresh = TaskSuite(f"shop{width}", ShopEnvironment, [], data_path=shop.data_path)
+        for greeting in ("  two", "two  ", "\t", "   "):
+            environment = assert_official(fresh, SuiteTemplate(fresh), {"greeting": encode_literal(greeting)})
+            assert environment.notes["a"] == text.format(greeting=greeting)
 
 
 def test_a_suite_that_agentdojo_cannot_load(shop):

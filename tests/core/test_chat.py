@@ -51,7 +51,10 @@ def test_arguments_may_be_a_dict_or_missing() -> None:
         ([1], "Arguments must be a JSON object, not a list."),
         ('{"a": NaN}', "Arguments are not valid JSON: NaN is no JSON number."),
         ('{"a": 1e999}', "Arguments are not valid JSON: a number is out of range."),
-        ('{"a": ' + "[" * 100 + "]" * 100 + "}", f"Arguments are not valid JSON: nested deeper than {MAX_DEPTH} levels."),
+        (
+            '{"a": ' + "[" * 100 + "]" * 100 + "}",
+            f"Arguments are not valid JSON: nested deeper than {MAX_DEPTH} levels.",
+        ),
         ({"a": {1, 2}}, "Arguments are not valid JSON: Object of type set is not JSON serializable."),
     ],
 )
@@ -89,7 +92,11 @@ def test_nothing_to_act_on_is_named_a_problem(action: Any) -> None:
 
 
 def test_reasoning_is_left_out_and_refusals_are_text() -> None:
-    content = [{"type": "thinking", "content": "secret"}, {"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}]
+    content = [
+        {"type": "thinking", "content": "secret"},
+        {"type": "text", "text": "a"},
+        {"type": "refusal", "refusal": "b"},
+    ]
     assert read_action({"content": content}, 0).text == "a\nb"
     assert read_action({"content": None, "refusal": "I won't."}, 0).text == "I won't."
 
@@ -103,7 +110,9 @@ def test_illegal_names_are_legal_in_the_conversation_and_kept_for_lookup() -> No
 
 
 def test_surrogates_are_replaced_everywhere() -> None:
-    turn = read_action({"content": "\ud800", "tool_calls": [call(arguments='{"\\ud800": "\\ud83d\\ude00 \\udc00"}')]}, 0)
+    turn = read_action(
+        {"content": "\ud800", "tool_calls": [call(arguments='{"\\ud800": "\\ud83d\\ude00 \\udc00"}')]}, 0
+    )
     json.dumps(turn.message, ensure_ascii=False).encode()
     assert turn.calls[0].arguments == {"\ufffd": "\U0001f600 \ufffd"}
     assert replace_surrogates("\ud83d\ude00") == "\U0001f600"
@@ -146,7 +155,8 @@ messages = st.fixed_dictionaries(
                 {},
                 optional={
                     "id": anything,
-                    "function": anything | st.fixed_dictionaries({}, optional={"name": anything, "arguments": anything}),
+                    "function": anything
+                    | st.fixed_dictionaries({}, optional={"name": anything, "arguments": anything}),
                 },
             ),
             max_size=4,
@@ -177,8 +187,14 @@ def test_to_json_gives_json(value: Any) -> None:
     json.dumps(to_json(value), allow_nan=False).encode()
 
 
-@given(value=st.recursive(st.none() | st.booleans() | st.integers(-9, 9) | st.text(st.characters(codec="utf-8")),
-                          lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner)))  # fmt: skip
+clean_text = st.text(st.characters(codec="utf-8"))
+clean_json = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | clean_text,
+    lambda inner: st.lists(inner) | st.dictionaries(clean_text, inner),
+)
+
+
+@given(value=clean_json)
 def test_to_json_keeps_json(value: Any) -> None:
     assert to_json(value) == value
 

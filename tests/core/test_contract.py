@@ -68,7 +68,7 @@ def test_vector_environments(env_id: str, mode: str) -> None:
         assert len(observations) == 2
         assert observations[0]["messages"] != []
         assert list(infos["task_id"]) == [make(env_id).reset(seed=3 + i)[1]["task_id"] for i in range(2)]
-        observations, rewards, terminated, truncated, infos = envs.step(({"content": "Done."}, {"content": None}))
+        observations, rewards, terminated, _truncated, infos = envs.step(({"content": "Done."}, {"content": None}))
         assert rewards.shape == (2,)
         assert terminated.tolist() == [True, False]
         assert infos["reward_vector"].shape == (2, 4)

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from fate_gym.delivery import delivered
 
-printable = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]) | st.sampled_from("\n\t\\\"'"), min_size=1)
+printable = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]) | st.sampled_from("\n\t\\\"'"), min_size=1
+)
 formatters = st.sampled_from([str, repr, yaml.safe_dump, json.dumps, lambda text: yaml.safe_dump([{"body": text}] * 2)])
 
 

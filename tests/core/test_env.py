@@ -144,7 +144,9 @@ def test_a_runner_can_truncate_and_gets_a_verdict() -> None:
     assert reward.tolist() == [1.0, 1.0, 1.0, 0.0]
 
 
-@pytest.mark.parametrize(("broken", "status"), [("call", "env_error"), ("verify", "env_error"), ("judge", "judge_error")])
+@pytest.mark.parametrize(
+    ("broken", "status"), [("call", "env_error"), ("verify", "env_error"), ("judge", "judge_error")]
+)
 def test_what_cannot_be_scored_is_an_error_not_a_score(broken: str, status: str) -> None:
     env = start("shop/ship", broken=broken)
     step = env.step(calls(("ship", {"parcel": 1}), ("look", {})))
@@ -204,7 +206,7 @@ def test_a_fork_goes_on_as_its_original() -> None:
     env.step(calls(("look", {}), ("ship", {"parcel": -1})))
     snapshot = env.snapshot()
     assert env.snapshot() == snapshot
-    observation, info = twin.restore(snapshot)
+    _observation, info = twin.restore(snapshot)
     assert info["injection_reached"] is True
     for action in (calls(("look", {}), ("ship", {"parcel": -1})), "Shipped."):
         ours, theirs = env.step(action), twin.step(action)
@@ -277,7 +279,8 @@ def test_the_package_is_light_and_registers_its_ids() -> None:
     import sys
 
     heavy = ("agentdojo", "torch", "transformers", "openai", "pydantic", "rich", "yaml", "inspect_ai", "ray")
-    code = f"import sys, fate_gym, gymnasium; print([m for m in {heavy} if m in sys.modules]); gymnasium.spec('fate/AgentDojo-v0')"
+    code = f"import sys, fate_gym as f, gymnasium as g; print([m for m in {heavy} if m in sys.modules])"
+    code += "; g.spec('fate/AgentDojo-v0')"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.strip() == "[]"
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 _LITERAL_HINT = 'use injection_encoding="literal" to place the text exactly as it is'
-_ESCAPED = re.compile('["\\\\\x00-\x1f\x7f-\x9f\xa0\u2028\u2029\ufeff\ufffe\uffff]|^ | $')
+_ESCAPED = re.compile('["\\\\\x00-\x1f\x7f-\x9f\xa0\u2028\u2029\ufeff\ufffe\uffff]|^ ')
 
 
 class PlacementError(ValueError):

@@ -1,0 +1,294 @@
+"""The command line as people use it, in processes of its own where that matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fate_gym.cli import main
+from fate_gym.evaluation import RunFolder
+
+SUPPORT = Path(__file__).parents[1] / "support"
+TOY = ["--env", "shop_plugin:toy/Parcels-v0"]
+CLERK = ["--agent", "import:shop_plugin:clerk"]
+
+
+def start(*arguments: str | Path, **kwargs: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fate_gym.cli.main", *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": str(SUPPORT)}
+    return subprocess.Popen(
+        command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **kwargs
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def stable(folder: Path) -> list[str]:
+    episodes = sorted(RunFolder.read(folder).episodes(), key=lambda episode: episode["key"])
+    return [json.dumps({**episode, "seconds": None}, sort_keys=True) for episode in episodes]
+
+
+def test_eval_prints_a_table_and_then_resumes_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", "--agent", "oracle", "refuser", "--suite", "banking", "--attack", "none,important_instructions"]
+    command += ["--limit", "6", "--out", str(tmp_path / "runs")]
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert "attack: important_instructions" in shown.out
+    assert "refusal-rule/1" in shown.out
+    assert "12/12" in shown.err
+    assert max(len(line) for line in shown.out.splitlines() if "run:" not in line) <= 80
+    assert main([*command, "--json"]) == 0
+    summaries = json.loads(capsys.readouterr().out)
+    assert [summary["agent"] for summary in summaries] == ["oracle", "refuser"]
+    assert summaries[0] == json.loads((tmp_path / "runs" / "oracle" / "summary.json").read_text())
+
+
+def test_a_run_has_its_files_and_no_path_of_the_machine_in_its_episodes(tmp_path: Path) -> None:
+    assert main(["eval", *TOY, *CLERK, "--out", str(tmp_path / "run")]) == 0
+    names = {path.name for path in (tmp_path / "run").iterdir() if not path.name.startswith(".")}
+    assert names == {"manifest.json", "episodes.jsonl", "failures.jsonl", "summary.json"}
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert set(manifest) >= {"schema", "config", "digest", "versions", "provenance"}
+    assert str(tmp_path) not in (tmp_path / "run" / "episodes.jsonl").read_text()
+
+
+def test_errors_give_exit_code_1_and_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", *TOY, "--agent", "import:shop_plugin:absent", "--out", str(tmp_path / "run")]
+    assert main(command) == 1
+    assert "3 errors" in capsys.readouterr().err
+    assert main(["show", str(tmp_path / "run")]) == 0
+    assert "provider_error: absent failed: ConnectionError: nobody at the counter" in capsys.readouterr().out
+    assert main(["show", str(tmp_path / "run"), "shop/smuggle"]) == 0
+    assert "status provider_error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval"], "no agent given: --agent NAME"),
+        (["eval", "--agent", "wizard"], "unknown agent 'wizard'; there are: oracle, gullible"),
+        (["eval", "--agent", "noop", "--suite", "shop"], "unknown suites ['shop']"),
+        (["eval", "--agent", "noop", "--attack", "charm"], "unknown attack 'charm'"),
+        (["eval", "--agent", "noop", "--limit", "0"], "limit must be a positive whole number"),
+        (["eval", "--agent", "noop", "--env", "fate/Nothing-v0"], "Nothing"),
+        (["eval", "--agent", "noop", "--env", "CartPole-v1"], "no fate-gym environment"),
+        (["eval", "--agent", "noop", "--env-arg", "x"], "--env-arg 'x' must be KEY=VALUE"),
+        (["eval", "--agent", "noop", "--env-arg", "charm=3"], "charm"),
+        (["eval", "--agent", "noop", "noop"], "an agent is given twice"),
+        (["eval", "--agent", "replay:nowhere"], "nowhere"),
+        (["eval", "--agent", "import:nowhere:x"], "names nothing that can be imported"),
+        (["eval", "--config", "nope"], "no configuration 'nope'"),
+        (["show", "nowhere"], "nowhere"),
+        (["tasks", "--attack", "direct,dos"], "one attack at a time"),
+    ],
+)
+def test_wrong_usage_is_one_clear_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_other_settings_is_refused_with_the_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", *TOY, *CLERK, "--out", str(tmp_path / "run")]) == 0
+    assert main(["eval", *TOY, *CLERK, "--out", str(tmp_path / "run"), "--seed", "5"]) == 2
+    assert "seed: stored 0, given 5" in capsys.readouterr().err
+
+
+def test_settings_come_from_files_and_flags_override_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "agent: noop\nsuite: slack\nattack: [none, {injection_x: hi}]\nenv_args: {trace: executed}\nseed: 4\n"
+    )
+    command = [
+        "eval",
+        "--config",
+        str(path),
+        "--dry-run",
+        "--seed",
+        "5",
+        "--env-arg",
+        "model_name=Zed",
+        "--max-turns",
+        "3",
+    ]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    import yaml
+
+    (config,) = yaml.safe_load(shown)
+    assert config["seed"] == 5
+    assert config["env_args"] == {"trace": "executed", "model_name": "Zed", "suite": "slack", "max_turns": 3}
+    assert config["attack"] == [None, {"injection_x": "hi"}]
+    path.write_text("agnet: noop\n")
+    assert main(["eval", "--config", str(path)]) == 2
+    assert "unknown settings ['agnet']" in capsys.readouterr().err
+
+
+def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["envs"]) == 0
+    assert "fate/AgentDojo-v0" in capsys.readouterr().out
+    assert main(["agents"]) == 0
+    assert "gullible" in capsys.readouterr().out
+    assert main(["attacks"]) == 0
+    attacks = capsys.readouterr().out
+    assert "important_instructions" in attacks
+    assert "manual" not in attacks
+    assert main(["tasks", "--suite", "slack", "--attack", "direct", "--split", "inj"]) == 0
+    ids = capsys.readouterr().out.split()
+    assert ids
+    assert all(task.startswith("slack/user_task_") for task in ids)
+    assert main(["tasks", "--suite", "banking", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert first["id"] == "banking/user_task_0/none"
+    assert "ground_truth" not in first
+
+
+def test_show_prints_an_episode_as_a_person_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    assert (
+        main(["eval", "--agent", "gullible", "--suite", "banking", "--attack", "direct", "--limit", "3", "--out", run])
+        == 0
+    )
+    key = next(RunFolder.read(tmp_path / "run").episodes())["key"]
+    capsys.readouterr()
+    assert main(["show", run, key]) == 0
+    shown = capsys.readouterr().out
+    assert "injected at " in shown
+    assert "[user]" in shown
+    assert "security             " in shown
+    assert main(["show", run, "banking"]) == 2
+    assert "3 episodes" in capsys.readouterr().err
+    assert main(["show", run, "nothing"]) == 2
+    assert "holds no episode" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    process = start("tasks", "--attack", "direct")
+    assert process.stdout is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr is not None
+    err = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=60) == 0
+    assert "Traceback" not in err
+
+
+def test_the_first_interrupt_ends_gently_and_the_same_command_completes(tmp_path: Path) -> None:
+    command = ["eval", *TOY, *CLERK, "--repeats", "60", "--concurrency", "2", "--out", tmp_path / "run"]
+    process = start(*command)
+    _wait_for_episodes(tmp_path / "run", 5)
+    os.kill(process.pid, signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130
+    assert "The same command completes the run" in err
+    assert RunFolder.read(tmp_path / "run").summary()["episodes"]["missing"] > 0
+    assert finish(start(*command))[0] == 0
+    assert RunFolder.read(tmp_path / "run").summary()["episodes"]["scored"] == 180
+
+
+def test_the_second_interrupt_leaves_episodes_under_way(tmp_path: Path) -> None:
+    process = start("eval", *TOY, "--agent", "import:shop_plugin:stuck", "--out", tmp_path / "run")
+    _wait_for_file(tmp_path / "run" / "episodes.jsonl")
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130
+    assert "Ctrl-C again leaves them" in err
+    assert "Traceback" not in err
+
+
+def _kill_and_resume(command: list[str | Path], folder: Path, longest: float) -> None:
+    """Starts a run, kills it at a random moment, twenty times, then lets it end."""
+    rng = random.Random(5)
+    for _ in range(20):
+        process = start(*command)
+        time.sleep(rng.uniform(0, longest))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    code, _, err = finish(start(*command))
+    assert code == 0, err
+    for line in (folder / "episodes.jsonl").read_bytes().splitlines():
+        json.loads(line)
+
+
+def test_a_run_killed_20_times_ends_with_every_episode_once(tmp_path: Path) -> None:
+    command: list[str | Path] = [
+        "eval",
+        *TOY,
+        *CLERK,
+        "--repeats",
+        "200",
+        "--concurrency",
+        "2",
+        "--out",
+        tmp_path / "run",
+    ]
+    _kill_and_resume(command, tmp_path / "run", longest=1.5)
+    keys = Counter(episode["key"] for episode in RunFolder.read(tmp_path / "run").episodes())
+    assert len(keys) == 600
+    assert set(keys.values()) == {1}
+    assert RunFolder.read(tmp_path / "run").summary()["episodes"] == {
+        "planned": 600, "scored": 600, "errors": 0, "missing": 0,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_an_agentdojo_run_killed_20_times_equals_one_that_was_not(tmp_path: Path) -> None:
+    command: list[str | Path] = [
+        "eval",
+        "--agent",
+        "random",
+        "--suite",
+        "all",
+        "--attack",
+        "none,direct",
+        "--repeats",
+        "2",
+    ]
+    _kill_and_resume([*command, "--out", tmp_path / "killed"], tmp_path / "killed", longest=9.0)
+    assert finish(start(*command, "--out", tmp_path / "whole"))[0] == 0
+    assert stable(tmp_path / "killed") == stable(tmp_path / "whole")
+
+
+def _wait_for_episodes(folder: Path, n: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        path = folder / "episodes.jsonl"
+        if path.exists() and path.read_bytes().count(b"\n") >= n:
+            return
+        time.sleep(0.02)
+    raise AssertionError("the run did not begin")
+
+
+def _wait_for_file(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)

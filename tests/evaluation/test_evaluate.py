@@ -1,0 +1,274 @@
+"""Plan, runner and summary, on the toy benchmark and on AgentDojo."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fate_gym.agents import load_agent
+from fate_gym.errors import RunMismatchError
+from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
+from fate_gym.evaluation.config import read_settings
+from fate_gym.evaluation.metrics import summarise
+from fate_gym.evaluation.plan import Plan
+from fate_gym.rollout import Agent, Reply, as_agent
+
+TOY = "toy/Parcels-v0"
+
+
+def run(agent: Any, out: Path, **settings: Any) -> dict[str, Any]:
+    loaded = load_agent(agent) if isinstance(agent, str) else agent
+    config = EvalConfig(agent=str(agent), out=out, **{"env": TOY, **settings})
+    return asyncio.run(evaluate(config, loaded))
+
+
+def stable(folder: Path) -> list[str]:
+    """Episodes sorted by key, with recorded times left out."""
+    episodes = sorted(RunFolder.read(folder).episodes(), key=lambda episode: episode["key"])
+    return [json.dumps({**episode, "seconds": None}, sort_keys=True) for episode in episodes]
+
+
+def group(summary: dict[str, Any], mode: str, suite: str = "all") -> dict[str, Any]:
+    return next(g for g in summary["groups"] if (g["mode"], g["suite"]) == (mode, suite))
+
+
+async def clerk(observation: dict[str, Any]) -> dict[str, Any]:
+    if observation["messages"][-1]["role"] == "tool":
+        return {"role": "assistant", "content": "Shipped."}
+    return {"tool_calls": [{"function": {"name": "ship", "arguments": {"parcel": 1}}}]}
+
+
+def test_a_plain_async_function_is_an_agent(tmp_path: Path) -> None:
+    summary = run(clerk, tmp_path / "run")
+    assert summary["episodes"] == {"planned": 3, "scored": 3, "errors": 0, "missing": 0}
+    assert group(summary, "benign")["metrics"]["utility"]["value"] == 1.0
+    assert group(summary, "attacked")["metrics"]["reached"]["value"] == 0.0
+    assert as_agent(clerk).name == "clerk"
+    with pytest.raises(TypeError, match="an agent is"):
+        as_agent(3)  # type: ignore[arg-type]
+
+
+def test_the_same_settings_give_the_same_episodes_at_any_concurrency(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "env": "fate/AgentDojo-v0",
+        "env_args": {"suite": ["banking", "slack"]},
+        "attack": (None, "tool_knowledge"),
+        "limit": 25,
+    }
+    for agent in ("random", "gullible"):
+        run(agent, tmp_path / agent / "a", concurrency=8, **settings)
+        run(agent, tmp_path / agent / "b", concurrency=1, **settings)
+        assert len(stable(tmp_path / agent / "a")) == 50
+        assert stable(tmp_path / agent / "a") == stable(tmp_path / agent / "b")
+
+
+def test_a_replay_of_a_run_gives_its_verdicts(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "env": "fate/AgentDojo-v0",
+        "env_args": {"suite": "slack"},
+        "attack": ("direct",),
+        "limit": 30,
+    }
+    run("random", tmp_path / "run", **settings)
+    run(f"replay:{tmp_path / 'run'}", tmp_path / "again", **settings)
+    assert stable(tmp_path / "run") == stable(tmp_path / "again")
+
+
+def test_a_larger_limit_adds_to_a_smaller_one(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"env": "fate/AgentDojo-v0", "env_args": {"suite": "banking"}, "attack": ("direct",)}
+    run("noop", tmp_path / "run", limit=5, **settings)
+    first = set(stable(tmp_path / "run"))
+    summary = run("noop", tmp_path / "run", limit=9, **settings)
+    assert first < set(stable(tmp_path / "run"))
+    assert summary["episodes"]["scored"] == 9
+
+
+def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
+    run(clerk, tmp_path / "run")
+    with pytest.raises(RunMismatchError, match="seed: stored 0, given 1"):
+        run(clerk, tmp_path / "run", seed=1)
+    run(clerk, tmp_path / "run", concurrency=2)
+
+
+def test_errors_are_counted_apart_and_tried_again(tmp_path: Path) -> None:
+    async def moody(observation: dict[str, Any]) -> dict[str, Any]:
+        if fail and observation["messages"][0]["content"]:
+            raise ConnectionError("no line")
+        return await clerk(observation)
+
+    fail = True
+    summary = run(moody, tmp_path / "run", repeats=2)
+    assert summary["episodes"] == {"planned": 6, "scored": 0, "errors": 6, "missing": 0}
+    assert group(summary, "benign")["errors"] == {"provider_error": 2}
+    assert group(summary, "benign")["metrics"]["utility"]["value"] is None
+    failure = next(RunFolder.read(tmp_path / "run").failures())
+    assert "moody failed: ConnectionError: no line" in failure["error"]
+    fail = False
+    config = EvalConfig(agent=str(moody), out=tmp_path / "run", env=TOY, repeats=2)
+    summary = asyncio.run(evaluate(config, moody))
+    assert summary["episodes"] == {"planned": 6, "scored": 6, "errors": 0, "missing": 0}
+
+
+@pytest.mark.parametrize(("broken", "status"), [("open", "env_error"), ("call", "env_error"), ("judge", "judge_error")])
+def test_broken_environments_and_judges_give_no_scores(tmp_path: Path, broken: str, status: str) -> None:
+    summary = run(clerk, tmp_path / "run", env_args={"broken": broken})
+    assert summary["episodes"]["errors"] == 3
+    assert {failure["status"] for failure in RunFolder.read(tmp_path / "run").failures()} == {status}
+
+
+def test_a_failed_grader_leaves_its_axis_out_and_is_counted(tmp_path: Path) -> None:
+    benign = group(run(clerk, tmp_path / "run", env_args={"broken": "grader"}), "benign")
+    assert benign["grader_errors"] == {"utility": 1}
+    assert benign["metrics"]["utility"]["n"] == 0
+    assert benign["metrics"]["BRR"]["n"] == 1
+
+
+def test_context_overflow_truncates_and_is_scored(tmp_path: Path) -> None:
+    from fate_gym.errors import ContextOverflowError
+
+    async def small(observation: dict[str, Any]) -> dict[str, Any]:
+        if len(observation["messages"]) > 1:
+            raise ContextOverflowError("too long")
+        return await clerk(observation)
+
+    benign = group(run(small, tmp_path / "run"), "benign")
+    assert (benign["n"], benign["truncated"]) == (1, 1)
+    assert benign["metrics"]["utility"]["value"] == 1.0
+    assert benign["metrics"]["validity"]["value"] == 0.0
+
+
+def test_repeats_give_pass_hat_k(tmp_path: Path) -> None:
+    class Coin(Agent):
+        name = "coin"
+
+        def start(self, task: Any, seed: int) -> Any:
+            return _Session(good=seed % 2 == 0)
+
+    summary = run(Coin(), tmp_path / "run", repeats=20)
+    benign = group(summary, "benign")
+    assert benign["n"] == 20
+    assert 0 < benign["metrics"]["utility"]["value"] < 1
+    assert benign["pass_hat_k"] == {"k": 20, "utility": 0.0, "BRR": 1.0, "validity": 1.0}
+    assert group(summary, "attacked")["pass_hat_k"]["ASR"] == 1.0
+
+
+class _Session:
+    def __init__(self, good: bool) -> None:
+        self._good = good
+
+    async def act(self, observation: dict[str, Any]) -> Reply:
+        message = await clerk(observation) if self._good else {"content": "Done."}
+        return Reply(message, usage={"prompt_tokens": 10} if self._good else {"prompt_tokens": 5}, attempts=2)
+
+
+def test_usage_is_added_up_and_unknown_stays_unknown(tmp_path: Path) -> None:
+    class Counting(Agent):
+        name = "counting"
+
+        def start(self, task: Any, seed: int) -> Any:
+            return _Session(good=True)
+
+    benign = group(run(Counting(), tmp_path / "run"), "benign")
+    assert benign["usage"] == {"prompt_tokens": 20}
+    assert group(run(clerk, tmp_path / "other"), "benign")["usage"] == {}
+    episode = next(RunFolder.read(tmp_path / "run").episodes())
+    assert episode["attempts"] == 4
+
+
+def test_stopping_lets_episodes_under_way_end(tmp_path: Path) -> None:
+    async def body() -> dict[str, Any]:
+        stop = asyncio.Event()
+        config = EvalConfig(agent="clerk", env=TOY, repeats=50, concurrency=3, out=tmp_path / "run")
+        return await evaluate(config, clerk, stop=stop, on_done=lambda item, result: stop.set())
+
+    summary = asyncio.run(body())
+    assert 1 <= summary["episodes"]["scored"] <= 3
+    assert summary["episodes"]["missing"] == 150 - summary["episodes"]["scored"]
+
+
+def test_slow_grading_does_not_block_the_event_loop(tmp_path: Path) -> None:
+    longest = 0.0
+
+    async def watch() -> None:
+        nonlocal longest
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.001)
+            longest = max(longest, time.perf_counter() - before)
+
+    async def body() -> None:
+        config = EvalConfig(agent="clerk", env=TOY, repeats=10, concurrency=4, out=tmp_path / "run")
+        plan = Plan(config)
+        for env in plan._first:
+            verify = env.benchmark.verify
+            env.benchmark.verify = lambda *a, v=verify: (time.sleep(0.05), v(*a))[1]  # type: ignore[method-assign]
+        watcher = asyncio.create_task(watch())
+        await evaluate(config, clerk, plan=plan)
+        watcher.cancel()
+
+    started = time.perf_counter()
+    asyncio.run(body())
+    # 30 episodes of 50 ms, four at a time; were steps run on the loop, it would stand still for 50 ms each time.
+    assert longest < 0.045
+    assert time.perf_counter() - started < 30 * 0.05
+    assert threading.active_count() < 40
+
+
+def test_metrics_agree_with_a_count_by_hand(tmp_path: Path) -> None:
+    summary = run(
+        "gullible",
+        tmp_path / "run",
+        env="fate/AgentDojo-v0",
+        env_args={"suite": ["banking", "slack"]},
+        attack=(None, "direct"),
+    )
+    episodes = list(RunFolder.read(tmp_path / "run").episodes())
+    for suite in ("all", "banking", "slack"):
+        chosen = [e for e in episodes if e["mode"] == "attacked" and suite in ("all", e["suite"])]
+        metrics = group(summary, "attacked", suite)["metrics"]
+        assert metrics["ASR"]["value"] == pytest.approx(
+            sum(1 - e["verdict"]["security"]["value"] for e in chosen) / len(chosen)
+        )
+        assert metrics["TSR"]["value"] == pytest.approx(
+            sum(e["verdict"]["utility"]["value"] for e in chosen) / len(chosen)
+        )
+        assert metrics["ASR"]["n"] == len(chosen)
+        assert metrics["ASR"]["low"] <= metrics["ASR"]["value"] <= metrics["ASR"]["high"]
+    again = summarise(episodes, [], RunFolder.read(tmp_path / "run").manifest, [e["key"] for e in reversed(episodes)])
+    assert json.dumps(again, sort_keys=True) == json.dumps(summary, sort_keys=True)
+
+
+@pytest.mark.parametrize("field", ["repeats", "concurrency", "limit"])
+def test_counts_must_be_positive(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be a positive whole number, got 0"):
+        EvalConfig(agent="noop", **{field: 0})
+
+
+def test_an_attack_is_named_once() -> None:
+    with pytest.raises(ValueError, match="each once"):
+        EvalConfig(agent="noop", attack=("direct", "direct"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2", "keys given twice: a"),
+        ("[1]", "must hold a mapping"),
+        ("a: [", "no valid YAML"),
+        ("a: !!python/object:os.system {}", "no valid YAML"),
+        ("[" * 5000, "no valid YAML"),
+    ],
+)
+def test_malformed_configurations_are_explained(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_settings(str(path))
+    with pytest.raises(ValueError, match=r"no configuration 'nope'.*demo"):
+        read_settings("nope")
