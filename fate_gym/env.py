@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fate_gym.benchmark import Benchmark, ToolOutcome, World
-from fate_gym.chat import RequestedCall, Turn, copy_messages, read_action
+from fate_gym.chat import RequestedCall, ToolSchema, Turn, copy_messages, read_action
 from fate_gym.delivery import delivered
 from fate_gym.errors import FateGymError, JudgeError
 from fate_gym.rendering import render_transcript
@@ -94,6 +94,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         self._task_ids = frozenset(self.benchmark.tasks)
         self._task: Task | None = None
         self._seed = 0
+        self._packed_from: list[ToolSchema] | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -239,8 +240,9 @@ class ToolEnv(gym.Env[Observation, Any]):
         self._world: World = self.benchmark.open(task_id, seed)
         self._task = self.benchmark.task(task_id)
         self._seed = seed
-        # Every observation holds fresh copies, so that no caller can change the next one's tools.
-        self._tools = marshal.dumps(self._world.tools)
+        if self._world.tools is not self._packed_from:
+            # Every observation holds fresh copies, so that no caller can change the next one's tools.
+            self._packed_from, self._packed_tools = self._world.tools, marshal.dumps(self._world.tools)
 
     def _require_task(self) -> Task:
         if self._task is None:
@@ -307,7 +309,7 @@ class ToolEnv(gym.Env[Observation, Any]):
 
     def _observation(self) -> Observation:
         observation: Observation = {"messages": copy_messages(self._transcript.messages)}
-        if tools := marshal.loads(self._tools):  # noqa: S302 (our own bytes, of plain data)
+        if tools := marshal.loads(self._packed_tools):  # noqa: S302 (our own bytes, of plain data)
             observation["tools"] = tools
         return observation
 
