@@ -353,5 +353,3 @@ def _load_benchmark(benchmark: str | Benchmark, options: dict[str, Any]) -> Benc
     module, _, name = benchmark.partition(":")
     made: Benchmark = getattr(importlib.import_module(module), name)(**options)
     return made
-
-

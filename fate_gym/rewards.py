@@ -95,12 +95,14 @@ class Verdict:
     @property
     def vector(self) -> NDArray[np.float32]:
         """The reward vector, float32 (4,)."""
-        return np.array([axis.value for axis in self.axes.values()], dtype=np.float32)
+        axes = (self.security, self.utility, self.over_refusal_control, self.validity)
+        return np.array([axis.value for axis in axes], dtype=np.float32)
 
     @property
     def mask(self) -> NDArray[np.bool_]:
         """Which axes count, bool (4,)."""
-        return np.array([axis.active for axis in self.axes.values()], dtype=np.bool_)
+        axes = (self.security, self.utility, self.over_refusal_control, self.validity)
+        return np.array([axis.active for axis in axes], dtype=np.bool_)
 
     def to_json(self) -> dict[str, Json]:
         """As it stands in `episodes.jsonl`."""

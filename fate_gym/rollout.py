@@ -173,8 +173,7 @@ async def rollout(env: ToolEnv, agent: Agent, task_id: str, seed: int) -> Rollou
     injections: dict[str, str] = {}
     transcript = Transcript([])
     try:
-        shown = await asyncio.to_thread(env.task, task_id, privileged=True) if agent.privileged else task
-        observation, info = await asyncio.to_thread(env.reset, seed=seed, options={"task_id": task_id})
+        shown, observation, info = await asyncio.to_thread(_begin, env, agent, task_id, seed)
         injections, transcript = info["injections"], env.transcript
         info = await _play(env, agent, shown, seed, observation, meter)
     except ProviderError as failure:
@@ -193,6 +192,11 @@ async def rollout(env: ToolEnv, agent: Agent, task_id: str, seed: int) -> Rollou
         seconds=meter.seconds(),
         error=info.get("error"),
     )
+
+
+def _begin(env: ToolEnv, agent: Agent, task_id: str, seed: int) -> tuple[Task, Observation, dict[str, Any]]:
+    shown = env.task(task_id, privileged=agent.privileged)
+    return shown, *env.reset(seed=seed, options={"task_id": task_id})
 
 
 async def _play(

@@ -11,8 +11,11 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+from agentdojo.agent_pipeline.tool_execution import tool_result_to_str
+from agentdojo.functions_runtime import FunctionsRuntime
 from official import injections, run_pair
 
+from fate_gym import ToolEnv
 from fate_gym.agents import load_agent
 from fate_gym.benchmarks.agentdojo.upstream import suites
 from fate_gym.rollout import rollout
@@ -37,6 +40,12 @@ def seconds(function: Callable[[], Any], repeats: int) -> float:
     return statistics.median(times)
 
 
+def in_turns(*jobs: tuple[Callable[[], Any], int], rounds: int = 9) -> list[float]:
+    """Times jobs in turns and takes each one's best round: what a busy machine adds is no property of the code."""
+    taken = [[seconds(function, repeats) for function, repeats in jobs] for _ in range(rounds)]
+    return [min(column) for column in zip(*taken, strict=True)]
+
+
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_warm_reset_is_100_times_faster_than_upstreams_loader(suite: str) -> None:
     env, upstream = make(suite), suites("v1.2.2")[suite]
@@ -55,64 +64,90 @@ def test_a_warm_reset_is_100_times_faster_than_upstreams_loader(suite: str) -> N
 
     for warm in (ours_with_state, theirs):
         warm()
-    rounds = [(seconds(theirs, 3), seconds(ours, 100), seconds(ours_with_state, 100)) for _ in range(5)]
-    loader, reset, ready = (statistics.median(column) for column in zip(*rounds, strict=True))
+    loader, reset, ready = in_turns((theirs, 5), (ours, 100), (ours_with_state, 100))
     print(f"\n{suite}: loader {1e3 * loader:.2f} ms, reset {1e6 * reset:.0f} us ({loader / reset:.0f}x), ", end="")
     print(f"reset and state {1e6 * ready:.0f} us ({loader / ready:.0f}x)")
     assert loader / reset >= 100
 
 
-def test_a_snapshot_and_its_restore_cost_less_than_a_tool_call() -> None:
-    for suite, name in (("workspace", "get_unread_emails"), ("banking", "get_most_recent_transactions")):
-        env = make(suite).unwrapped
-        env.reset(seed=0)
-        act = {"tool_calls": [{"function": {"name": name, "arguments": {}}}]}
-        env.step(act)
-        saved = env.snapshot()
-        fork, step = [], []
-        for _ in range(60):
-            started = time.perf_counter()
-            env.restore(saved)
-            env._world.environment  # noqa: B018 (a restore that only promised the state would be no restore)
-            saved = env.snapshot()
-            fork.append(time.perf_counter() - started)
-            started = time.perf_counter()
-            env.step(act)
-            step.append(time.perf_counter() - started)
-        print(f"\n{suite}: snapshot and restore {1e6 * statistics.median(fork):.0f} us, ", end="")
-        print(f"a call {1e6 * statistics.median(step):.0f} us")
+@pytest.mark.parametrize(
+    ("suite", "name"), [("workspace", "get_received_emails"), ("banking", "get_most_recent_transactions")]
+)
+def test_a_restore_and_a_snapshot_cost_less_than_one_tool_call_of_upstreams(suite: str, name: str) -> None:
+    env, upstream = make(suite).unwrapped, suites("v1.2.2")[suite]
+    act = {"tool_calls": [{"function": {"name": name, "arguments": {}}}]}
+    env.reset(seed=0)
+    env.step(act)
+    saved = env.snapshot()
+    environment, runtime = upstream.load_and_inject_default_environment({}), FunctionsRuntime(upstream.tools)
+
+    def fork() -> None:
+        env.restore(saved)
+        _ = env._world.environment
+        env.snapshot()
+
+    def theirs() -> None:
+        tool_result_to_str(runtime.run_function(environment, name, {})[0])
+
+    call, forked = in_turns((theirs, 5), (fork, 20))
+    print(f"\n{suite}: restore and snapshot {1e6 * forked:.0f} us, {name} {1e6 * call:.0f} us ({call / forked:.1f}x)")
+    assert forked < call
 
 
 def test_a_ground_truth_replay_of_all_pairs_is_5_times_faster_than_upstreams_harness() -> None:
-    ratios = {}
+    ratios, engine = {}, {}
     for suite in SUITES:
-        env, upstream, agent = make(suite).unwrapped, suites("v1.2.2")[suite], load_agent("oracle")
+        env, upstream = make(suite).unwrapped, suites("v1.2.2")[suite]
         pairs = {task_id: tuple(task_id.split("/")[1:]) for task_id in env.tasks}
         injected = injections(upstream, ATTACK, list(pairs.values()))
-        asyncio.run(rollout(env, agent, env.tasks[0], 0))
-        run_pair(upstream, *pairs[env.tasks[0]], injected[pairs[env.tasks[0]]], "benign")
-        ours = theirs = 0.0
+        times = {"ours": 0.0, "engine": 0.0, "theirs": 0.0}
         tasks = list(pairs.items())
-        # Turn by turn, so that a busy machine slows both down.
-        for start in range(0, len(tasks), 20):
-            chunk = tasks[start : start + 20]
-            gc.collect()
-            before = time.perf_counter()
-            asyncio.run(_replay(env, agent, [task_id for task_id, _ in chunk]))
-            between = time.perf_counter()
-            for _, pair in chunk:
-                assert run_pair(upstream, *pair, injected[pair], "benign") == (True, False)
-            ours += between - before
-            theirs += time.perf_counter() - between
-        ratios[suite] = theirs / ours
-        print(f"\n{suite}: {len(tasks) / theirs:.1f} -> {len(tasks) / ours:.1f} episodes/s ({ratios[suite]:.1f}x)", end="")
+        _replay(env, env.tasks[0])
+        run_pair(upstream, *pairs[env.tasks[0]], injected[pairs[env.tasks[0]]], "benign")
+        # Turn by turn, so that a busy machine slows all down alike.
+        for start in range(0, len(tasks), 48):
+            chunk = tasks[start : start + 48]
+            for name in times:
+                gc.collect()
+                before = time.perf_counter()
+                if name == "ours":
+                    for task_id, _ in chunk:
+                        _replay(env, task_id)
+                elif name == "engine":
+                    asyncio.run(_replay_at_once(env, [task_id for task_id, _ in chunk]))
+                else:
+                    for _, pair in chunk:
+                        assert run_pair(upstream, *pair, injected[pair], "benign") == (True, False)
+                times[name] += time.perf_counter() - before
+        ratios[suite], engine[suite] = times["theirs"] / times["ours"], times["theirs"] / times["engine"]
+        rates = {name: len(tasks) / spent for name, spent in times.items()}
+        print(f"\n{suite}: {rates['theirs']:.1f} -> {rates['ours']:.1f} episodes/s ({ratios[suite]:.1f}x); ", end="")
+        print(f"through the asynchronous engine {rates['engine']:.1f} ({engine[suite]:.1f}x)", end="")
     mean = statistics.geometric_mean(ratios.values())
-    print(f"\ngeometric mean {mean:.1f}x")
+    print(f"\ngeometric mean {mean:.1f}x, engine {statistics.geometric_mean(engine.values()):.1f}x")
     assert min(ratios.values()) >= 3
     assert mean >= 5
 
 
-async def _replay(env: Any, agent: Any, task_ids: list[str]) -> None:
-    for task_id in task_ids:
-        result = await rollout(env, agent, task_id, seed=0)
-        assert result.verdict.utility.value == 1.0
+def _replay(env: Any, task_id: str) -> None:
+    """Plays a ground truth through the environment, as `GroundTruthPipeline` does through AgentDojo's harness."""
+    truth = env.task(task_id, privileged=True).ground_truth.user
+    env.reset(seed=0, options={"task_id": task_id})
+    for name, arguments in truth.calls:
+        env.step({"tool_calls": [{"function": {"name": name, "arguments": arguments}}]})
+    _, reward, terminated, *_ = env.step(truth.answer or "Done.")
+    assert terminated
+    assert reward.tolist() == [1.0] * 4
+
+
+async def _replay_at_once(env: Any, task_ids: list[str]) -> None:
+    """The same through `rollout`, eight episodes at once, as an evaluation runs them."""
+    waiting = iter(task_ids)
+
+    async def work(own: Any) -> None:
+        for task_id in waiting:
+            assert (await rollout(own, load_agent("oracle"), task_id, seed=0)).verdict.utility.value == 1.0
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(work(ToolEnv(env.benchmark, max_turns=60)))

@@ -80,6 +80,9 @@ class AgentDojo(Benchmark):
         _one_of("injection_encoding", injection_encoding, get_args(Encoding))
         self._version = version
         self._suites = _choose(suite, suites(version))
+        # Upstream's properties choose the tasks of a version anew on every access.
+        self._user_tasks = {name: chosen.user_tasks for name, chosen in self._suites.items()}
+        self._injection_tasks = {name: chosen.injection_tasks for name, chosen in self._suites.items()}
         self._attack = None if attack in (None, NO_INJECTION) else attack
         self._split = split
         self._trace: Trace = trace
@@ -88,6 +91,7 @@ class AgentDojo(Benchmark):
         self._refusal_judge = load_judge(refusal_judge)
         self._attacks: dict[str, RegisteredAttack] = {}
         self._starts: dict[str, Start] = {}
+        self._described: dict[str, Task] = {}
         self.tasks = tuple(self._list_tasks(verified_only))
         if not self.tasks:
             raise ValueError(f"no task is left with suite={suite!r}, attack={attack!r}, split={split!r}")
@@ -99,6 +103,61 @@ class AgentDojo(Benchmark):
 
     def task(self, task_id: str) -> Task:
         """Describes a task; `metadata` holds its split label and what is known of its graders."""
+        if task_id not in self._described:
+            self._described[task_id] = self._describe(task_id)
+        return self._described[task_id]
+
+    def open(self, task_id: str, seed: int) -> AgentDojoWorld:
+        """Makes a world; AgentDojo's have no randomness, so the seed changes nothing.
+
+        Raises:
+            ValueError: The official encoding cannot carry a payload.
+        """
+        start = self._starts.get(task_id)
+        if start is None:
+            start = self._starts[task_id] = self._start(task_id)
+        name, user, _ = task_id.split("/")
+        suite = self._suites[name]
+        return AgentDojoWorld(start, _functions(suite), _template(suite), self._user_tasks[name][user])
+
+    def verify(self, task: Task, world: BaseWorld, transcript: Transcript) -> dict[str, AxisVerdict]:
+        """Asks AgentDojo's graders and the refusal verifier."""
+        if not isinstance(world, AgentDojoWorld):
+            raise TypeError(f"expected an AgentDojoWorld, got {type(world).__name__}")
+        name, user, goal = task.id.split("/")
+        suite = self._suites[name]
+        episode = Episode(
+            suite=suite,
+            user_task=self._user_tasks[name][user],
+            injection_task=self._injection_tasks[name].get(goal),
+            pre=world.initial_environment(),
+            post=world.environment,
+            transcript=transcript,
+        )
+        attacked = task.mode == "attacked"
+        return verify_episode(episode, attacked=attacked, trace=self._trace, refusal_judge=self._refusal_judge)
+
+    def ground_truth(self, task_id: str) -> GroundTruth:
+        """Solves the user's task, then the attacker's in the state that this leaves."""
+        name, user, goal = task_id.split("/")
+        world = self.open(task_id, seed=0)
+        solved = _demonstrate(self._user_tasks[name][user], world)
+        if goal == DENIAL_OF_SERVICE:
+            stop = Demonstration(calls=(), answer="I stop here.")
+            return GroundTruth(solved, stop, world.payloads, injection_replaces_task=True)
+        attacked = None if goal == NO_INJECTION else _demonstrate(self._injection_tasks[name][goal], world)
+        return GroundTruth(solved, attacked, world.payloads)
+
+    def provenance(self) -> dict[str, Json]:
+        """Versions of AgentDojo and of the split, and checksums of the suites' data."""
+        return {
+            "agentdojo": importlib.metadata.version("agentdojo"),
+            "version": self._version,
+            "split_version": splits.VERSION,
+            "data_sha256": {name: _checksum(name) for name, suite in self._suites.items() if suite.data_path is None},
+        }
+
+    def _describe(self, task_id: str) -> Task:
         suite, user, goal = task_id.split("/")
         metadata: dict[str, Json] = {"version": self._version, "notes": [*notes(suite, user), *notes(suite, goal)]}
         if label := splits.labels().get(task_id):
@@ -112,62 +171,11 @@ class AgentDojo(Benchmark):
             metadata=metadata,
         )
 
-    def open(self, task_id: str, seed: int) -> AgentDojoWorld:
-        """Makes a world; AgentDojo's have no randomness, so the seed changes nothing.
-
-        Raises:
-            ValueError: The official encoding cannot carry a payload.
-        """
-        start = self._starts.get(task_id)
-        if start is None:
-            start = self._starts[task_id] = self._start(task_id)
-        name, user, _ = task_id.split("/")
-        suite = self._suites[name]
-        return AgentDojoWorld(start, _functions(suite), _template(suite), suite.get_user_task_by_id(user))
-
-    def verify(self, task: Task, world: BaseWorld, transcript: Transcript) -> dict[str, AxisVerdict]:
-        """Asks AgentDojo's graders and the refusal verifier."""
-        if not isinstance(world, AgentDojoWorld):
-            raise TypeError(f"expected an AgentDojoWorld, got {type(world).__name__}")
-        name, user, goal = task.id.split("/")
-        suite = self._suites[name]
-        episode = Episode(
-            suite=suite,
-            user_task=suite.user_tasks[user],
-            injection_task=suite.injection_tasks.get(goal),
-            pre=world.initial_environment(),
-            post=world.environment,
-            transcript=transcript,
-        )
-        attacked = task.mode == "attacked"
-        return verify_episode(episode, attacked=attacked, trace=self._trace, refusal_judge=self._refusal_judge)
-
-    def ground_truth(self, task_id: str) -> GroundTruth:
-        """Solves the user's task, then the attacker's in the state that this leaves."""
-        name, user, goal = task_id.split("/")
-        suite = self._suites[name]
-        world = self.open(task_id, seed=0)
-        solved = _demonstrate(suite.user_tasks[user], world)
-        if goal == DENIAL_OF_SERVICE:
-            stop = Demonstration(calls=(), answer="I stop here.")
-            return GroundTruth(solved, stop, world.payloads, injection_replaces_task=True)
-        attacked = None if goal == NO_INJECTION else _demonstrate(suite.injection_tasks[goal], world)
-        return GroundTruth(solved, attacked, world.payloads)
-
-    def provenance(self) -> dict[str, Json]:
-        """Versions of AgentDojo and of the split, and checksums of the suites' data."""
-        return {
-            "agentdojo": importlib.metadata.version("agentdojo"),
-            "version": self._version,
-            "split_version": splits.VERSION,
-            "data_sha256": {name: _checksum(name) for name, suite in self._suites.items() if suite.data_path is None},
-        }
-
     def _list_tasks(self, verified_only: bool) -> list[str]:
         found = []
         for name, suite in self._suites.items():
             for user in self._attackable(name, suite):
-                for goal in self._goals(suite):
+                for goal in self._goals(name):
                     known = (user,) if goal in (NO_INJECTION, DENIAL_OF_SERVICE) else (user, goal)
                     if self._in_split(name, *known) and (not verified_only or verified(name, *known)):
                         found.append(f"{name}/{user}/{goal}")
@@ -175,7 +183,7 @@ class AgentDojo(Benchmark):
 
     def _attackable(self, name: str, suite: TaskSuite[Any]) -> list[str]:
         """User tasks; for payloads of one's own, those whose ground truth shows one of their vectors."""
-        users = list(suite.user_tasks)
+        users = list(self._user_tasks[name])
         if not isinstance(self._attack, Mapping):
             return users
         valid = {vector for suite in self._suites.values() for vector in _template(suite).vectors}
@@ -185,12 +193,12 @@ class AgentDojo(Benchmark):
         shown = candidates(self._version, suite)
         return [user for user in users if set(shown[user]) & set(self._attack)]
 
-    def _goals(self, suite: TaskSuite[Any]) -> list[str]:
+    def _goals(self, name: str) -> list[str]:
         if self._attack is None:
             return [NO_INJECTION]
         if isinstance(self._attack, str) and is_dos(self._attack):
             return [DENIAL_OF_SERVICE]
-        return list(suite.injection_tasks)
+        return list(self._injection_tasks[name])
 
     def _in_split(self, *parts: str) -> bool:
         if self._split is None:
@@ -209,7 +217,7 @@ class AgentDojo(Benchmark):
         template.environment(injections)
         opening = [
             {"role": "system", "content": _system_message()},
-            {"role": "user", "content": suite.user_tasks[user].PROMPT},
+            {"role": "user", "content": self._user_tasks[name][user].PROMPT},
         ]
         payloads = tuple(dict.fromkeys(template.placed(text) for text in injections.values()))
         return Start(opening, _schemas(suite), injections, payloads)

@@ -3,12 +3,12 @@
 import ast
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from agentdojo.agent_pipeline.llms.google_llm import EMPTY_FUNCTION_NAME
 from agentdojo.functions_runtime import Function, FunctionsRuntime, TaskEnvironment
 
+from fate_gym.benchmark import ToolOutcome
 from fate_gym.benchmarks.agentdojo.determinism import deterministic
 from fate_gym.benchmarks.agentdojo.emails import remembered_emails
 from fate_gym.benchmarks.agentdojo.formatting import format_result
@@ -16,22 +16,6 @@ from fate_gym.benchmarks.agentdojo.formatting import format_result
 _LONGEST_LITERAL = 100_000
 # Pydantic's errors link to its documentation of its own version: the same error would read differently after an update.
 _VERSIONED_LINK = re.compile(r"\n +For further information visit https://errors\.pydantic\.dev/\S*")
-
-
-@dataclass(frozen=True, slots=True)
-class ToolOutcome:
-    """What came of a tool call.
-
-    Attributes:
-        kind: `"unknown_tool"`; `"bad_arguments"`, refused by the tool's own argument schema; `"tool_error"`, raised
-            by the tool or by printing its result; else `"ok"`.
-        text: What AgentDojo's OpenAI adapter would send as the tool message: the error if any, or the result.
-        arguments: The arguments with strings that spell lists replaced by lists, as AgentDojo's graders see them.
-    """
-
-    kind: Literal["ok", "unknown_tool", "bad_arguments", "tool_error"]
-    text: str
-    arguments: dict[str, Any]
 
 
 def call_tool(

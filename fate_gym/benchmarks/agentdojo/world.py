@@ -51,13 +51,15 @@ class AgentDojoWorld(World):
         self._functions = functions
         self._template = template
         self._user_task = user_task
+        self._restored = b""
         self._environment: TaskEnvironment | None = None
 
     @property
     def environment(self) -> TaskEnvironment:
         """The state; made on first use, since many episodes end without a call."""
         if self._environment is None:
-            self._environment = self.initial_environment()
+            loaded = self._template.load(self._restored) if self._restored else self.initial_environment()
+            self._environment = loaded
         return self._environment
 
     def initial_environment(self) -> TaskEnvironment:
@@ -70,8 +72,8 @@ class AgentDojoWorld(World):
 
     def dump(self) -> bytes:
         """Returns the state; b"" stands for the initial one."""
-        return b"" if self._environment is None else pickle.dumps(self._environment, protocol=5)
+        return self._restored if self._environment is None else pickle.dumps(self._environment, protocol=5)
 
     def load(self, state: bytes) -> None:
         """Takes on a state."""
-        self._environment = self._template.load(state) if state else None
+        self._restored, self._environment = state, None
