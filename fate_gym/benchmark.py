@@ -72,7 +72,10 @@ class World(ABC):
 
 
 class Benchmark(ABC):
-    """Tasks, worlds and verdicts of one benchmark; options come as keyword arguments of the constructor."""
+    """Tasks, worlds and verdicts of one benchmark; options come as keyword arguments of the constructor.
+
+    One instance serves many episodes at once, from several threads: what an episode changes belongs into its world.
+    """
 
     data_policy: ClassVar[DataPolicy]
     tasks: tuple[str, ...]

@@ -5,6 +5,10 @@ class FateGymError(Exception):
     """Base of every error that fate-gym raises on purpose."""
 
 
+class UsageError(FateGymError):
+    """The command line asks for something that makes no sense."""
+
+
 class SnapshotError(FateGymError):
     """A snapshot is damaged, or belongs to an environment of another specification."""
 

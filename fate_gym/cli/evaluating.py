@@ -13,7 +13,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fate_gym.cli.settings import add_env_flags, eval_configs
+from fate_gym.cli.settings import add_env_flags, eval_configs, usage_errors
 from fate_gym.evaluation.config import EvalConfig
 from fate_gym.rendering import visible
 
@@ -41,8 +41,9 @@ def run(options: argparse.Namespace) -> int:
     """Runs the evaluations one after the other."""
     from fate_gym.agents import load_agent
 
-    configs = eval_configs(options)
-    agents = [load_agent(config.agent) for config in configs]
+    with usage_errors():
+        configs = eval_configs(options)
+        agents = [load_agent(config.agent) for config in configs]
     if options.dry_run:
         sys.stdout.write(yaml.safe_dump([config.to_json() for config in configs], sort_keys=False))
         return 0
@@ -66,7 +67,7 @@ async def _evaluate(config: EvalConfig, agent: Any) -> dict[str, Any]:
     from fate_gym.evaluation.store import RunFolder
 
     console = Console(stderr=True)
-    with console.status(f"Loading {config.env}"):
+    with console.status(f"Loading {config.env}"), usage_errors():
         plan = Plan(config)
     stop = asyncio.Event()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

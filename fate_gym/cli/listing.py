@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 
 from fate_gym.benchmark import ENTRY_POINT
-from fate_gym.cli.settings import add_env_flags, merge
+from fate_gym.cli.settings import add_env_flags, merge, usage_errors
 from fate_gym.evaluation.config import DEFAULT_ENV
 
 
@@ -28,12 +28,13 @@ def add_commands(commands: Any) -> None:
 
 def list_tasks(options: argparse.Namespace) -> int:
     """Prints task ids, or whole descriptions."""
-    settings = merge(options)
-    attacks = [name for entry in settings.get("attack", []) for name in entry.split(",")]
-    if len(attacks) > 1:
-        raise ValueError(f"tasks are listed for one attack at a time, got {', '.join(attacks)}")
-    attack = {"attack": attacks[0]} if attacks else {}
-    env: Any = gym.make(settings.get("env", DEFAULT_ENV), **settings["env_args"], **attack).unwrapped
+    with usage_errors():
+        settings = merge(options)
+        attacks = [name for entry in settings.get("attack", []) for name in entry.split(",")]
+        if len(attacks) > 1:
+            raise ValueError(f"tasks are listed for one attack at a time, got {', '.join(attacks)}")
+        attack = {"attack": attacks[0]} if attacks else {}
+        env: Any = gym.make(settings.get("env", DEFAULT_ENV), **settings["env_args"], **attack).unwrapped
     for task_id in env.tasks:
         task = dataclasses.asdict(env.task(task_id)) if options.json else {}
         task.pop("ground_truth", None)

@@ -29,11 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = options.run(options)
         sys.stdout.flush()
-    except (FateGymError, ValueError, TypeError, OSError, gym.error.Error) as error:
-        if isinstance(error, BrokenPipeError):
-            # The reader (`head`, say) has had enough; keep Python from complaining at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+    except BrokenPipeError:
+        # The reader (`head`, say) has had enough; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (FateGymError, gym.error.Error) as error:
         sys.stderr.write(f"fate-gym: {visible(str(error))}\n")
         return 2
     return code

@@ -7,18 +7,29 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
+from fate_gym.errors import UsageError
 from fate_gym.evaluation.config import EvalConfig, read_settings
 
 COMMON: Final = ("suite", "split", "version", "max_turns")
 """Arguments of the environment that have flags of their own."""
 
 _KEYS: Final = {entry.name for entry in dataclasses.fields(EvalConfig)} | set(COMMON)
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turns what wrong settings raise into one line; elsewhere such an exception is a bug and shows its trace."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
 
 
 def add_env_flags(parser: argparse.ArgumentParser) -> None:

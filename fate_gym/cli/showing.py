@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fate_gym.errors import UsageError
 from fate_gym.evaluation.report import notes, results_tables
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.rendering import render_episode, visible
@@ -74,9 +75,9 @@ def _find(folder: RunFolder, wanted: str) -> dict[str, Any]:
         if len(matches) == 1 and matches[0] in records:
             return records[matches[0]]
     if not records:
-        raise ValueError(f"{folder.path} holds no episode whose key contains {wanted!r}; `fate-gym show RUN --all`")
+        raise UsageError(f"{folder.path} holds no episode whose key contains {wanted!r}; `fate-gym show RUN --all`")
     some = ", ".join(sorted(records)[:5])
-    raise ValueError(f"{len(records)} episodes of {folder.path} have {wanted!r} in their key: {some}, ...")
+    raise UsageError(f"{len(records)} episodes of {folder.path} have {wanted!r} in their key: {some}, ...")
 
 
 def _show_episode(episode: Mapping[str, Any]) -> None:

@@ -55,7 +55,7 @@ def _rows(summary: Summary, attack: str | None, by_suite: bool) -> Iterator[list
         parts = [part for part in (benign, attacked) if part]
         errors = sum(sum(part["errors"].values()) + sum(part["grader_errors"].values()) for part in parts)
         labels = [visible(str(summary["agent"])), *([suite] if by_suite else [])]
-        n = "+".join(str(part["n"]) for part in parts)
+        n = "+".join(str(part["n"] if part else 0) for part in ((benign, attacked) if attack else (benign,)))
         # Text, not str: agents' names may hold what rich would take for markup.
         yield [Text(cell) for cell in (*labels, *cells, n, str(errors))]
 

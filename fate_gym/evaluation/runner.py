@@ -31,12 +31,19 @@ async def run_plan(
         folder: Open for writing; every finished episode is in it before the next begins.
         stop: Once set, no further episode begins; those under way end.
         on_done: Called after each episode.
+
+    Raises:
+        RunError, OSError: An episode could not be written.
     """
     waiting = iter([item for item in plan.items if item.key not in folder.done])
     workers = [_work(plan, agent, folder, waiting, stop, on_done) for _ in range(plan.config.concurrency)]
-    async with asyncio.TaskGroup() as group:
-        for worker in workers:
-            group.create_task(worker)
+    try:
+        async with asyncio.TaskGroup() as group:
+            for worker in workers:
+                group.create_task(worker)
+    except* Exception as failures:
+        # A full disk or a damaged folder meets every worker alike: the first to say so says it all.
+        raise failures.exceptions[0] from None
 
 
 async def _work(

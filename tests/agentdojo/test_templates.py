@@ -23,7 +23,7 @@ from pydantic import EmailStr, TypeAdapter, ValidationError
 
 from fate_gym.benchmarks.agentdojo import emails, upstream
 from fate_gym.benchmarks.agentdojo.candidates import candidates
-from fate_gym.benchmarks.agentdojo.placement import encode_literal
+from fate_gym.benchmarks.agentdojo.placement import encode_literal, placed
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
 
 SUITES = ("workspace", "travel", "banking", "slack")
@@ -147,7 +147,7 @@ def test_literal_is_exact_for_any_text(text):
         return
     ours = assert_official(suite, template("banking"), {"injection_incoming_transaction": encoded})
     assert any(transaction.subject == text for transaction in ours.bank_account.transactions)
-    assert template("banking").placed(encoded) == text.strip()
+    assert placed(encoded) == text.strip()
 
 
 def test_literal_keeps_plain_text_readable():
@@ -180,7 +180,7 @@ def test_official_encoding_equals_official(text):
                 suite.load_and_inject_default_environment(injections)
         return
     ours = assert_official(suite, made, injections)
-    assert any(transaction.subject.strip() == made.placed(text) for transaction in ours.bank_account.transactions)
+    assert any(transaction.subject.strip() == placed(text) for transaction in ours.bank_account.transactions)
 
 
 @pytest.mark.parametrize("text", BREAKING)
@@ -190,12 +190,12 @@ def test_what_official_encoding_cannot_carry(name, text):
     with pytest.raises(ValueError, match=rf'{vector}.*injection_encoding="literal"'):
         template(name).environment({vector: text})
     with pytest.raises(ValueError, match="literal"):
-        template(name).placed(text)
+        placed(text)
     template(name).environment({vector: encode_literal(text)})
 
 
 def test_placed_reads_as_official():
-    assert template("slack").placed("\n\na\nb\n\nc\\td \n") == "a b\nc\td"
+    assert placed("\n\na\nb\n\nc\\td \n") == "a b\nc\td"
 
 
 def test_unknown_vector():

@@ -272,3 +272,12 @@ def test_malformed_configurations_are_explained(tmp_path: Path, text: str, messa
         read_settings(str(path))
     with pytest.raises(ValueError, match=r"no configuration 'nope'.*demo"):
         read_settings("nope")
+
+
+def test_a_full_disk_ends_the_run_with_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: RunFolder, episode: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "append", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(clerk, tmp_path / "run", repeats=5, concurrency=4)

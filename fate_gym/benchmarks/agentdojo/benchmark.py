@@ -19,7 +19,7 @@ from fate_gym.benchmarks.agentdojo import splits
 from fate_gym.benchmarks.agentdojo.attacks import RegisteredAttack, is_dos
 from fate_gym.benchmarks.agentdojo.candidates import candidates
 from fate_gym.benchmarks.agentdojo.grader_notes import notes, verified
-from fate_gym.benchmarks.agentdojo.placement import encode_literal
+from fate_gym.benchmarks.agentdojo.placement import encode_literal, placed
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
 from fate_gym.benchmarks.agentdojo.upstream import suites
 from fate_gym.benchmarks.agentdojo.verifier import Episode, Trace, verify_episode
@@ -182,15 +182,17 @@ class AgentDojo(Benchmark):
         return found
 
     def _attackable(self, name: str, suite: TaskSuite[Any]) -> list[str]:
-        """User tasks; for payloads of one's own, those whose ground truth shows one of their vectors."""
+        """User tasks; under attack, those whose ground truth shows a vector that the attack can use."""
         users = list(self._user_tasks[name])
-        if not isinstance(self._attack, Mapping):
+        if self._attack is None:
             return users
+        shown = candidates(self._version, suite)
+        if not isinstance(self._attack, Mapping):
+            return [user for user in users if shown[user]]
         valid = {vector for suite in self._suites.values() for vector in _template(suite).vectors}
         unknown = sorted(set(self._attack) - valid)
         if unknown:
             raise ValueError(f"unknown injection vectors {unknown}; these suites have: {', '.join(sorted(valid))}")
-        shown = candidates(self._version, suite)
         return [user for user in users if set(shown[user]) & set(self._attack)]
 
     def _goals(self, name: str) -> list[str]:
@@ -219,7 +221,7 @@ class AgentDojo(Benchmark):
             {"role": "system", "content": _system_message()},
             {"role": "user", "content": self._user_tasks[name][user].PROMPT},
         ]
-        payloads = tuple(dict.fromkeys(template.placed(text) for text in injections.values()))
+        payloads = tuple(dict.fromkeys(placed(text) for text in injections.values()))
         return Start(opening, _schemas(suite), injections, payloads)
 
     def _payloads(self, name: str, user: str, goal: str) -> dict[str, str]:

@@ -21,7 +21,7 @@ from agentdojo.task_suite.task_suite import InjectionVector, TaskSuite
 from agentdojo.yaml_loader import ImportLoader
 
 from fate_gym.benchmarks.agentdojo.emails import remembered_emails
-from fate_gym.benchmarks.agentdojo.placement import PlacementError, placed, read_quoted
+from fate_gym.benchmarks.agentdojo.placement import PlacementError, read_quoted
 from fate_gym.benchmarks.agentdojo.unpickling import EnvironmentUnpickler
 
 _CACHED_ENVIRONMENTS = 1024
@@ -73,14 +73,6 @@ class SuiteTemplate:
         if not isinstance(environment, self._environment_type):
             raise pickle.UnpicklingError(f"not a pickled {self._environment_type.__name__}")
         return environment
-
-    def placed(self, text: str) -> str:
-        """The text as an agent will read it after AgentDojo's placement, without blanks and line breaks at its ends.
-
-        Raises:
-            ValueError: If AgentDojo's loader cannot place the text.
-        """
-        return placed(text)
 
     def _pickle(self, injections: tuple[tuple[str, str], ...]) -> bytes:
         injected = dict(injections)
