@@ -14,7 +14,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
 
@@ -79,6 +80,8 @@ class Benchmark(ABC):
 
     data_policy: ClassVar[DataPolicy]
     tasks: tuple[str, ...]
+    options: Mapping[str, Any] = MappingProxyType({})
+    """What it was made with, noted by the environment that made it; a part of what snapshots belong to."""
 
     @abstractmethod
     def task(self, task_id: str) -> Task:

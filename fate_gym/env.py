@@ -90,7 +90,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         self.observation_space = ObservationSpace()
         self.reward_space = gym.spaces.Box(0.0, 1.0, (len(AXES),), np.float32)
         self._scalarize = None if scalarization is None else Scalarization(scalarization)
-        self._fingerprint = _fingerprint(self.benchmark, max_turns, options)
+        self._fingerprint = _fingerprint(self.benchmark, max_turns)
         self._task_ids = frozenset(self.benchmark.tasks)
         self._task: Task | None = None
         self._seed = 0
@@ -334,10 +334,10 @@ class ToolEnv(gym.Env[Observation, Any]):
         return info
 
 
-def _fingerprint(benchmark: Benchmark, max_turns: int, options: dict[str, Any]) -> str:
+def _fingerprint(benchmark: Benchmark, max_turns: int) -> str:
     """Says which environments may exchange snapshots: same benchmark, tasks, options and turn limit."""
     kind = type(benchmark)
-    described = json.dumps([max_turns, options, benchmark.tasks], default=_name, sort_keys=True)
+    described = json.dumps([max_turns, dict(benchmark.options), benchmark.tasks], default=_name, sort_keys=True)
     return f"{kind.__module__}:{kind.__qualname__}:{hashlib.sha256(described.encode()).hexdigest()}"
 
 
@@ -352,4 +352,5 @@ def _load_benchmark(benchmark: str | Benchmark, options: dict[str, Any]) -> Benc
         return benchmark
     module, _, name = benchmark.partition(":")
     made: Benchmark = getattr(importlib.import_module(module), name)(**options)
+    made.options = options
     return made

@@ -215,10 +215,19 @@ def test_a_fork_goes_on_as_its_original() -> None:
     assert env.reset()[1]["task_id"] == twin.reset()[1]["task_id"]
 
 
+def test_a_fork_fits_an_environment_that_shares_the_benchmark() -> None:
+    env = start("shop/ship")
+    twin = fate_gym.ToolEnv(env.benchmark, max_turns=env.max_turns)
+    twin.restore(env.snapshot())
+    assert twin.step("Done.")[0] == env.step("Done.")[0]
+
+
 def test_snapshots_are_refused_where_they_do_not_belong() -> None:
     snapshot = start("shop/ship").snapshot()
     with pytest.raises(SnapshotError, match="another specification"):
         make(max_turns=9).restore(snapshot)
+    with pytest.raises(SnapshotError, match="another specification"):
+        make(broken="judge").restore(snapshot)
     with pytest.raises(SnapshotError, match="damaged"):
         make().restore(snapshot[:-1] + b"!")
     with pytest.raises(SnapshotError, match="no snapshot"):
