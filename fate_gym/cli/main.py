@@ -20,7 +20,9 @@ from fate_gym.rendering import visible
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    parser = argparse.ArgumentParser(prog="fate-gym", description=fate_gym.__doc__, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="fate-gym", description=str(fate_gym.__doc__).split("\n\n")[0], allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"fate-gym {fate_gym.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in (evaluating, showing, listing):

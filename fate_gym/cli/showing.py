@@ -41,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
 def _show_run(folder: RunFolder, *, every: bool) -> None:
     console = Console()
     summary = folder.summary()
+    console.print(visible(f"{summary['agent']} on {summary['env']}"), highlight=False, markup=False)
     for table in results_tables([summary], by_suite=True):
         console.print(table)
     console.print(notes([summary]), highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""Summaries as tables for people: one for each attack, a row for each agent (and suite)."""
+"""Summaries as tables for people: one for each attack, a row for each agent, or for each suite of one agent."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ _ATTACKED = ("ASR", "TSR", "reached")
 
 
 def results_tables(summaries: Sequence[Summary], *, by_suite: bool = False) -> Iterator[Table]:
-    """Lays out runs, a table for each attack, intervals under the values."""
+    """Lays out runs, a table for each attack, intervals under the values; a row is a run, or one of its suites."""
     attacks = {group["attack"] for summary in summaries for group in summary["groups"] if group["mode"] == "attacked"}
     for attack in sorted(attacks) or [None]:
         table = Table(box=SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
         table.title = f"attack: {visible(attack)}" if attack else "without attack"
-        table.add_column("agent", min_width=8)
-        if by_suite:
-            table.add_column("suite")
+        table.add_column("suite" if by_suite else "agent", min_width=8)
         for name in (*_BENIGN, *(_ATTACKED if attack else ())):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("n", justify="right", no_wrap=True)
@@ -54,10 +52,10 @@ def _rows(summary: Summary, attack: str | None, by_suite: bool) -> Iterator[list
         cells += [_cell(attacked, name) for name in _ATTACKED] if attack else []
         parts = [part for part in (benign, attacked) if part]
         errors = sum(sum(part["errors"].values()) + sum(part["grader_errors"].values()) for part in parts)
-        labels = [visible(str(summary["agent"])), *([suite] if by_suite else [])]
+        label = suite if by_suite else visible(str(summary["agent"]))
         n = "+".join(str(part["n"] if part else 0) for part in ((benign, attacked) if attack else (benign,)))
         # Text, not str: agents' names may hold what rich would take for markup.
-        yield [Text(cell) for cell in (*labels, *cells, n, str(errors))]
+        yield [Text(cell) for cell in (label, *cells, n, str(errors))]
 
 
 def _cell(group: Summary | None, name: str) -> str:
