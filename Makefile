@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
 
 .PHONY: demo test test-slow bench lint typecheck clean
 
-demo: $(STAMP)
+demo: $(DEMO_STAMP)
 	$(BIN)/fate-gym eval --config demo
 
 test: $(STAMP)
@@ -30,8 +31,14 @@ typecheck: $(STAMP)
 	$(BIN)/pip install --quiet --no-deps --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml fate_gym
 
-$(STAMP): pyproject.toml
+$(DEMO_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+# torch first and by version: the newest build, which another package would ask for, brings gigabytes of CUDA.
+$(STAMP): $(DEMO_STAMP)
+	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 

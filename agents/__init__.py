@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from fate_gym.agents.random_agent import RandomAgent
 from fate_gym.agents.replay import Replay
@@ -32,6 +33,8 @@ SPECS = {
     "refuser": "refuses everything",
     "noop": "does nothing and says that it is done",
     "random": "calls random tools with random arguments",
+    "openai:MODEL": "a model behind an API that speaks OpenAI's protocol (base_url for other servers)",
+    "hf:PATH_OR_ID": "a local transformers model (adapter for LoRA weights)",
     "replay:RUN": "plays the recorded actions of a run folder again",
     "import:MODULE:NAME": "an agent, or an async function from observation to message, of your own",
 }
@@ -46,13 +49,38 @@ _BUILT_IN: dict[str, Callable[[], Agent]] = {
 }
 
 
-def load_agent(spec: str) -> Agent:
+def load_agent(spec: str, *, defences: Sequence[str] = (), **options: Any) -> Agent:
     """Makes an agent from its short text, one of `SPECS`.
 
+    Args:
+        spec: The text.
+        defences: Defences to put around it, the innermost first (`fate_gym.agents.defences.DEFENCES`).
+        **options: Options of an API agent (`OpenAIAgent`) or a local one (`LocalAgent`).
+
     Raises:
-        ValueError: The text names no agent.
+        ValueError: The text names no agent, or a defence is unknown.
+        TypeError: An option is unknown to the agent.
     """
+    agent = _load(spec, options)
+    if not defences:
+        return agent
+    from fate_gym.agents.defences import defend
+
+    return defend(agent, *defences)
+
+
+def _load(spec: str, options: dict[str, Any]) -> Agent:
     kind, _, rest = spec.partition(":")
+    if kind == "openai" and rest:
+        from fate_gym.agents.api import OpenAIAgent
+
+        return OpenAIAgent(rest, **options)
+    if kind == "hf" and rest:
+        from fate_gym.agents.local import LocalAgent
+
+        return LocalAgent(rest, **options)
+    if options:
+        raise TypeError(f"agent {spec!r} takes no options, got {sorted(options)}")
     if not rest and kind in _BUILT_IN:
         return _BUILT_IN[kind]()
     if kind == "replay" and rest:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fate_gym.benchmark import Benchmark, ToolOutcome, World
-from fate_gym.chat import RequestedCall, ToolSchema, Turn, copy_messages, read_action
+from fate_gym.chat import Message, RequestedCall, ToolSchema, Turn, copy_messages, read_action
 from fate_gym.delivery import delivered
 from fate_gym.errors import FateGymError, JudgeError
 from fate_gym.rendering import render_transcript
@@ -54,6 +54,7 @@ class ToolEnv(gym.Env[Observation, Any]):
             reward, with the vector in `info["reward_vector"]`.
         render_mode: None, or "ansi" for `render()` to give the episode as text.
         purpose: "evaluation" or "training"; training on what its authors ask not to train on raises.
+        system_prompt: Replaces the benchmark's own; "" for none.
         **options: Options of the benchmark.
 
     Raises:
@@ -73,6 +74,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         scalarization: str | Mapping[str, float] | Sequence[float] | None = None,
         render_mode: str | None = None,
         purpose: Purpose = "evaluation",
+        system_prompt: str | None = None,
         **options: Any,
     ) -> None:
         if max_turns < 1:
@@ -85,6 +87,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         if purpose == "training" and not self.benchmark.data_policy.training:
             raise FateGymError(f"not to be trained on: {self.benchmark.data_policy.note}")
         self.max_turns = max_turns
+        self.system_prompt = system_prompt
         self.render_mode = render_mode
         self.action_space = ActionSpace()
         self.observation_space = ObservationSpace()
@@ -141,7 +144,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         self._check_task_id(task_id)
         self._open(task_id, int(self.np_random.integers(2**31)) if seed is None else seed)
         task, world = self._require_task(), self._world
-        self._transcript = Transcript(copy_messages(world.opening))
+        self._transcript = Transcript(self._opening(world))
         self._rounds = 0
         self._verdict, self._status = _NOT_SCORED, "ok"
         info = self._info()
@@ -243,6 +246,13 @@ class ToolEnv(gym.Env[Observation, Any]):
         if self._world.tools is not self._packed_from:
             # Every observation holds fresh copies, so that no caller can change the next one's tools.
             self._packed_from, self._packed_tools = self._world.tools, marshal.dumps(self._world.tools)
+
+    def _opening(self, world: World) -> list[Message]:
+        messages = copy_messages(world.opening)
+        if self.system_prompt is None:
+            return messages
+        own = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        return own + [message for message in messages if message["role"] != "system"]
 
     def _require_task(self) -> Task:
         if self._task is None:

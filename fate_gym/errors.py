@@ -6,7 +6,7 @@ class FateGymError(Exception):
 
 
 class UsageError(FateGymError):
-    """The command line asks for something that makes no sense."""
+    """Settings ask for something that cannot be: an unknown model, a missing key, a budget without prices."""
 
 
 class SnapshotError(FateGymError):
@@ -17,11 +17,24 @@ class JudgeError(FateGymError):
     """A judge (a model that grades) gave no usable verdict; the episode stays unscored."""
 
 
-class ProviderError(FateGymError):
+class NoReplyError(FateGymError):
+    """An agent gave no reply.
+
+    Args:
+        message: What happened.
+        attempts: Requests that were made before giving up.
+    """
+
+    def __init__(self, message: str, attempts: int = 0) -> None:
+        super().__init__(message)
+        self.attempts = attempts
+
+
+class ProviderError(NoReplyError):
     """An agent could not answer for a reason that says nothing about the policy (network, quota, crash)."""
 
 
-class ContextOverflowError(FateGymError):
+class ContextOverflowError(NoReplyError):
     """The conversation no longer fits the model's context; the episode is truncated and still scored."""
 
 

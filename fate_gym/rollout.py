@@ -21,6 +21,21 @@ from fate_gym.transcript import Transcript
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """What a local model sampled; training appends these ids and never tokenises them again.
+
+    Attributes:
+        prompt_ids: Token ids that it was given, (p,).
+        token_ids: Token ids that it sampled, end-of-turn token included, (t,).
+        logprobs: Natural-log probability of each sampled id under the sampling distribution, (t,).
+    """
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Reply:
     """What an agent answers.
 
@@ -28,11 +43,13 @@ class Reply:
         message: The action: an assistant message, an SDK message or a string.
         usage: Tokens and cost of this call by name ("prompt_tokens", "completion_tokens", "cost_usd"), where known.
         attempts: Requests that it took.
+        sample: The sampled tokens, from a local model.
     """
 
     message: Any
     usage: dict[str, float] = field(default_factory=dict)
     attempts: int = 1
+    sample: Sample | None = None
 
 
 class Session(Protocol):
@@ -62,6 +79,14 @@ class Agent(ABC):
     @abstractmethod
     def start(self, task: Task, seed: int) -> Session:
         """Begins an episode; `task.ground_truth` is set only for privileged agents."""
+
+    async def check(self) -> None:
+        """Finds out, before a run, whether the agent can answer at all.
+
+        Raises:
+            UsageError: It cannot; one line says why.
+        """
+        return
 
     async def aclose(self) -> None:
         """Frees what the agent holds: connections, a model's memory."""
@@ -177,6 +202,7 @@ async def rollout(env: ToolEnv, agent: Agent, task_id: str, seed: int) -> Rollou
         injections, transcript = info["injections"], env.transcript
         info = await _play(env, agent, shown, seed, observation, meter)
     except ProviderError as failure:
+        meter.attempts += failure.attempts
         info = {"status": "provider_error", "error": str(failure)}
     except Exception as failure:
         info = {"status": "env_error", "error": f"{type(failure).__name__}: {failure}"}
@@ -210,7 +236,8 @@ async def _play(
     while True:
         try:
             reply = await meter.time(session.act(observation))
-        except ContextOverflowError:
+        except ContextOverflowError as overflow:
+            meter.attempts += overflow.attempts
             return (await asyncio.to_thread(env.truncate, "context_overflow"))[4]
         except ProviderError:
             raise

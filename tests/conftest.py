@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "support"))
+sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("support", "servers")]
 
-import shop_plugin  # noqa: F401 (registers the toy benchmark)
+import shop_plugin  # noqa: E402, F401 (registers the toy benchmark)
 
 
 @pytest.fixture(scope="session", autouse=True)

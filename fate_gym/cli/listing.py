@@ -53,10 +53,13 @@ def list_attacks(options: argparse.Namespace) -> int:
 
 
 def list_agents(options: argparse.Namespace) -> int:
-    """Prints the agents' texts."""
+    """Prints the agents' texts, and the defences that go around them."""
     from fate_gym.agents import SPECS
+    from fate_gym.agents.defences import DEFENCES
 
     _print(SPECS.items())
+    sys.stdout.write("\ndefences (--defence):\n")
+    _print(DEFENCES.items())
     return 0
 
 

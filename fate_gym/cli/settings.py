@@ -15,12 +15,15 @@ from typing import Any, Final
 import yaml
 
 from fate_gym.errors import UsageError
-from fate_gym.evaluation.config import EvalConfig, read_settings
+from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig, read_settings
 
-COMMON: Final = ("suite", "split", "version", "max_turns")
+ENV_FLAGS: Final = ("suite", "split", "version", "max_turns", "system_prompt")
 """Arguments of the environment that have flags of their own."""
 
-_KEYS: Final = {entry.name for entry in dataclasses.fields(EvalConfig)} | set(COMMON)
+AGENT_FLAGS: Final = ("base_url", "adapter", "temperature")
+"""Options of agents that have flags of their own."""
+
+_KEYS: Final = {entry.name for entry in dataclasses.fields(EvalConfig)} | {*ENV_FLAGS, *AGENT_FLAGS}
 
 
 @contextmanager
@@ -41,6 +44,7 @@ def add_env_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--split", help="train, dev, test, or one label of the split file")
     group.add_argument("--version", metavar="V", help="version of the benchmark")
     group.add_argument("--max-turns", type=int, metavar="N", help="tool rounds before truncation")
+    group.add_argument("--system-prompt", metavar="TEXT", help="replaces the benchmark's own")
     group.add_argument(
         "--env-arg",
         dest="env_args",
@@ -50,23 +54,51 @@ def add_env_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_agent_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that choose agents."""
+    group = parser.add_argument_group("agent")
+    group.add_argument("--agent", nargs="+", metavar="NAME", help="agents, or YAML files; `fate-gym agents` lists them")
+    group.add_argument("--defence", dest="defences", nargs="+", metavar="NAME", help="defences, the innermost first")
+    group.add_argument("--base-url", metavar="URL", help="server of an openai: agent (vLLM, llama.cpp, ...)")
+    group.add_argument("--adapter", metavar="DIR", help="LoRA adapter of an hf: agent")
+    group.add_argument("--temperature", type=float, metavar="T", help="sampling temperature")
+    group.add_argument(
+        "--agent-arg",
+        dest="agent_args",
+        action="append",
+        metavar="KEY=VALUE",
+        help="any other option of the agent; the value is read as YAML",
+    )
+
+
 def merge(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the settings of a configuration file, if there is one, overridden by flags.
 
     Raises:
         ValueError: A key is unknown, or a value is malformed.
     """
-    settings = read_settings(options.config) if getattr(options, "config", None) else {}
+    settings = _known(read_settings(options.config), options.config) if getattr(options, "config", None) else {}
+    flags = {name: value for name, value in vars(options).items() if name in _KEYS and value is not None}
+    for group in ("env_args", "agent_args"):
+        flags[group] = {**settings.get(group, {}), **_pairs(group, flags.get(group, []))}
+    return _grouped({**settings, **flags})
+
+
+def _known(settings: dict[str, Any], source: str) -> dict[str, Any]:
     unknown = sorted(set(settings) - _KEYS)
     if unknown:
-        raise ValueError(f"unknown settings {unknown} in {options.config}; there are: {', '.join(sorted(_KEYS))}")
-    flags = {name: value for name, value in vars(options).items() if name in _KEYS and value is not None}
-    env_args = {**settings.get("env_args", {}), **_pairs(flags.pop("env_args", []))}
-    settings = {**settings, **flags}
-    env_args.update({name: settings.pop(name) for name in COMMON if name in settings})
+        raise ValueError(f"unknown settings {unknown} in {source}; there are: {', '.join(sorted(_KEYS))}")
+    return settings
+
+
+def _grouped(settings: dict[str, Any]) -> dict[str, Any]:
+    """Moves the arguments that have flags of their own to where they belong."""
+    env_args, agent_args = dict(settings.pop("env_args", {})), dict(settings.pop("agent_args", {}))
+    env_args.update({name: settings.pop(name) for name in ENV_FLAGS if name in settings})
+    agent_args.update({name: settings.pop(name) for name in AGENT_FLAGS if name in settings})
     if isinstance(env_args.get("suite"), list) and len(env_args["suite"]) == 1:
         env_args["suite"] = env_args["suite"][0]
-    return {**settings, "env_args": env_args}
+    return {**settings, "env_args": env_args, "agent_args": agent_args}
 
 
 def eval_configs(options: argparse.Namespace) -> list[EvalConfig]:
@@ -82,11 +114,24 @@ def eval_configs(options: argparse.Namespace) -> list[EvalConfig]:
     if "attack" in settings:
         settings["attack"] = tuple(attack for entry in _as_list(settings["attack"]) for attack in _attacks(entry))
     out = settings.pop("out", None)
-    configs = [EvalConfig(agent=agent, **settings) for agent in agents]
+    configs = [EvalConfig(**_with_agent(settings, agent)) for agent in agents]
     if len({config.agent for config in configs}) != len(configs):
         raise ValueError(f"an agent is given twice: {', '.join(agents)}")
     folders = [_folder(config, out, several=len(configs) > 1) for config in configs]
     return [dataclasses.replace(config, out=folder) for config, folder in zip(configs, folders, strict=True)]
+
+
+def _with_agent(settings: dict[str, Any], agent: str) -> dict[str, Any]:
+    """Adds one agent to the settings: a short text, or a YAML file with all that belongs to it; flags override it."""
+    described: dict[str, Any] = {"agent": agent}
+    if agent.endswith((".yaml", ".yml")):
+        described = _grouped(_known(read_settings(agent), agent))
+    allowed = {"agent", "agent_args", "defences", "env_args"}
+    if not isinstance(described.get("agent"), str) or set(described) - allowed or described.get("env_args"):
+        raise ValueError(f"{agent} must name its `agent`, and may have its options and `defences`, nothing else")
+    agent_args = {**described.get("agent_args", {}), **settings["agent_args"]}
+    defences = tuple(settings.get("defences") or _as_list(described.get("defences")))
+    return {**settings, "agent": described["agent"], "agent_args": agent_args, "defences": defences}
 
 
 def _folder(config: EvalConfig, out: str | Path | None, *, several: bool) -> Path:
@@ -96,7 +141,7 @@ def _folder(config: EvalConfig, out: str | Path | None, *, several: bool) -> Pat
         agent = f"{agent}-{_digest(config.agent)}" if agent != config.agent else agent
     if out is not None:
         return Path(out) / agent if several else Path(out)
-    described = {key: value for key, value in config.to_json().items() if key not in ("limit", "concurrency", "out")}
+    described = {key: value for key, value in config.to_json().items() if key not in NOT_IN_DIGEST}
     return Path("runs") / f"{config.env.rsplit('/', 1)[-1]}-{agent}-{_digest(described)}"
 
 
@@ -113,16 +158,17 @@ def _attacks(entry: object) -> list[Any]:
     return [None if name == "none" else name for name in str(entry).split(",")]
 
 
-def _pairs(texts: list[str]) -> dict[str, Any]:
+def _pairs(group: str, texts: list[str]) -> dict[str, Any]:
+    flag = f"--{group.removesuffix('s').replace('_', '-')}"
     pairs = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not key or not equals:
-            raise ValueError(f"--env-arg {text!r} must be KEY=VALUE")
+            raise ValueError(f"{flag} {text!r} must be KEY=VALUE")
         try:
             pairs[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ValueError(f"--env-arg {key}: {value!r} is no valid YAML: {error}") from error
+            raise ValueError(f"{flag} {key}: {value!r} is no valid YAML: {error}") from error
     return pairs
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 
@@ -16,7 +17,7 @@ from fate_gym.chat import Json
 Attack: TypeAlias = str | Mapping[str, str] | None
 """A registered attack's name, payloads of one's own, or none."""
 
-NOT_IN_DIGEST = ("limit", "concurrency", "out")
+NOT_IN_DIGEST = ("limit", "concurrency", "max_cost", "out")
 """Settings that a resumed run may change."""
 
 DEFAULT_ENV = "fate/AgentDojo-v0"
@@ -30,6 +31,8 @@ class EvalConfig:
 
     Attributes:
         agent: The agent's text (`fate_gym.agents.SPECS`).
+        agent_args: Options of the agent.
+        defences: Defences around the agent, the innermost first.
         env: Gymnasium id.
         attack: Attacks, each over all its tasks; None leaves the environment its default.
         env_args: Further arguments of the environment.
@@ -37,10 +40,13 @@ class EvalConfig:
         repeats: Episodes for each task and attack.
         limit: At most so many tasks for each attack, drawn by the seed; a larger limit adds to a smaller one's.
         concurrency: Episodes under way at once.
+        max_cost: No further episode begins once so many USD are spent, those of earlier starts included.
         out: The run folder.
     """
 
     agent: str
+    agent_args: dict[str, Json] = field(default_factory=dict)
+    defences: tuple[str, ...] = ()
     env: str = DEFAULT_ENV
     attack: tuple[Attack, ...] | None = None
     env_args: dict[str, Json] = field(default_factory=dict)
@@ -48,6 +54,7 @@ class EvalConfig:
     repeats: int = 1
     limit: int | None = None
     concurrency: int = 8
+    max_cost: float | None = None
     out: Path = Path("runs/eval")
 
     def __post_init__(self) -> None:
@@ -55,6 +62,8 @@ class EvalConfig:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a positive whole number, got {value!r}")
+        if self.max_cost is not None and not self.max_cost > 0:
+            raise ValueError(f"max_cost must be above 0, got {self.max_cost!r}")
         if self.attack is not None:
             names = ["custom" if isinstance(attack, Mapping) else attack for attack in self.attack]
             if not names or len(names) != len(set(names)):
@@ -64,8 +73,19 @@ class EvalConfig:
         """As it stands in the manifest."""
         data = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         data["out"] = str(self.out)
+        data["defences"] = list(self.defences)
+        data["agent_args"] = {
+            name: public_url(value) if isinstance(value, str) and "://" in value else value
+            for name, value in self.agent_args.items()
+        }
         data["attack"] = None if self.attack is None else list(self.attack)
         return data
+
+
+def public_url(url: str) -> str:
+    """Returns an address without user, password, query and fragment, fit for a manifest or an error."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def read_settings(name: str) -> dict[str, Any]:

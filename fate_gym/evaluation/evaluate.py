@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from fate_gym.evaluation.budget import Budget
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
 from fate_gym.evaluation.metrics import summarise
-from fate_gym.evaluation.plan import Plan
+from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.runner import OnDone, run_plan
 from fate_gym.evaluation.store import RunFolder
-from fate_gym.rollout import ActFunction, Agent, as_agent
+from fate_gym.rollout import ActFunction, Agent, Rollout, as_agent
 
 
 async def evaluate(
@@ -37,9 +38,16 @@ async def evaluate(
         RunError: The folder belongs to another run, is in use, or is damaged.
     """
     plan = plan or Plan(config)
+    stop = stop or asyncio.Event()
     with RunFolder.open(config.out, plan.manifest(), ignore=NOT_IN_DIGEST) as folder:
+        budget = Budget(config.max_cost, folder, stop)
+
+        def done(item: Item, result: Rollout) -> None:
+            budget.spend(result)
+            on_done(item, result)
+
         try:
-            await run_plan(plan, as_agent(agent), folder, stop=stop, on_done=on_done)
+            await run_plan(plan, as_agent(agent), folder, stop=stop, on_done=done)
         finally:
             keys = [item.key for item in plan.items]
             summary = summarise(folder.episodes(), folder.failures(), folder.manifest, keys)

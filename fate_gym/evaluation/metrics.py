@@ -76,7 +76,7 @@ def summarise(
     groups = _groups([*slim, *errors.values()])
     return {
         "schema": SCHEMA,
-        "agent": manifest["config"]["agent"],
+        "agent": "+".join([manifest["config"]["agent"], *manifest["config"]["defences"]]),
         "env": manifest["config"]["env"],
         "config": manifest["config"],
         "digest": manifest["digest"],

@@ -56,7 +56,7 @@ class Plan:
     def make_env(self, variant: int) -> ToolEnv:
         """Makes one more environment of a variant, which shares the benchmark's caches with the others."""
         first = self._first[variant]
-        return ToolEnv(first.benchmark, max_turns=first.max_turns)
+        return ToolEnv(first.benchmark, max_turns=first.max_turns, system_prompt=first.system_prompt)
 
     def manifest(self) -> dict[str, Json]:
         """What a run folder records of its evaluation: settings, versions and checksums; no secrets."""

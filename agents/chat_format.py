@@ -1,0 +1,157 @@
+"""How a local model's conversations are written as tokens, and its replies read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fate_gym.agents.response_templates import PROBE_CALL, PROBE_QUESTION, PROBE_TOOL, ResponseTemplate
+from fate_gym.chat import Message, ToolSchema
+
+_log = logging.getLogger(__name__)
+
+_MARKER = "fategymmarker"
+"""Stands for what the model said where only what the chat template adds after it is wanted."""
+
+
+class ChatFormat:
+    """How a model's conversations are written as tokens, and its replies read. Used from several threads.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        template: Reads replies.
+        kwargs: Further variables of the chat template.
+        stop_ids: Tokens that end a turn.
+    """
+
+    def __init__(
+        self, tokenizer: Any, template: ResponseTemplate, kwargs: Mapping[str, Any], stop_ids: frozenset[int]
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.stop_ids = stop_ids
+        self._kwargs = dict(kwargs)
+        self._stop_texts = tokenizer.convert_ids_to_tokens(sorted(stop_ids))
+        self._lock = threading.Lock()  # Fast tokenizers are not made for threads.
+        self._appends = {role: self._keeps_the_past(role) for role in ("tool", "user")}
+        if not all(self._appends.values()):
+            after = " or ".join(role for role, keeps in self._appends.items() if not keeps)
+            _log.warning(
+                "The chat template rewrites earlier turns once a %s message follows: prompts are then written anew, "
+                "and do not begin with the ids that were sampled before.",
+                after,
+            )
+
+    def prompt(self, messages: list[Message], tools: list[ToolSchema] | None) -> tuple[int, ...]:
+        """Writes a whole conversation up to where the model goes on, (p,)."""
+        with self._lock:
+            return self._encode(self._render(_as_templates_take(messages), tools))
+
+    def continuation(
+        self, messages: list[Message], told: int, tools: list[ToolSchema] | None, *, ended: bool
+    ) -> tuple[int, ...] | None:
+        """Writes what comes between a sampled turn and the next, (s,).
+
+        Args:
+            messages: The conversation.
+            told: The index of the sampled turn in it.
+            tools: The tools.
+            ended: Whether the sampled ids end in a stop token, which is then not repeated.
+
+        Returns:
+            The ids, or None where the conversation must be written anew.
+        """
+        written = _as_templates_take(messages[told:])
+        since = written[1:]
+        if not since or not self._appends.get(since[0]["role"]) or any(m["role"] == "assistant" for m in since):
+            return None
+        with self._lock:
+            text = self._render([PROBE_QUESTION, _marked(written[0]), *since], tools)
+            # All up to the marker stands for what is there already, as ids; the turn's end comes first after it.
+            after = text.partition(_MARKER)[2]
+            ends = [after.index(stop) for stop in self._stop_texts if stop in after]
+            if not ends:
+                return None
+            ids = self._encode(after[min(ends) :])
+        return ids[1:] if ended else ids
+
+    def read(self, prompt_ids: Sequence[int], token_ids: Sequence[int], tools: list[ToolSchema] | None) -> Message:
+        """Reads a reply as an assistant message.
+
+        A call that cannot be read, or that was cut off, gives a message which counts as malformed: its `tool_calls` is
+        the raw text, and `parse_error` says what is wrong. It never passes for an answer in text.
+        """
+        with self._lock:
+            text: str = self.tokenizer.decode(token_ids)
+            try:
+                message: Message = self.tokenizer.parse_response(
+                    list(token_ids), self.template, prefix=list(prompt_ids), tools=tools
+                )
+            except Exception as error:
+                # Not ValueError alone: deep nesting, say, ends in RecursionError. What the model wrote is to blame.
+                return _malformed(text, one_line(error))
+        if message.get("tool_calls") and token_ids[-1] not in self.stop_ids:
+            return _malformed(text, "the reply was cut off at the token limit, in or after a tool call")
+        return message
+
+    def _keeps_the_past(self, role: str) -> bool:
+        """Whether a conversation in which a message of the role came last begins as it did before."""
+        answer = PROBE_CALL if role == "tool" else {"role": "assistant", "content": "Hi."}
+        reply = {"role": role, "content": "It answers.", "tool_call_id": PROBE_CALL["tool_calls"][0]["id"]}
+        before = self._render([PROBE_QUESTION], [PROBE_TOOL])
+        try:
+            return self._render([PROBE_QUESTION, answer, reply], [PROBE_TOOL]).startswith(before)
+        except Exception:
+            return False  # Templates raise their own errors for what they do not take.
+
+    def _render(self, messages: list[Message], tools: list[ToolSchema] | None) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            messages, tools=tools, add_generation_prompt=True, tokenize=False, **self._kwargs
+        )
+        return text
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _as_templates_take(messages: Iterable[Message]) -> list[Message]:
+    """The conversation as chat templates take it: arguments as objects, and ids that Mistral's do not refuse."""
+    ids: dict[str, str] = {}
+    taken = []
+    for message in messages:
+        message = dict(message)
+        if "tool_calls" in message:
+            message["tool_calls"] = [
+                {
+                    "id": ids.setdefault(call["id"], f"{len(ids):09d}"),
+                    "type": "function",
+                    "function": {**call["function"], "arguments": json.loads(call["function"]["arguments"])},
+                }
+                for call in message["tool_calls"]
+            ]
+        if "tool_call_id" in message:
+            message["tool_call_id"] = ids.setdefault(message["tool_call_id"], f"{len(ids):09d}")
+        taken.append(message)
+    return taken
+
+
+def _marked(turn: Message) -> Message:
+    """An assistant message of the same kind, with the marker where it ends. One call only: Llama's takes no more."""
+    if not turn.get("tool_calls"):
+        return {"role": "assistant", "content": _MARKER}
+    call = turn["tool_calls"][0]
+    function = {"name": call["function"]["name"], "arguments": {"text": _MARKER}}
+    return {"role": "assistant", "content": "", "tool_calls": [{**call, "function": function}]}
+
+
+def _malformed(text: str, problem: str) -> Message:
+    return {"role": "assistant", "content": text, "tool_calls": text, "parse_error": problem}
+
+
+def one_line(error: Exception) -> str:
+    """Returns the first line of an error, cut to a length that a terminal shows."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,0 +1,260 @@
+"""A local model of transformers as an agent; its sampled tokens are kept, as training needs them."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import random
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fate_gym.agents.batching import Completion, GenerationRequest, MicroBatcher, generate
+from fate_gym.agents.chat_format import ChatFormat, one_line
+from fate_gym.agents.response_templates import (
+    PROBE_QUESTION,
+    PROBE_TOOL,
+    choose_response_template,
+)
+from fate_gym.chat import Message, ToolSchema
+from fate_gym.env import Observation
+from fate_gym.errors import ContextOverflowError, UsageError
+from fate_gym.rollout import Agent, Reply, Sample, Session
+from fate_gym.task import Task
+
+
+class LocalAgent(Agent):
+    """A causal language model with a chat template that takes tools, from a folder or the hub.
+
+    Weights are read from safetensors alone, and no code from a model's folder ever runs. The model loads on first
+    use; `check` does it before. Episodes at the same time share forward passes (see `MicroBatcher`).
+
+    Args:
+        model: A folder, or an id on the hub.
+        adapter: A PEFT adapter for it, a folder or an id.
+        dtype: Of the weights: "auto" for the stored one, or "float32", "bfloat16", "float16".
+        device: "cpu", "cuda", "cuda:1", ..., or "auto" to spread it over all; None for CUDA where there is one.
+        attention: transformers' `attn_implementation`: "sdpa", "eager", "flash_attention_2", ...
+        temperature: 0 for greedy decoding. Recorded log-probabilities are those of the sampling distribution, with
+            temperature and `top_p` applied; of temperature 1 under greedy decoding.
+        top_p: Probability mass that is kept, in (0, 1].
+        max_new_tokens: Most tokens of one reply.
+        max_batch: Most prompts in one forward pass.
+        max_context: Most tokens of prompt and reply together; the model's own limit if None.
+        response_template: How the model writes tool calls: a name in `response_templates.yaml` or a mapping in
+            transformers' format; None for the tokenizer's own or whatever fits the chat template.
+        chat_template_kwargs: Further variables of the chat template, such as {"enable_thinking": False}. Llama 3's
+            prints the current day unless it is given a "date_string".
+        seed: Together with the episode decides the samples.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        adapter: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        attention: str | None = None,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 1024,
+        max_batch: int = 32,
+        max_context: int | None = None,
+        response_template: str | Mapping[str, Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1 or max_batch < 1:
+            raise ValueError("temperature must be >= 0, top_p in (0, 1], max_new_tokens and max_batch >= 1")
+        self.name = f"hf:{_short(model)}" + (f"+{_short(adapter)}" if adapter else "")
+        self.model, self.adapter = model, adapter
+        self.seed = seed
+        self.max_new_tokens = max_new_tokens
+        self._dtype, self._device, self._attention = dtype, device, attention
+        self._temperature, self._top_p = temperature, top_p
+        self._max_batch = max_batch
+        self._max_context = max_context
+        self._response_template = response_template
+        self._chat_template_kwargs = dict(chat_template_kwargs or {})
+        self._loading = threading.Lock()
+        self._engine: Engine | None = None
+
+    def start(self, task: Task, seed: int) -> Session:
+        """Begins an episode."""
+        return _LocalSession(self, f"{self.seed}/{task.id}/{seed}")
+
+    async def check(self) -> None:
+        """Loads the model.
+
+        Raises:
+            UsageError: It cannot be used as an agent; one line says why.
+        """
+        await self.engine()
+
+    async def engine(self) -> Engine:
+        """The loaded model."""
+        if self._engine is None:
+            return await asyncio.to_thread(self._load)
+        return self._engine
+
+    async def aclose(self) -> None:
+        """Stops generating and frees the model."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            await asyncio.to_thread(engine.batcher.close)
+
+    def _load(self) -> Engine:
+        with self._loading:
+            engine = self._engine = self._engine or self._make_engine()
+            return engine
+
+    def _make_engine(self) -> Engine:
+        try:
+            return self._load_all()
+        except ModuleNotFoundError as error:
+            raise UsageError(f"{self.name} needs {error.name}: pip install 'fate-gym[local]'") from error
+        except UsageError as error:
+            raise UsageError(f"{self.name}: {error}") from error
+        except Exception as error:
+            # Whatever trips the loaders up lies in what the user named.
+            raise UsageError(f"{self.name}: {one_line(error)}") from error
+
+    def _load_all(self) -> Engine:
+        import torch
+
+        tokenizer = _load_tokenizer(self.model, self._chat_template_kwargs)
+        template = choose_response_template(tokenizer, self._response_template, self._chat_template_kwargs)
+        device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = _load_model(self.model, dtype=self._dtype, device_map=device, attn_implementation=self._attention)
+        max_prompt = self._max_prompt(model)
+        if self.adapter:
+            model = _load_adapter(model, self.adapter)
+        stop_ids = _stop_ids(tokenizer, model)
+        run = functools.partial(
+            generate,
+            model.eval(),
+            stop_ids=stop_ids,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self._temperature,
+            top_p=self._top_p,
+        )
+        chat = ChatFormat(tokenizer, template, self._chat_template_kwargs, stop_ids)
+        return Engine(
+            model, chat, max_prompt, MicroBatcher(run, max_batch=self._max_batch, too_large=torch.OutOfMemoryError)
+        )
+
+    def _max_prompt(self, model: Any) -> int | None:
+        context = self._max_context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if context is None:
+            return None
+        if context <= self.max_new_tokens:
+            raise UsageError(f"max_new_tokens={self.max_new_tokens} fills the context of {context} tokens")
+        return int(context) - self.max_new_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A loaded model.
+
+    Attributes:
+        model: The transformers model, perhaps with an adapter.
+        chat: How its conversations are written and read.
+        max_prompt: Most tokens of a prompt, None without limit.
+        batcher: Generates.
+    """
+
+    model: Any
+    chat: ChatFormat
+    max_prompt: int | None
+    batcher: MicroBatcher[GenerationRequest, Completion]
+
+
+class _LocalSession:
+    """One episode. A turn's prompt is the last one with what was sampled and what came since, as token ids."""
+
+    def __init__(self, agent: LocalAgent, key: str) -> None:
+        self._agent = agent
+        self._key = key
+        self._turn = 0
+        self._messages: list[Message] = []
+        self._tools: list[ToolSchema] | None = None
+        self._ids: tuple[int, ...] = ()
+
+    async def act(self, observation: Observation) -> Reply:
+        engine = await self._agent.engine()
+        messages, tools = observation["messages"], observation.get("tools")
+        prompt_ids = await asyncio.to_thread(self._prompt, engine.chat, messages, tools)
+        if engine.max_prompt is not None and len(prompt_ids) > engine.max_prompt:
+            raise ContextOverflowError(f"a prompt of {len(prompt_ids)} tokens, where {engine.max_prompt} fit")
+        seed = random.Random(f"{self._key}/{self._turn}").getrandbits(63)  # noqa: S311 (no secret)
+        completion = await engine.batcher.submit(GenerationRequest(prompt_ids, seed))
+        sampled = Sample(prompt_ids, tuple(completion.token_ids), tuple(completion.logprobs))
+        message = await asyncio.to_thread(engine.chat.read, sampled.prompt_ids, sampled.token_ids, tools)
+        self._turn += 1
+        self._messages, self._tools, self._ids = messages, tools, prompt_ids + sampled.token_ids
+        usage: dict[str, float] = {"prompt_tokens": len(prompt_ids), "completion_tokens": len(sampled.token_ids)}
+        return Reply(message, usage, sample=sampled)
+
+    def _prompt(self, chat: ChatFormat, messages: list[Message], tools: list[ToolSchema] | None) -> tuple[int, ...]:
+        """Appends to the last turn; writes everything anew where the past is not what it was (a defence, a fork)."""
+        told = len(self._messages)
+        if self._ids and messages[:told] == self._messages and tools == self._tools:
+            added = chat.continuation(messages, told, tools, ended=self._ids[-1] in chat.stop_ids)
+            if added is not None:
+                return self._ids + added
+        return chat.prompt(messages, tools)
+
+
+def _load_tokenizer(model: str, chat_template_kwargs: Mapping[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    if not tokenizer.chat_template:
+        raise UsageError("it has no chat template: it is no chat model")
+    shown = tokenizer.apply_chat_template(
+        [PROBE_QUESTION], tools=[PROBE_TOOL], tokenize=False, add_generation_prompt=True, **chat_template_kwargs
+    )
+    if PROBE_TOOL["function"]["name"] not in shown:
+        raise UsageError("its chat template takes no tools")
+    return tokenizer
+
+
+def _load_model(model: str, **options: Any) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM  # Its types leave out `output_loading_info`.
+    loaded, report = auto.from_pretrained(
+        model, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
+    )
+    if report["missing_keys"]:
+        # They would be random, and the scores with them.
+        raise UsageError(f"its weights lack {len(report['missing_keys'])} tensors, {min(report['missing_keys'])} first")
+    return loaded
+
+
+def _load_adapter(model: Any, adapter: str) -> Any:
+    from peft import PeftModel
+    from transformers.utils.hub import cached_file
+
+    # peft would fall back to pickled weights.
+    cached_file(adapter, "adapter_model.safetensors")
+    return PeftModel.from_pretrained(model, adapter)
+
+
+def _stop_ids(tokenizer: Any, model: Any) -> frozenset[int]:
+    """All tokens that end a turn: the tokenizer knows one, a model's generation config often several."""
+    configured = model.generation_config.eos_token_id
+    several = configured if isinstance(configured, list) else [configured]
+    return frozenset(stop for stop in [*several, tokenizer.eos_token_id] if stop is not None)
+
+
+def _short(model: str) -> str:
+    """A folder's name; an id of the hub as it is."""
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else model

@@ -1,0 +1,60 @@
+"""What a run may cost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fate_gym.errors import UsageError
+from fate_gym.evaluation.store import RunFolder
+from fate_gym.rollout import Rollout
+
+COST = "cost_usd"
+
+
+class Budget:
+    """Stops a run once its episodes have cost enough; those under way end, so that a little more may be spent.
+
+    Args:
+        limit: In USD; None for no limit.
+        folder: What it holds already has been spent.
+        stop: Set once the limit is reached.
+
+    Raises:
+        UsageError: The folder holds episodes whose cost nobody knows.
+    """
+
+    def __init__(self, limit: float | None, folder: RunFolder, stop: asyncio.Event) -> None:
+        self._limit = limit
+        self._stop = stop
+        self.spent = 0.0
+        if limit is not None:
+            for records in (folder.episodes(), folder.failures()):
+                self.spent += _sum(records)
+            self._stop_if_spent()
+
+    def spend(self, result: Rollout) -> None:
+        """Counts an episode.
+
+        Raises:
+            UsageError: There is a limit, and the episode's cost is unknown: an unknown price is not zero.
+        """
+        if self._limit is None:
+            return
+        self.spent += _cost(result.transcript.actions, result.usage)
+        self._stop_if_spent()
+
+    def _stop_if_spent(self) -> None:
+        if self._limit is not None and self.spent >= self._limit:
+            self._stop.set()
+
+
+def _sum(records: Iterable[Mapping[str, Any]]) -> float:
+    return sum(_cost(record["actions"], record["usage"]) for record in records)
+
+
+def _cost(actions: list[Any], usage: Mapping[str, float]) -> float:
+    if actions and COST not in usage:
+        raise UsageError("max_cost needs prices, and this agent's are unknown: give it `prices`, or leave max_cost out")
+    return usage.get(COST, 0.0)

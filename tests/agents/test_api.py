@@ -1,0 +1,385 @@
+"""The API agent against a real server: what it sends, what it reads, when it tries again, what it refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import itertools
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import openai
+import pytest
+from misbehaving import Fault, Records, Settings, serve
+
+from fate_gym.agents.api import OpenAIAgent
+from fate_gym.agents.completions import read_completion
+from fate_gym.agents.pricing import check_prices, cost, shipped_prices
+from fate_gym.agents.redaction import Redactor
+from fate_gym.agents.retrying import (
+    Pacer,
+    RetryPolicy,
+    TransientError,
+    UnreachableError,
+    UnusableError,
+    interpret,
+    retry_after,
+)
+from fate_gym.errors import ContextOverflowError, ProviderError, UsageError
+from fate_gym.evaluation.config import public_url
+from fate_gym.rollout import Reply
+from fate_gym.task import Task
+
+OBSERVATION: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "Grüße 🙂"}],
+    "tools": [{"type": "function", "function": {"name": "look", "description": "", "parameters": {"type": "object"}}}],
+}
+TASK = Task("toy/one", "benign", "toy", "one")
+LOCAL = "http://127.0.0.1:9/v1"
+
+
+def saying(**message: Any) -> Callable[[Any], Awaitable[Any]]:
+    async def policy(request: Any) -> Any:
+        return message
+
+    return policy
+
+
+def ask(settings: Settings, *, observation: dict[str, Any] = OBSERVATION, **options: Any) -> tuple[Reply, Records]:
+    """One reply of an agent with quick retries, and what the server saw."""
+    with serve(settings) as (url, records):
+
+        async def main() -> Reply:
+            agent = OpenAIAgent("m", **{"base_url": url, "backoff_seconds": 0.001, "timeout": 5.0, **options})
+            try:
+                return await agent.start(TASK, seed=7).act(observation)
+            finally:
+                await agent.aclose()
+
+        return asyncio.run(main()), records
+
+
+def check(settings: Settings, **options: Any) -> Records:
+    with serve(settings) as (url, records):
+
+        async def main() -> None:
+            agent = OpenAIAgent("m", base_url=url, timeout=1.0, **options)
+            try:
+                await agent.check()
+            finally:
+                await agent.aclose()
+
+        asyncio.run(main())
+    return records
+
+
+def test_the_observation_and_the_options_are_sent_as_they_are() -> None:
+    options = {"temperature": 0.5, "max_tokens": 9, "reasoning_effort": "low", "parallel_tool_calls": False}
+    reply, records = ask(Settings(saying(content="hi")), **options, seed=3, extra_body={"top_p": 0.5})
+    assert records.last == {"model": "m", **OBSERVATION, **options, "seed": 10, "top_p": 0.5}
+    assert records.complaints == []
+    assert reply == Reply({"role": "assistant", "content": "hi"}, {"prompt_tokens": 100, "completion_tokens": 10}, 1)
+
+
+def test_without_options_nothing_else_is_sent() -> None:
+    _, records = ask(Settings(saying(content="hi")))
+    assert records.last == {"model": "m", **OBSERVATION}
+    _, records = ask(
+        Settings(saying(content="hi")), observation={"messages": OBSERVATION["messages"]}, parallel_tool_calls=True
+    )
+    assert set(records.last) == {"model", "messages"}
+
+
+CALL = {"id": "a", "type": "function", "function": {"name": "look", "arguments": '{"far": true, "deep": [1, "é"]}'}}
+JUNK: list[dict[str, Any]] = [
+    {"content": None},
+    {"content": "I would call look({})"},
+    {"content": "a", "tool_calls": [CALL, {**CALL, "id": "b"}]},
+    {"content": None, "tool_calls": [{**CALL, "function": {"name": "nothing", "arguments": "{broken"}}]},
+    {"content": None, "tool_calls": [{"type": "function", "function": {"name": "look", "arguments": ""}}]},
+    {"content": None, "refusal": "I will not."},
+    {"content": "so", "reasoning_content": "hmm"},
+]
+
+
+@pytest.mark.parametrize("message", JUNK)
+def test_what_a_model_does_wrong_is_left_in_the_message(message: dict[str, Any]) -> None:
+    reply, _ = ask(Settings(saying(**message)))
+    assert reply.message == {"role": "assistant", **message}
+    assert reply.attempts == 1
+
+
+@pytest.mark.parametrize("message", [junk for junk in JUNK if not {"refusal", "reasoning_content"} & set(junk)])
+def test_a_stream_reads_as_the_whole_message(message: dict[str, Any]) -> None:
+    reply, records = ask(Settings(saying(**message)), stream=True)
+    read = {**reply.message, "content": reply.message["content"] or None}
+    assert read == {"role": "assistant", **message}
+    assert records.last["stream_options"] == {"include_usage": True}
+    assert reply.usage == {"prompt_tokens": 100, "completion_tokens": 10}
+
+
+def test_usage_holds_what_the_server_gave() -> None:
+    usage = {
+        "prompt_tokens": 5,
+        "completion_tokens": None,
+        "prompt_tokens_details": {"cached_tokens": 2},
+        "completion_tokens_details": None,
+    }
+    body = {"choices": [{"message": {"content": "x"}}], "usage": usage}
+    assert read_completion(body) == ({"content": "x"}, {"prompt_tokens": 5, "cached_tokens": 2})
+
+
+@pytest.mark.parametrize("body", ["<html>", None, [], {}, {"choices": None}, {"choices": [None]}, {"choices": [{}]}])
+def test_what_is_no_completion_is_unusable(body: Any) -> None:
+    with pytest.raises(UnusableError):
+        read_completion(body)
+
+
+def test_cost_is_known_only_where_the_price_is() -> None:
+    usage = {"prompt_tokens": 1e6, "completion_tokens": 2e6, "cached_tokens": 5e5}
+    table = {"m": {"input": 2.0, "output": 10.0, "cached": 1.0}, "m-2024-05-13": {"input": 1.0, "output": 1.0}}
+    assert cost("m", usage, table) == pytest.approx(1.0 + 20.0 + 0.5)
+    assert cost("m-2025-01-01", usage, table) == cost("m", usage, table)
+    assert cost("m-2024-05-13", usage, table) == pytest.approx(3.0)
+    assert cost("m-mini", usage, table) is None
+    assert cost("m", {"prompt_tokens": 1}, table) is None
+    check_prices(shipped_prices())
+    with pytest.raises(ValueError, match="must hold input, output"):
+        OpenAIAgent("m", base_url=LOCAL, prices={"m": {"input": 1.0}})
+
+
+def test_cost_stands_in_the_reply_or_not_at_all() -> None:
+    prices = {"m": {"input": 1.0, "output": 1.0}}
+    assert ask(Settings(saying(content="x")), prices=prices)[0].usage["cost_usd"] == pytest.approx(110e-6)
+    assert "cost_usd" not in ask(Settings(saying(content="x")))[0].usage
+
+
+def test_a_server_that_hints_is_obeyed() -> None:
+    started = time.perf_counter()
+    reply, records = ask(Settings(saying(content="hi"), forced=[Fault.RATE_LIMIT_HINTED], retry_after="1"))
+    assert time.perf_counter() - started >= 1.0
+    assert (reply.attempts, records.requests) == (2, 2)
+
+
+def test_retry_after_is_seconds_or_a_date() -> None:
+    assert retry_after({"retry-after": "2.5"}) == 2.5
+    assert retry_after({"retry-after-ms": "1500", "retry-after": "9"}) == 1.5
+    date = email.utils.formatdate(time.time() + 30, usegmt=True)
+    assert retry_after({"retry-after": date}) == pytest.approx(30, abs=2)
+    assert retry_after({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
+    assert retry_after({"retry-after": "soon"}) is retry_after({}) is None
+
+
+def test_waits_double_with_full_jitter_up_to_a_cap() -> None:
+    policy = RetryPolicy(max_attempts=6, backoff_seconds=2.0)
+    for attempt, bound in ((1, 2), (2, 4), (4, 16), (30, 60)):
+        waits = [policy.wait(attempt, None) for _ in range(400)]
+        assert 0 <= min(waits) < 0.1 * bound or bound == 60
+        assert 0.9 * bound < max(waits) <= bound
+    hinted = [policy.wait(5, 10.0) for _ in range(100)]
+    assert 10 <= min(hinted) <= max(hinted) <= 12
+    assert policy.wait(1, 1e6) == 60
+
+
+def test_requests_are_spaced_evenly_over_all_sessions() -> None:
+    async def main() -> list[float]:
+        pacer, times = Pacer(per_minute=1200), []
+
+        async def session() -> None:
+            for _ in range(2):
+                await pacer.turn()
+                times.append(time.monotonic())
+
+        await asyncio.gather(*(session() for _ in range(4)))
+        return times
+
+    times = asyncio.run(main())
+    assert times[-1] - times[0] >= 7 * 0.05 - 0.005
+    assert max(later - sooner for sooner, later in itertools.pairwise(times)) < 0.15
+
+
+def failure(status: int, body: Any, headers: dict[str, str] | None = None) -> openai.APIStatusError:
+    """The error that openai makes of a response."""
+    import httpx2
+
+    request = httpx2.Request("POST", LOCAL)
+    response = httpx2.Response(status, json=body, headers=headers, request=request)
+    return openai.AsyncOpenAI(api_key="x", base_url=LOCAL)._make_status_error_from_response(response)
+
+
+def error(message: str, **fields: Any) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "invalid_request_error", "param": None, "code": None, **fields}}
+
+
+OVERFLOWS: list[tuple[int, Any]] = [
+    (400, error("anything", code="context_length_exceeded")),
+    (400, error("This model's maximum context length is 4096 tokens. However, you requested 5000 tokens")),
+    (400, {"object": "error", "message": "This model's maximum context length is 8 tokens.", "code": 400}),
+    (400, error("The decoder prompt (length 900) is longer than the maximum model length of 512.", code=400)),
+    (400, error("request (9 tokens) exceeds the available context size (8 tokens)", type="exceed_context_size_error")),
+    (400, error("Input validation error: `inputs` tokens + `max_new_tokens` must be <= 8193. Given: 9000")),
+    (400, error("prompt is too long: 210000 tokens > 200000 maximum")),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), OVERFLOWS)
+def test_context_overflow_is_known_by_its_code_or_words(status: int, body: Any) -> None:
+    assert isinstance(interpret(failure(status, body), LOCAL, Redactor(None, LOCAL)), ContextOverflowError)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (400, error("temperature must be at most 2"), ProviderError),
+        (400, error("max_tokens is too large: this model supports at most 16384 completion tokens"), ProviderError),
+        (401, error("Incorrect API key provided", code="invalid_api_key"), ProviderError),
+        (403, error("no"), ProviderError),
+        (404, error("The model `m` does not exist", code="model_not_found"), ProviderError),
+        (413, {"detail": "too large"}, ProviderError),
+        (422, error("no"), ProviderError),
+        (429, error("You exceeded your current quota", code="insufficient_quota"), ProviderError),
+        *((status, error("later"), TransientError) for status in (408, 409, 429, 500, 502, 503, 504, 529)),
+        (429, error("tokens per minute: context of 3 requests"), TransientError),
+    ],
+)
+def test_each_status_is_retried_or_not(status: int, body: Any, kind: type[Exception]) -> None:
+    outcome = interpret(failure(status, body), LOCAL, Redactor(None, LOCAL))
+    assert type(outcome) is kind
+    assert str(outcome).startswith(f"HTTP {status} from {LOCAL}")
+    assert "\n" not in str(outcome)
+
+
+def test_an_error_for_good_is_not_retried() -> None:
+    with pytest.raises(ProviderError, match=r"HTTP 404 .* no such model") as caught:
+        ask(Settings(saying(content="x"), refuse=(404, {"message": "no such\n model"})))
+    assert caught.value.attempts == 1
+
+
+def test_attempts_count_what_came_before_an_error_for_good() -> None:
+    async def request(errors: list[Exception]) -> None:
+        raise errors.pop(0)
+
+    with pytest.raises(ProviderError) as caught:
+        asyncio.run(RetryPolicy(6, 0.0).run(request, [TransientError("a"), TransientError("b"), ProviderError("c")]))
+    assert caught.value.attempts == 3
+
+
+def test_a_key_is_needed_for_openai_itself_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="set the environment variable OPENAI_API_KEY"):
+        OpenAIAgent("gpt-4o-mini")
+    with pytest.raises(ValueError, match="OTHER_KEY"):
+        OpenAIAgent("gpt-4o-mini", api_key_env="OTHER_KEY")
+    monkeypatch.setenv("OTHER_KEY", "sk-given-here")
+    assert OpenAIAgent("gpt-4o-mini", api_key_env="OTHER_KEY").name == "openai:gpt-4o-mini"
+    _, records = ask(Settings(saying(content="x")), api_key_env="OTHER_KEY")
+    assert "Bearer sk-given-here" in records.head
+    _, records = ask(Settings(saying(content="x")))
+    assert "Bearer unused" in records.head
+
+
+def test_openai_gets_the_newer_name_of_the_token_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test-only")
+    monkeypatch.setenv("OPENAI_BASE_URL", LOCAL)
+    agent = OpenAIAgent("gpt-4o-mini", max_tokens=3)
+    assert agent._body(OBSERVATION, None)["max_completion_tokens"] == 3
+    assert agent._server.url == "https://api.openai.com/v1"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"base_url": "localhost:8000"}, "base_url must look like"),
+        ({"base_url": ""}, "base_url must look like"),
+        ({"base_url": LOCAL, "timeout": 0}, "timeout must be positive"),
+        ({"base_url": LOCAL, "max_attempts": 0}, "max_attempts must be positive"),
+        ({"base_url": LOCAL, "requests_per_minute": -1}, "requests_per_minute must be positive"),
+        ({"base_url": LOCAL, "model": ""}, "needs a name"),
+    ],
+)
+def test_wrong_settings_are_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        OpenAIAgent(**{"model": "m", **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tenacity", None)
+    with pytest.raises(UsageError, match="pip install tenacity"):
+        OpenAIAgent("m", base_url=LOCAL)
+
+
+def test_a_login_and_a_query_in_the_address_are_used_but_not_shown() -> None:
+    with serve(Settings(saying(content="x"))) as (url, records):
+
+        async def main() -> None:
+            given = url.replace("http://", "http://user:p%40ss@") + "?api-version=2025"
+            agent = OpenAIAgent("m", base_url=given)
+            await agent.reply(OBSERVATION)
+            await agent.aclose()
+
+        asyncio.run(main())
+    assert "POST /v1/chat/completions?api-version=2025 " in records.head
+    assert "basic dxnlcjpwqhnz" in records.head.lower()
+    assert "bearer" not in records.head.lower()
+    assert public_url("https://user:pass@host:1/v1?key=x#y") == "https://host:1/v1"
+
+
+def test_check_passes_a_good_and_a_busy_server() -> None:
+    assert check(Settings(saying(content="ready")), temperature=0.3).last["temperature"] == 0.3
+    for fault in (Fault.RATE_LIMIT, Fault.UNAVAILABLE, Fault.HANG):
+        assert check(Settings(saying(content="ready"), forced=[fault])).requests == 1
+
+
+@pytest.mark.parametrize(
+    ("refuse", "message"),
+    [
+        ((401, {"message": "Incorrect API key"}), "HTTP 401 .*Incorrect API key"),
+        ((404, {"message": "The model `m` does not exist"}), "HTTP 404 .*does not exist"),
+        ((400, {"message": "temperature is not supported"}), "HTTP 400 .*not supported"),
+    ],
+)
+def test_check_refuses_what_no_retry_mends(refuse: tuple[int, dict[str, Any]], message: str) -> None:
+    with pytest.raises(UsageError, match=f"^openai:m cannot be used: {message}") as caught:
+        check(Settings(saying(content="x"), refuse=refuse))
+    assert "\n" not in str(caught.value)
+
+
+def test_check_refuses_an_address_where_nobody_listens_or_someone_else() -> None:
+    with pytest.raises(UsageError, match="no chat completion"):
+        check(Settings(saying(content="x"), forced=[Fault.HTML_200]))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+
+        async def main() -> None:
+            agent = OpenAIAgent("m", base_url=f"http://127.0.0.1:{port}/v1")
+            try:
+                await agent.check()
+            finally:
+                await agent.aclose()
+
+        with pytest.raises(UsageError, match=f"no connection to http://127.0.0.1:{port}/v1"):
+            asyncio.run(main())
+
+
+def test_a_connection_error_is_told_from_a_timeout() -> None:
+    request: Any = SimpleNamespace()
+    redact = Redactor(None, LOCAL)
+    assert type(interpret(openai.APITimeoutError(request), LOCAL, redact)) is TransientError
+    assert type(interpret(openai.APIConnectionError(request=request), LOCAL, redact)) is UnreachableError
+
+
+def test_an_agent_serves_again_after_it_was_closed() -> None:
+    with serve(Settings(saying(content="x"))) as (url, records):
+        agent = OpenAIAgent("m", base_url=url)
+
+        async def main() -> None:
+            await agent.reply(OBSERVATION)
+            await agent.aclose()
+
+        asyncio.run(main())
+        asyncio.run(main())
+    assert records.requests == 2

@@ -1,0 +1,217 @@
+"""Every fault of a model server has one outcome, and none of them is a score."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+from misbehaving import RETRIED, Fault, Records, Scripted, Settings, serve, tasks_by_prompt
+
+from fate_gym.agents import load_agent
+from fate_gym.agents.api import OpenAIAgent
+from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
+from fate_gym.rollout import Rollout, rollout
+
+ATTACKS = (None, "important_instructions")
+SMALL = ("banking", "slack")
+ALL = ("workspace", "travel", "banking", "slack")
+TASK = "banking/user_task_3/none"
+PATIENCE = 0.4
+"""Seconds for one request; a hang takes ten times as long."""
+
+
+@cache
+def scripted(name: str, suites: tuple[str, ...] = SMALL) -> Scripted:
+    envs = [gym.make("fate/AgentDojo-v0", suite=list(suites), attack=attack).unwrapped for attack in ATTACKS]
+    return Scripted(name, tasks_by_prompt(*envs))
+
+
+def play(fault: Fault, *, times: int, stream: bool, after: int = 0) -> tuple[Rollout, Records]:
+    """One episode of the oracle, whose request number `after` meets a fault so many times in a row."""
+    env: Any = gym.make("fate/AgentDojo-v0", suite="banking", attack=None).unwrapped
+    forced: list[Fault | None] = [None] * after + [fault] * times
+    with serve(Settings(scripted("oracle"), forced=forced, hang=10 * PATIENCE)) as (url, records):
+
+        async def main() -> Rollout:
+            agent = OpenAIAgent(
+                "m", base_url=url, stream=stream, timeout=PATIENCE, max_attempts=3, backoff_seconds=0.001
+            )
+            try:
+                return await rollout(env, agent, TASK, seed=0)
+            finally:
+                await agent.aclose()
+
+        return asyncio.run(main()), records
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", sorted(RETRIED))
+def test_a_fault_that_passes_is_retried_and_the_episode_scored(fault: Fault, stream: bool) -> None:
+    result, records = play(fault, times=2, stream=stream, after=1)
+    assert records.complaints == []
+    assert records.counts == {fault: 2}
+    assert (result.status, result.transcript.ended) == ("ok", "answer")
+    assert result.verdict.vector.tolist() == [1.0] * 4
+    # A stream is known by its events, whatever its label says.
+    retried = 0 if stream and fault is Fault.CONTENT_TYPE else 2
+    assert result.attempts == records.requests == len(result.transcript.actions) + retried
+
+
+@pytest.mark.parametrize("fault", sorted(RETRIED - {Fault.HANG, Fault.DRIP}))
+def test_a_fault_that_stays_is_no_score(fault: Fault) -> None:
+    result, records = play(fault, times=99, stream=False, after=1)
+    assert result.status == "provider_error"
+    assert not result.verdict.mask.any()
+    assert result.error is not None
+    assert result.error.startswith("gave up after 3 attempts: ")
+    assert (records.requests, result.attempts) == (4, 4)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_context_overflow_truncates_and_is_scored_at_once(stream: bool) -> None:
+    result, records = play(Fault.OVERFLOW, times=1, stream=stream, after=1)
+    assert (result.status, result.transcript.ended, result.transcript.truncated) == ("ok", "context_overflow", True)
+    assert result.verdict.utility.value == 0.0
+    assert records.requests == result.attempts == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", [Fault.SAME_IDS, Fault.NO_IDS])
+def test_odd_call_ids_are_mended_and_cost_nothing(fault: Fault, stream: bool) -> None:
+    result, records = play(fault, times=99, stream=stream)
+    assert records.complaints == []
+    assert result.verdict.vector.tolist() == [1.0] * 4
+    assert result.attempts == records.requests
+    ids = [call.id for call in result.transcript.calls]
+    assert len(ids) == len(set(ids)) > 0
+
+
+def run(agent: Any, out: Path, **settings: Any) -> dict[str, Any]:
+    """One evaluation under both attacks."""
+
+    async def main() -> dict[str, Any]:
+        try:
+            return await evaluate(config, agent)
+        finally:
+            await agent.aclose()
+
+    fields = {"env_args": {"suite": list(SMALL)}, "attack": ATTACKS, "concurrency": 16, **settings}
+    config = EvalConfig(agent=agent.name, out=out, **fields)
+    return asyncio.run(main())
+
+
+def episodes(folder: Path, *, ids: bool = True) -> dict[str, Any]:
+    """The scored episodes by key, without what differs behind a server: times, tokens, the raw form of an action."""
+    left_out = {"seconds", "usage", "attempts", "actions"}
+    found = {}
+    for episode in RunFolder.read(folder).episodes():
+        kept = {name: value for name, value in episode.items() if name not in left_out}
+        found[episode["key"]] = kept if ids else json.loads(_without_ids(kept))
+    return found
+
+
+def _without_ids(episode: dict[str, Any]) -> str:
+    """Numbers the call ids in the order in which they appear."""
+    text = json.dumps(episode)
+    for number, call in enumerate(episode["calls"]):
+        text = text.replace(f'"{call["id"]}"', f'"id {number}"').replace(f"call {call['id']}:", f"call id {number}:")
+    return text
+
+
+@pytest.mark.parametrize(
+    ("name", "suites", "limit", "stream"),
+    [
+        ("oracle", SMALL, 40, False),
+        ("gullible", SMALL, 40, True),
+        ("refuser", SMALL, 20, False),
+        pytest.param("oracle", ALL, None, False, marks=pytest.mark.slow),
+        pytest.param("gullible", ALL, None, True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_policy_behind_http_scores_exactly_what_it_scores_in_process(
+    name: str, suites: tuple[str, ...], limit: int | None, stream: bool, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"env_args": {"suite": list(suites)}, "limit": limit}
+    with serve(Settings(scripted(name, suites))) as (url, records):
+        agent = OpenAIAgent("m", base_url=url, stream=stream)
+        summary = run(agent, tmp_path / "http", **settings)
+    assert records.complaints == []
+    assert summary["episodes"]["errors"] == 0
+    run(load_agent(name), tmp_path / "process", **settings)
+    assert episodes(tmp_path / "http") == episodes(tmp_path / "process")
+
+
+@pytest.mark.parametrize(
+    ("limit", "repeats", "concurrency"), [(75, 1, 24), pytest.param(None, 7, 48, marks=pytest.mark.slow)]
+)
+def test_every_fault_at_5_percent_leaves_every_score_right(
+    limit: int | None, repeats: int, concurrency: int, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"limit": limit, "repeats": repeats, "concurrency": concurrency}
+    out = tmp_path / "run"
+    server = Settings(scripted("gullible"), faults=dict.fromkeys(Fault, 0.05), hang=10 * PATIENCE)
+    with serve(server) as (url, records):
+        agent = OpenAIAgent("m", base_url=url, timeout=PATIENCE, max_attempts=4, backoff_seconds=0.001)
+        summary = run(agent, out, **settings)
+    assert records.complaints == []
+    assert set(records.counts) == set(Fault)
+    done = summary["episodes"]
+    assert done["missing"] == 0
+    assert done["errors"] > 0
+    assert done["planned"] >= (2000 if limit is None else 100)
+    scored, failed = list(RunFolder.read(out).episodes()), list(RunFolder.read(out).failures())
+    overflowed = [episode for episode in scored if episode["ended"] == "context_overflow"]
+    # On a busy machine an answer may come when the client has already given the request up.
+    assert 0.95 * records.counts[Fault.OVERFLOW] <= len(overflowed) <= records.counts[Fault.OVERFLOW]
+    _check_attempts(scored, failed, records)
+
+    run(load_agent("gullible"), tmp_path / "process", **settings)
+    _check_scores(episodes(out, ids=False), episodes(tmp_path / "process", ids=False))
+
+    first = {episode["key"] for episode in scored}
+    with serve(Settings(scripted("gullible"))) as (url, again):
+        resumed = run(_agent_like(agent, url), out, **settings)
+    assert resumed["episodes"] == {**done, "scored": done["planned"], "errors": 0}
+    second = [episode for episode in RunFolder.read(out).episodes() if episode["key"] not in first]
+    assert {episode["key"] for episode in second} == {failure["key"] for failure in failed}
+    assert again.requests == sum(episode["attempts"] for episode in second)
+
+
+def _agent_like(agent: OpenAIAgent, url: str) -> OpenAIAgent:
+    """The same model at another address: a run may move with its server."""
+    return OpenAIAgent(agent.name.removeprefix("openai:"), base_url=url)
+
+
+def _check_attempts(scored: list[Any], failed: list[Any], records: Records) -> None:
+    """No request beyond the cap, and none that no episode answers for."""
+    for episode in scored:
+        assert episode["attempts"] <= 4 * (len(episode["actions"]) + (episode["ended"] == "context_overflow"))
+    for failure in failed:
+        assert failure["status"] == "provider_error"
+        assert failure["error"].startswith("gave up after 4 attempts: ")
+        assert failure["attempts"] <= 4 * (len(failure["actions"]) + 1)
+    told = sum(episode["attempts"] for episode in itertools.chain(scored, failed))
+    # No request is unaccounted for. On a busy machine the client may give one up before the server has read it.
+    assert records.requests <= told <= 1.01 * records.requests
+
+
+def _check_scores(served: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Whole episodes are those of the policy in process; truncated ones are a beginning of them, scored as such."""
+    kinds: Counter[str] = Counter()
+    for key, episode in served.items():
+        kinds[episode["ended"]] += 1
+        if episode["ended"] == "answer":
+            assert episode == expected[key]
+            continue
+        assert episode["ended"] == "context_overflow"
+        assert episode["truncated"]
+        assert episode["verdict"]["validity"]["value"] == 0.0
+        assert episode["messages"] == expected[key]["messages"][: len(episode["messages"])]
+    assert min(kinds["answer"], kinds["context_overflow"]) > 0

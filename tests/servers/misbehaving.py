@@ -1,0 +1,402 @@
+"""A model server on loopback that speaks chat completions, plays scripted policies, and misbehaves on command.
+
+It is a real one: HTTP/1.1 over sockets, keep-alive, streaming. It refuses what OpenAI's API would refuse, and counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import random
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from openai_server import complaint
+
+from fate_gym.agents.scripted import REFUSER, Gullible, Oracle
+from fate_gym.delivery import delivered
+from fate_gym.rollout import Agent
+from fate_gym.task import Task
+
+Request = dict[str, Any]
+Message = dict[str, Any]
+Policy = Callable[[Request], Awaitable[Message]]
+
+_OPTIONS = {
+    "max_completion_tokens", "max_tokens", "parallel_tool_calls", "reasoning_effort", "seed", "stream",
+    "stream_options", "temperature", "top_p",
+}  # fmt: skip
+_REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
+_HTML = b"<!DOCTYPE html><html><body><h1>Upstream is having a moment</h1></body></html>"
+_JSON, _SSE = "application/json", "text/event-stream"
+
+
+class Fault(StrEnum):
+    """What can go wrong, for one request."""
+
+    RATE_LIMIT_HINTED = "429 with Retry-After"
+    RATE_LIMIT = "429"
+    INTERNAL = "500"
+    UNAVAILABLE = "503"
+    HANG = "hang"
+    DRIP = "slow drip"
+    RESET = "reset mid-body"
+    TRUNCATED = "truncated body"
+    HTML_200 = "HTML page with 200"
+    HTML_502 = "HTML page with 502"
+    CONTENT_TYPE = "wrong content type"
+    NO_CHOICES = "empty choices"
+    OVERFLOW = "context-length 400"
+    HUGE = "10 MB answer"
+    SAME_IDS = "duplicate call ids"
+    NO_IDS = "missing call ids"
+
+
+RETRIED = frozenset(Fault) - {Fault.OVERFLOW, Fault.SAME_IDS, Fault.NO_IDS}
+"""Faults that say nothing about the model, and may pass."""
+
+
+@dataclass
+class Settings:
+    """How a server behaves.
+
+    Attributes:
+        policy: Answers well-formed requests.
+        faults: Probability of each fault, drawn for each request by its number.
+        forced: Faults of the first requests, before those by chance; None for a good answer.
+        seed: Of the draw.
+        latency: Seconds before each good answer.
+        hang: Seconds that a hanging or dripping answer takes: longer than the client's patience.
+        retry_after: The header of a hinted 429.
+        refuse: (status, error object) that every request meets, such as a wrong key.
+    """
+
+    policy: Policy
+    faults: Mapping[Fault, float] = field(default_factory=dict)
+    forced: Iterable[Fault | None] = ()
+    seed: int = 0
+    latency: float = 0.0
+    hang: float = 3.0
+    retry_after: str = "0"
+    refuse: tuple[int, dict[str, Any]] | None = None
+
+
+@dataclass
+class Records:
+    """What a server has seen and done.
+
+    Attributes:
+        requests: Requests that came whole.
+        peak: Requests under way at once, at most.
+        sent: Number of the request (from 1) -> its fault.
+        complaints: What was wrong with requests.
+        headers: Head of the last request, as it came.
+        last: The last request.
+    """
+
+    requests: int = 0
+    peak: int = 0
+    sent: dict[int, Fault] = field(default_factory=dict)
+    complaints: list[str] = field(default_factory=list)
+    head: str = ""
+    last: Request = field(default_factory=dict)
+
+    @property
+    def counts(self) -> Counter[Fault]:
+        """Faults by kind."""
+        return Counter(self.sent.values())
+
+
+class Server:
+    """The server; `serve` runs it in a thread, `serve_apart` in a process of its own."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.records = Records()
+        self._settings = settings
+        self._forced = iter(settings.forced)
+        self._active = 0
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def run(self, started: Callable[[str], None], stop: asyncio.Event) -> None:
+        """Serves until `stop`; calls `started` with the base URL."""
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0, backlog=1024, limit=2**24)
+        started(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+        await stop.wait()
+        server.close()
+        for connection in list(self._connections):
+            connection.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await server.wait_closed()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._converse(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answers the requests of one connection in turn."""
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                lines = head.decode("latin-1").lower().split("\r\n")
+                size = next(int(line.partition(":")[2]) for line in lines if line.startswith("content-length:"))
+                request = json.loads(await reader.readexactly(size))
+                self._active += 1
+                try:
+                    self.records.peak = max(self.records.peak, self._active)
+                    self.records.head = head.decode("latin-1")
+                    await self._answer(request, writer)
+                finally:
+                    self._active -= 1
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # The client, or the test, has gone.
+        finally:
+            writer.close()
+
+    async def _answer(self, request: Request, writer: asyncio.StreamWriter) -> None:
+        settings, records = self._settings, self.records
+        records.requests, records.last = records.requests + 1, request
+        fault = self._fault(records.requests)
+        problem = _problem(request)
+        if problem:
+            records.complaints.append(problem)
+            return await _send(writer, 400, _error(problem))
+        if settings.refuse:
+            return await _send(writer, settings.refuse[0], json.dumps({"error": settings.refuse[1]}).encode())
+        if fault:
+            records.sent[records.requests] = fault
+        await self._misbehave(fault, request, writer)
+
+    def _fault(self, number: int) -> Fault | None:
+        for fault in self._forced:
+            return fault
+        draw = random.Random(f"{self._settings.seed} {number}").random()
+        for fault, probability in self._settings.faults.items():
+            draw -= probability
+            if draw < 0:
+                return fault
+        return None
+
+    async def _misbehave(self, fault: Fault | None, request: Request, writer: asyncio.StreamWriter) -> None:
+        """Sends the answer, spoilt by the fault."""
+        settings = self._settings
+        match fault:
+            case Fault.RATE_LIMIT_HINTED:
+                return await _send(writer, 429, _error("slow down"), extra={"Retry-After": settings.retry_after})
+            case Fault.RATE_LIMIT | Fault.INTERNAL | Fault.UNAVAILABLE:
+                return await _send(writer, int(fault.value), _error("try again"))
+            case Fault.HTML_200 | Fault.HTML_502:
+                return await _send(writer, 200 if fault is Fault.HTML_200 else 502, _HTML, kind="text/html")
+            case Fault.OVERFLOW:
+                text = "This model's maximum context length is 4096 tokens. However, your messages have 5000."
+                return await _send(writer, 400, _error(text, code="context_length_exceeded"))
+            case Fault.HANG:
+                return await asyncio.sleep(settings.hang)
+        await asyncio.sleep(settings.latency)
+        message = {"content": "x" * 10_000_000} if fault is Fault.HUGE else await settings.policy(request)
+        for call in message.get("tool_calls", ()):
+            if fault is Fault.SAME_IDS:
+                call["id"] = "call_same"
+            elif fault is Fault.NO_IDS:
+                del call["id"]
+        kind, body = _body(request, message, choices=fault is not Fault.NO_CHOICES)
+        if fault is Fault.TRUNCATED:
+            body = body[: len(body) // 2]
+        pace = settings.hang if fault is Fault.DRIP else None
+        await _send(writer, 200, body, "text/plain" if fault is Fault.CONTENT_TYPE else kind, pace=pace,
+                    reset=fault is Fault.RESET)  # fmt: skip
+
+
+@contextmanager
+def serve(settings: Settings) -> Iterator[tuple[str, Records]]:
+    """Serves in a thread; gives the base URL and the records."""
+    server, url, ready = Server(settings), "", threading.Event()
+    loop, stop = asyncio.new_event_loop(), asyncio.Event()
+
+    def started(given: str) -> None:
+        nonlocal url
+        url = given
+        ready.set()
+
+    def work() -> None:
+        try:
+            loop.run_until_complete(server.run(started, stop))
+        finally:
+            loop.close()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ready.wait()
+    try:
+        yield url, server.records
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+
+
+@contextmanager
+def serve_apart(settings: Settings) -> Iterator[str]:
+    """Serves in a process of its own, so that the client has an interpreter to itself; gives the base URL."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work_apart, args=(settings, theirs), daemon=True)
+    process.start()
+    try:
+        yield ours.recv()
+    finally:
+        process.terminate()
+        process.join()
+        ours.close()
+        theirs.close()
+
+
+def _work_apart(settings: Settings, pipe: Any) -> None:
+    asyncio.run(Server(settings).run(pipe.send, asyncio.Event()))
+
+
+class Scripted:
+    """A policy of `fate_gym.agents.scripted`, played for whichever task a conversation belongs to.
+
+    It keeps no state between requests, as a model server does not: each request replays its conversation.
+
+    Args:
+        name: "oracle", "gullible" or "refuser".
+        tasks: With their ground truths, by the text of the user's first message.
+    """
+
+    def __init__(self, name: str, tasks: Mapping[str, list[Task]]) -> None:
+        self._agent: Agent = {"oracle": Oracle(), "gullible": Gullible(), "refuser": REFUSER}[name]
+        self._tasks = tasks
+
+    async def __call__(self, request: Request) -> Message:
+        messages = request["messages"]
+        prompt = next(message["content"] for message in messages if message["role"] == "user")
+        if prompt not in self._tasks:
+            return {"content": "ready"}
+        session = self._agent.start(_task(self._tasks[prompt], messages), seed=0)
+        said = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+        for at in said:
+            await session.act({"messages": messages[:at]})
+        reply = await session.act({"messages": messages})
+        return _spoken(reply.message, turn=len(said))
+
+
+def tasks_by_prompt(*envs: Any) -> dict[str, list[Task]]:
+    """Makes what `Scripted` needs from environments."""
+    tasks: dict[str, list[Task]] = {}
+    for env in envs:
+        for task_id in env.tasks:
+            observation, _ = env.reset(seed=0, options={"task_id": task_id})
+            prompt = next(message["content"] for message in observation["messages"] if message["role"] == "user")
+            tasks.setdefault(prompt, []).append(env.task(task_id, privileged=True))
+    return tasks
+
+
+def _task(candidates: list[Task], messages: list[Message]) -> Task:
+    """The task whose injection has been seen; before that, all of a prompt ask for the same."""
+    seen = [message["content"] for message in messages if message["role"] == "tool"]
+    for task in candidates:
+        payloads = task.ground_truth.payloads if task.ground_truth else ()
+        if any(delivered(payload, text) for payload in payloads for text in seen):
+            return task
+    return candidates[0]
+
+
+def _spoken(message: Message, turn: int) -> Message:
+    """A scripted message as a server sends it; with the ids that the environment would choose itself."""
+    calls = [
+        {
+            "id": f"call_{turn}_{index}",
+            "type": "function",
+            "function": {"name": call["function"]["name"], "arguments": json.dumps(call["function"]["arguments"])},
+        }
+        for index, call in enumerate(message.get("tool_calls", ()))
+    ]
+    return {"content": message["content"] or None, **({"tool_calls": calls} if calls else {})}
+
+
+def _problem(request: Request) -> str | None:
+    """What OpenAI's API would refuse."""
+    unknown = set(request) - _OPTIONS - {"model", "messages", "tools"}
+    if unknown:
+        return f"unknown keys {unknown}"
+    if "parallel_tool_calls" in request and "tools" not in request:
+        return "parallel_tool_calls without tools"
+    return complaint({name: value for name, value in request.items() if name not in _OPTIONS})
+
+
+def _error(text: str, code: str | None = None) -> bytes:
+    return json.dumps({"error": {"message": text, "type": "error", "param": None, "code": code}}).encode()
+
+
+def _body(request: Request, message: Message, *, choices: bool) -> tuple[str, bytes]:
+    """A completion as JSON, or as server-sent events if the request asks for them."""
+    reason = "tool_calls" if message.get("tool_calls") else "stop"
+    usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+    base = {"id": "c", "created": 0, "model": request["model"], "object": "chat.completion"}
+    if not request.get("stream"):
+        choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": reason}
+        body = {**base, "choices": [choice] if choices else [], "usage": usage}
+        return _JSON, json.dumps(body).encode()
+    deltas = [(delta, None) for delta in _deltas(message)] + [({}, reason)]
+    events: list[Any] = [
+        {**base, "choices": [{"index": 0, "delta": delta, "finish_reason": end}] if choices else []}
+        for delta, end in deltas
+    ]
+    if request.get("stream_options", {}).get("include_usage"):
+        events.append({**base, "choices": [], "usage": usage})
+    lines = [f"data: {json.dumps(event)}\n\n" for event in events]
+    return _SSE, "".join([*lines, "data: [DONE]\n\n"]).encode()
+
+
+def _deltas(message: Message) -> Iterator[Message]:
+    """A message in pieces, as models stream it: texts and arguments cut anywhere."""
+    yield {"role": "assistant", "content": ""}
+    content = message.get("content") or ""
+    half = len(content) // 2
+    yield from ({"content": piece} for piece in (content[:half], content[half:]) if piece)
+    for index, call in enumerate(message.get("tool_calls", ())):
+        arguments = call["function"]["arguments"]
+        yield {"tool_calls": [{**call, "index": index, "function": {**call["function"], "arguments": ""}}]}
+        for piece in (arguments[:3], arguments[3:]):
+            yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
+
+
+async def _send(
+    writer: asyncio.StreamWriter,
+    status: int,
+    body: bytes,
+    kind: str = _JSON,
+    *,
+    extra: Mapping[str, str] | None = None,
+    pace: float | None = None,
+    reset: bool = False,
+) -> None:
+    """Writes a response; spread over `pace` seconds, or broken in the middle by a reset."""
+    headers = {"Content-Type": kind, "Content-Length": str(len(body)), **(extra or {})}
+    head = f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}\r\n"
+    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
+    if reset:
+        writer.write(head.encode() + body[: len(body) // 2])
+        await writer.drain()
+        linger = struct.pack("ii", 1, 0)
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        writer.transport.abort()
+        raise ConnectionResetError
+    if pace is None:
+        writer.write(head.encode() + body)
+        return await writer.drain()
+    writer.write(head.encode())
+    step = max(1, len(body) // 20)
+    for start in range(0, len(body), step):
+        writer.write(body[start : start + step])
+        await writer.drain()
+        await asyncio.sleep(pace / 20)
