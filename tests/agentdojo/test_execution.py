@@ -82,7 +82,9 @@ def test_any_arguments_run_as_upstream(data):
     try:
         official(name, load(name), tool, arguments)
     except Exception:
-        assert call_tool(TOOLS[name], ours, tool, arguments).text
+        # Upstream's executor dies of some arguments; ours runs the tool with them, or says why not.
+        outcome = call_tool(TOOLS[name], ours, tool, arguments)
+        assert outcome.kind == "ok" or outcome.text
     else:
         assert_official(name, ours, theirs, tool, arguments)
 
