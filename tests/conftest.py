@@ -13,7 +13,6 @@ sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("support", "s
 
 import shop_plugin  # noqa: E402, F401 (registers the toy benchmark)
 
-
 # CI draws the same examples each time, so that a red run can be run again; at home each run draws new ones.
 settings.register_profile("ci", derandomize=True, deadline=None)
 if os.environ.get("CI") == "true":
