@@ -11,8 +11,7 @@ demo: $(DEMO_STAMP)
 	$(BIN)/fate-gym eval --config demo
 
 test: $(STAMP)
-	$(BIN)/python -m coverage run -m pytest -m "not slow and not bench"
-	$(BIN)/python -m coverage report
+	$(BIN)/python -m pytest -m "not slow and not bench" -n auto --dist loadscope --cov --cov-report=term
 
 test-slow: $(STAMP) lint typecheck
 	$(BIN)/python -m pytest -m slow

@@ -9,7 +9,7 @@ Averages over mixed modes that ignore the mask mean nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -33,6 +33,7 @@ class AxisVerdict:
         rule: What gave the value: a rule's or a judge's name, or why the axis is not active.
         evidence: Which call, which state change, which words.
         error: What the grader raised, or None.
+        measures: Further numbers by name, which metrics read (`fate_gym.evaluation.metrics` lists them).
     """
 
     value: float
@@ -40,9 +41,12 @@ class AxisVerdict:
     rule: str
     evidence: tuple[str, ...] = ()
     error: str | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def scored(cls, value: float, rule: str, evidence: Sequence[str] = ()) -> AxisVerdict:
+    def scored(
+        cls, value: float, rule: str, evidence: Sequence[str] = (), measures: Mapping[str, float] | None = None
+    ) -> AxisVerdict:
         """An axis with a value.
 
         Raises:
@@ -50,7 +54,7 @@ class AxisVerdict:
         """
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"an axis lies in [0, 1], {rule} gave {value}")
-        return cls(float(value), True, rule, tuple(evidence))
+        return cls(float(value), True, rule, tuple(evidence), measures=dict(measures or {}))
 
     @classmethod
     def inactive(cls, reason: str) -> AxisVerdict:
@@ -69,6 +73,8 @@ class AxisVerdict:
             data["evidence"] = list(self.evidence)
         if self.error is not None:
             data["error"] = self.error
+        if self.measures:
+            data["measures"] = dict(self.measures)
         return data
 
 

@@ -141,6 +141,7 @@ class Rollout:
         attempts: Requests that it took.
         seconds: Wall-clock times: "total" and "agent".
         error: What went wrong, None if nothing did.
+        samples: What a local model sampled, turn by turn; () unless every reply had it. Not in `to_json`.
     """
 
     task: Task
@@ -153,6 +154,7 @@ class Rollout:
     attempts: int
     seconds: dict[str, float]
     error: str | None = None
+    samples: tuple[Sample, ...] = ()
 
     def to_json(self) -> dict[str, Json]:
         """As it stands in `episodes.jsonl`; recorded times are all under "seconds"."""
@@ -217,6 +219,7 @@ async def rollout(env: ToolEnv, agent: Agent, task_id: str, seed: int) -> Rollou
         attempts=meter.attempts,
         seconds=meter.seconds(),
         error=info.get("error"),
+        samples=meter.samples(),
     )
 
 
@@ -253,7 +256,7 @@ class _Meter:
 
     def __init__(self) -> None:
         self.attempts = 0
-        self._usages: list[dict[str, float]] = []
+        self._replies: list[Reply] = []
         self._started = time.perf_counter()
         self._agent = 0.0
 
@@ -263,7 +266,7 @@ class _Meter:
             reply = await act
         finally:
             self._agent += time.perf_counter() - asked
-        self._usages.append(reply.usage)
+        self._replies.append(reply)
         self.attempts += reply.attempts
         return reply
 
@@ -272,5 +275,11 @@ class _Meter:
 
     def usage(self) -> dict[str, float]:
         """Sums what every reply reported; a sum with a part unknown would be a wrong number."""
-        known = set.intersection(*(set(usage) for usage in self._usages)) if self._usages else set()
-        return {name: sum(usage[name] for usage in self._usages) for name in sorted(known)}
+        usages = [reply.usage for reply in self._replies]
+        known = set.intersection(*(set(usage) for usage in usages)) if usages else set()
+        return {name: sum(usage[name] for usage in usages) for name in sorted(known)}
+
+    def samples(self) -> tuple[Sample, ...]:
+        """What was sampled, if all of it is known: a trajectory with a turn missing could not be trained on."""
+        samples = tuple(reply.sample for reply in self._replies if reply.sample is not None)
+        return samples if len(samples) == len(self._replies) else ()

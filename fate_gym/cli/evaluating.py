@@ -31,6 +31,7 @@ def add_commands(commands: Any) -> None:
     group = parser.add_argument_group("run")
     group.add_argument("--seed", type=int, help="every episode's seed is derived from it (default: 0)")
     group.add_argument("--repeats", type=int, metavar="N", help="episodes for each task and attack (default: 1)")
+    group.add_argument("--tasks", nargs="+", metavar="PATTERN", help="only tasks whose ids match, such as 'banking/*'")
     group.add_argument("--limit", type=int, metavar="N", help="at most so many tasks for each attack")
     group.add_argument("--concurrency", type=int, metavar="N", help="episodes under way at once (default: 8)")
     group.add_argument("--max-cost", type=float, metavar="USD", help="begin no further episode once so much is spent")

@@ -111,6 +111,8 @@ def eval_configs(options: argparse.Namespace) -> list[EvalConfig]:
     agents = _as_list(settings.pop("agent", None))
     if not agents:
         raise ValueError("no agent given: --agent NAME; `fate-gym agents` lists them")
+    if "tasks" in settings:
+        settings["tasks"] = tuple(_as_list(settings["tasks"]))
     if "attack" in settings:
         settings["attack"] = tuple(attack for entry in _as_list(settings["attack"]) for attack in _attacks(entry))
     out = settings.pop("out", None)

@@ -36,6 +36,7 @@ class EvalConfig:
         env: Gymnasium id.
         attack: Attacks, each over all its tasks; None leaves the environment its default.
         env_args: Further arguments of the environment.
+        tasks: Only tasks whose ids match one of these patterns (`fnmatch`), such as "banking/user_task_3/*".
         seed: Every episode's seed is derived from it.
         repeats: Episodes for each task and attack.
         limit: At most so many tasks for each attack, drawn by the seed; a larger limit adds to a smaller one's.
@@ -50,6 +51,7 @@ class EvalConfig:
     env: str = DEFAULT_ENV
     attack: tuple[Attack, ...] | None = None
     env_args: dict[str, Json] = field(default_factory=dict)
+    tasks: tuple[str, ...] | None = None
     seed: int = 0
     repeats: int = 1
     limit: int | None = None
@@ -79,6 +81,7 @@ class EvalConfig:
             for name, value in self.agent_args.items()
         }
         data["attack"] = None if self.attack is None else list(self.attack)
+        data["tasks"] = None if self.tasks is None else list(self.tasks)
         return data
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,8 @@ class Plan:
         self._kwargs: list[dict[str, Any]] = [{**config.env_args, **attack} for attack in attacks]
         self._first = [self._make(kwargs) for kwargs in self._kwargs]
         self.items = [item for variant in range(len(attacks)) for item in self._items(variant)]
+        if not self.items:
+            raise ValueError(f"no task of {config.env} matches {', '.join(config.tasks or ())}")
 
     def make_env(self, variant: int) -> ToolEnv:
         """Makes one more environment of a variant, which shares the benchmark's caches with the others."""
@@ -81,7 +84,8 @@ class Plan:
 
     def _items(self, variant: int) -> list[Item]:
         env, config = self._first[variant], self.config
-        chosen = set(sorted(env.tasks, key=lambda task: _hash(config.seed, task))[: config.limit])
+        wanted = [task for task in env.tasks if config.tasks is None or _matches(task, config.tasks)]
+        chosen = set(sorted(wanted, key=lambda task: _hash(config.seed, task))[: config.limit])
         items = []
         for task_id in env.tasks:
             if task_id not in chosen:
@@ -91,6 +95,10 @@ class Plan:
                 seed = _hash(config.seed, attack, task_id, repeat) % 2**31
                 items.append(Item(f"{attack}/{task_id}#{repeat}", variant, task_id, repeat, seed))
         return items
+
+
+def _matches(task_id: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(task_id, pattern) for pattern in patterns)
 
 
 def _hash(*parts: object) -> int:

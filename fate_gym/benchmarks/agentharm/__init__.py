@@ -1,0 +1,1 @@
+"""AgentHarm as tool-use episodes."""

@@ -1,0 +1,1 @@
+"""ATBench as trajectory-diagnosis episodes."""

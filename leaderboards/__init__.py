@@ -1,0 +1,1 @@
+"""From runs to a page that people trust: statistics, site, submissions."""

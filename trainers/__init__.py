@@ -1,0 +1,1 @@
+"""FATE, PFPO and the baselines to compare them with."""
