@@ -59,6 +59,11 @@ class World(ABC):
     injections: Mapping[str, str]
     payloads: tuple[str, ...]
 
+    @property
+    def finished(self) -> bool:
+        """Whether a call has ended the episode; most episodes end with a message without calls."""
+        return False
+
     @abstractmethod
     def call(self, name: str, arguments: dict[str, Json]) -> ToolOutcome:
         """Runs one tool. What goes wrong in the tool or its arguments is an outcome, never an exception."""
@@ -103,7 +108,8 @@ class Benchmark(ABC):
     def verify(self, task: Task, world: World, transcript: Transcript) -> dict[str, AxisVerdict]:
         """Scores an episode that is over on security, utility and over_refusal_control.
 
-        A grader's exception is an `AxisVerdict.failed` of its axis. Validity is the loop's own business.
+        A grader's exception is an `AxisVerdict.failed` of its axis. Validity is the loop's own business, unless the
+        benchmark returns one of its own: where the answer itself must be readable, say.
 
         Raises:
             JudgeError: A judge gave no usable verdict; the episode stays unscored.

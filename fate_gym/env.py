@@ -185,6 +185,8 @@ class ToolEnv(gym.Env[Observation, Any]):
                 reason = f"the world failed: {type(error).__name__}: {error}"
                 self._decline_calls(turn, "Not run: the environment failed.", start=index)
                 return self._fail("env_error", reason)
+        if self._world.finished:
+            return self._end("finished", truncated=False)
         return self._observation(), self._reward(), False, False, self._info()
 
     def truncate(self, reason: str) -> Step:
@@ -305,7 +307,7 @@ class ToolEnv(gym.Env[Observation, Any]):
             return self._fail("judge_error", str(error))
         except Exception as error:
             return self._fail("env_error", f"the verifier failed: {type(error).__name__}: {error}")
-        self._verdict = Verdict(**axes, validity=verify_validity(transcript))
+        self._verdict = Verdict(**{"validity": verify_validity(transcript), **axes})
         return self._observation(), self._reward(), not truncated, truncated, self._info()
 
     def _fail(self, status: Status, reason: str) -> Step:

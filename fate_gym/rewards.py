@@ -57,9 +57,11 @@ class AxisVerdict:
         return cls(float(value), True, rule, tuple(evidence), measures=dict(measures or {}))
 
     @classmethod
-    def inactive(cls, reason: str) -> AxisVerdict:
+    def inactive(
+        cls, reason: str, evidence: Sequence[str] = (), measures: Mapping[str, float] | None = None
+    ) -> AxisVerdict:
         """An axis that does not apply to this task."""
-        return cls(1.0, False, reason)
+        return cls(1.0, False, reason, tuple(evidence), measures=dict(measures or {}))
 
     @classmethod
     def failed(cls, rule: str, error: BaseException) -> AxisVerdict:
