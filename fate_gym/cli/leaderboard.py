@@ -1,0 +1,129 @@
+"""`fate-gym leaderboard`: builds a board from runs, verifies a run, compares two, runs the built-in agents."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from fate_gym.rendering import visible
+
+if TYPE_CHECKING:
+    from fate_gym.leaderboards.verification import Verification
+
+_LISTED = 100
+"""Differences that `verify` prints; `--json` has all."""
+
+
+def add_commands(commands: Any) -> None:
+    """Adds `leaderboard` and its own commands."""
+    parser = commands.add_parser("leaderboard", help="tables, comparisons and checks of runs")
+    own = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    build = own.add_parser("build", help="make a page of runs that opens from disk, and JSON, CSV and Markdown beside")
+    build.set_defaults(run=run_build)
+    build.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders, or folders of them")
+    build.add_argument("--out", metavar="DIR", type=Path, default=Path("site"), help="folder to write (default: site)")
+    build.add_argument("--private", action="store_true", help="do not redact prompts that may not be published")
+
+    verify = own.add_parser(
+        "verify", help="check a run against itself and the benchmark: consistency, not authenticity"
+    )
+    verify.set_defaults(run=run_verify)
+    verify.add_argument("run_folder", metavar="RUN", type=Path)
+    verify.add_argument("--trust", metavar="MODULE", help="import this module, which registers the run's environment")
+    verify.add_argument("--json", action="store_true", help="print the report as JSON")
+
+    compare = own.add_parser("compare", help="compare two runs on the same tasks: differences, intervals, p-values")
+    compare.set_defaults(run=run_compare)
+    compare.add_argument("a", metavar="A", type=Path)
+    compare.add_argument("b", metavar="B", type=Path)
+    compare.add_argument("--all", action="store_true", help="every suite by itself, not only all of them together")
+    compare.add_argument("--json", action="store_true", help="print the comparison as JSON")
+
+    results = own.add_parser("results", help="run the built-in agents on AgentDojo and keep the summaries")
+    results.set_defaults(run=run_results)
+    results.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write")
+    results.add_argument("--suite", nargs="+", metavar="NAME", help="only these suites (default: all)")
+    results.add_argument("--attack", nargs="+", metavar="NAME", help="only these attacks (default: all)")
+
+
+def run_build(options: argparse.Namespace) -> int:
+    """Writes the board of some runs."""
+    from fate_gym.leaderboards.board import build
+    from fate_gym.leaderboards.exports import write_exports
+    from fate_gym.leaderboards.runs import find_runs, load_runs
+    from fate_gym.leaderboards.site import build_site
+
+    runs = load_runs(find_runs(options.runs))
+    boards = build(runs)
+    write_exports(boards, options.out)
+    build_site(boards, runs, options.out, private=options.private)
+    sys.stdout.write(
+        visible(f"{len(runs)} runs, {sum(len(board.rows) for board in boards)} rows: {options.out}") + "\n"
+    )
+    return 0
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Checks one run; 0 if everything agrees, 1 if something differs."""
+    from fate_gym.leaderboards.verification import verify
+
+    found = verify(options.run_folder, trusted=options.trust)
+    if options.json:
+        sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
+    else:
+        _print_verification(found)
+    return int(not found.ok)
+
+
+def _print_verification(found: Verification) -> None:
+    from fate_gym.leaderboards.verification import CANNOT_KNOW
+
+    lines = [f"{entry.where}: {entry.what}" for entry in found.differences[:_LISTED]]
+    if len(found.differences) > _LISTED:
+        lines.append(f"and {len(found.differences) - _LISTED} more (--json has all)")
+    lines += [f"note: {note}" for note in found.notes]
+    for axis, count in sorted(found.not_rescored.items()):
+        lines.append(f"note: {axis} of {count} episodes was scored by a judge and is not scored again")
+    lines += [f"cannot be known: {what}" for what in CANNOT_KNOW]
+    verdict = "agrees" if found.ok else f"DIFFERS in {len(found.differences)} places"
+    lines.append(f"{found.run}: {found.replayed} episodes played again; the run {verdict}")
+    sys.stdout.write("\n".join(visible(line).replace("\n", "\\n") for line in lines) + "\n")
+
+
+def run_compare(options: argparse.Namespace) -> int:
+    """Compares two runs, the second minus the first."""
+    from fate_gym.leaderboards.comparison import compare
+    from fate_gym.leaderboards.runs import load_runs
+    from fate_gym.leaderboards.terminal import comparison_notes, comparison_tables
+
+    comparison = compare(*load_runs([options.a, options.b]))
+    if options.json:
+        sys.stdout.write(json.dumps(dataclasses.asdict(comparison), indent=2) + "\n")
+        return 0
+    console = Console()
+    for table in comparison_tables(comparison, every_suite=options.all):
+        console.print(table)
+    console.print(comparison_notes(comparison), highlight=False, markup=False)
+    return 0
+
+
+def run_results(options: argparse.Namespace) -> int:
+    """Runs the built-in agents and writes their rows."""
+    from fate_gym.cli.settings import usage_errors
+    from fate_gym.leaderboards.results import write_results
+
+    with usage_errors():
+        written = write_results(options.out, suites=options.suite, attacks=options.attack, say=_say)
+    sys.stdout.write("".join(f"{visible(str(path))}\n" for path in written))
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(visible(line) + "\n")

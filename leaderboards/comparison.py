@@ -1,0 +1,144 @@
+"""Two runs side by side: their episodes paired by key, and every metric's difference."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fate_gym.errors import UsageError
+from fate_gym.evaluation.metrics import ALL, METRICS, Metric
+from fate_gym.leaderboards.columns import REFUSALS, Column, column
+from fate_gym.leaderboards.groups import mixed
+from fate_gym.leaderboards.runs import LoadedRun
+from fate_gym.leaderboards.statistics import Difference, difference
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One metric of both runs, over the pairs of one attack and suite.
+
+    Attributes:
+        attack: The attack; None without one.
+        suite: The suite, or "all".
+        column: The metric.
+        difference: Second run minus first.
+    """
+
+    attack: str | None
+    suite: str
+    column: Column
+    difference: Difference
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two runs compared.
+
+    Attributes:
+        a: The first run's id.
+        b: The second's.
+        rows: By mode, attack, suite (all of them first) and column.
+        only_a: Episodes that the first run alone has scored; in no row.
+        only_b: Episodes that the second run alone has scored.
+        warnings: What makes the two less comparable than they look.
+    """
+
+    a: str
+    b: str
+    rows: tuple[Compared, ...]
+    only_a: int
+    only_b: int
+    warnings: tuple[str, ...]
+
+
+def compare(a: LoadedRun, b: LoadedRun) -> Comparison:
+    """Compares two runs of one environment on the episodes that both have scored.
+
+    Raises:
+        UsageError: They are runs of different environments, or share no episode.
+    """
+    envs = a.manifest["config"]["env"], b.manifest["config"]["env"]
+    if envs[0] != envs[1]:
+        raise UsageError(f"runs of different environments cannot be compared: {envs[0]} and {envs[1]}")
+    first, second = _scores(a), _scores(b)
+    shared = sorted(key for key, score in first.items() if key in second and score.group == second[key].group)
+    if not shared:
+        raise UsageError(f"{a.path} and {b.path} have no episode in common: other tasks, attacks or suites")
+    groups: dict[tuple[str, str | None, str], list[str]] = defaultdict(list)
+    for key in shared:
+        mode, attack, suite = first[key].group
+        for name in (ALL, suite):
+            groups[mode, attack, name].append(key)
+    unlike = _told_differently(a, b)
+    rows = [
+        Compared(attack, suite, column(mode, metric.name), _difference(i, keys, first, second))
+        for (mode, attack, suite), keys in sorted(groups.items(), key=_order)
+        for i, metric in enumerate(METRICS.get(mode, ()))
+        if not (unlike and column(mode, metric.name).name in REFUSALS)
+    ]
+    warnings = [*_warnings(a, b), *(["refusals were told by a rule and by a judge: not compared"] if unlike else [])]
+    missing = len(first) - len(shared), len(second) - len(shared)
+    return Comparison(a.run_id, b.run_id, tuple(rows), *missing, tuple(warnings))
+
+
+@dataclass(frozen=True, slots=True)
+class _Score:
+    """An episode: mode, attack and suite; its task; its metrics in the order of `METRICS`, NaN where one is not."""
+
+    group: tuple[str, str | None, str]
+    cluster: str
+    values: tuple[float, ...]
+
+
+def _scores(run: LoadedRun) -> dict[str, _Score]:
+    return {
+        episode["key"]: _Score(
+            (episode["mode"], episode["attack"], episode["suite"]),
+            episode["cluster"],
+            tuple(_value(metric, episode) for metric in METRICS.get(episode["mode"], ())),
+        )
+        for episode in run.episodes_iter()
+        if episode["status"] == "ok"
+    }
+
+
+def _value(metric: Metric, episode: Mapping[str, Any]) -> float:
+    if metric.axis is None:
+        return float(episode["injection_reached"])
+    axis = episode["verdict"][metric.axis]
+    if not axis["active"]:
+        return math.nan
+    return float(1.0 - axis["value"] if metric.inverted else axis["value"])
+
+
+def _difference(i: int, keys: Sequence[str], first: Mapping[str, _Score], second: Mapping[str, _Score]) -> Difference:
+    a, b = ([scores[key].values[i] for key in keys] for scores in (first, second))
+    return difference(a, b, [first[key].cluster for key in keys])
+
+
+def _order(entry: tuple[tuple[str, str | None, str], object]) -> tuple[str | bool, ...]:
+    mode, attack, suite = entry[0]
+    return mode, attack or "", suite != ALL, suite
+
+
+def _told_differently(a: LoadedRun, b: LoadedRun) -> bool:
+    return mixed([rule for run in (a, b) for group in run.summary["groups"] for rule in group["refusals_by"]])
+
+
+def _warnings(a: LoadedRun, b: LoadedRun) -> list[str]:
+    found = []
+    for name in ("versions", "provenance"):
+        if a.manifest.get(name) != b.manifest.get(name):
+            found.append(f"the runs differ in their {name}: see their manifest.json")
+    settings = [{**run.manifest["config"]["env_args"], "suite": None} for run in (a, b)]
+    if settings[0] != settings[1]:
+        found.append("the runs differ in their environment's arguments: see their manifest.json")
+    for run in (a, b):
+        if errors := run.summary["episodes"]["errors"]:
+            found.append(f"{run.run_id}: {errors} episodes errored and are in no pair")
+        if run.contaminated_by:
+            found.append(f"{run.run_id}: trained on {', '.join(run.contaminated_by)}")
+    return found

@@ -1,0 +1,161 @@
+"""Run folders, read for a leaderboard: every number computed anew from the episodes, which are never all in memory."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fate_gym.errors import RunCorruptError, RunError
+from fate_gym.evaluation.metrics import summarise
+from fate_gym.evaluation.store import RunFolder
+from fate_gym.leaderboards.records import problem
+from fate_gym.leaderboards.submissions import Submission, read_submission
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run, ready for tables and pages.
+
+    Attributes:
+        run_id: Names it in addresses: letters, digits, "-" and "." only, unique among the runs loaded together.
+        folder: The run folder, open for reading.
+        manifest: As stored.
+        summary: Computed from the episodes; `episodes.planned` and `.missing` are None where the run never ended.
+        malformed: Number of records that are not of an episode's shape; they are in no number and on no page.
+        submission: What `submission.yaml` says; None without one.
+        contaminated_by: What the model has seen of the benchmark, as far as the folder says.
+    """
+
+    run_id: str
+    folder: RunFolder = field(repr=False)
+    manifest: dict[str, Any]
+    summary: dict[str, Any]
+    malformed: int
+    submission: Submission | None
+    contaminated_by: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        """The folder's path."""
+        return self.folder.path
+
+    def episodes_iter(self) -> Iterator[dict[str, Any]]:
+        """Yields the well-formed episodes, one at a time, in the order in which they ended."""
+        return (record for record in self.folder.episodes() if problem(record) is None)
+
+    def failures_iter(self) -> Iterator[dict[str, Any]]:
+        """Yields the well-formed records of episodes that errored."""
+        return (record for record in self.folder.failures() if problem(record) is None)
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Returns the run folders among paths and below them, each once, in order.
+
+    Raises:
+        RunError: A path holds none.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        below = [path] if (path / "manifest.json").is_file() else sorted(p.parent for p in path.rglob("manifest.json"))
+        if not below:
+            raise RunError(f"{path} holds no run (no manifest.json in it or below): give the folders of runs")
+        found.update({folder.resolve(): None for folder in below})
+    return list(found)
+
+
+def load_runs(paths: Sequence[Path]) -> list[LoadedRun]:
+    """Loads run folders, and gives each an id of its own.
+
+    Raises:
+        RunError: A folder is no run, is damaged, or its `submission.yaml` is.
+    """
+    taken: set[str] = set()
+    runs = []
+    for path in paths:
+        run = _load(path, taken)
+        taken.add(run.run_id)
+        runs.append(run)
+    return runs
+
+
+def load_run(path: Path) -> LoadedRun:
+    """Loads one run folder.
+
+    Raises:
+        RunError: The folder is no run, is damaged, or its `submission.yaml` is.
+    """
+    return load_runs([path])[0]
+
+
+def _load(path: Path, taken: set[str]) -> LoadedRun:
+    folder = RunFolder.read(path)
+    check_config(path, folder.manifest)
+    malformed = 0
+    marks = set(_names(folder.manifest.get("contaminated_by")))
+
+    def usable(records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        nonlocal malformed
+        for record in records:
+            if problem(record):
+                malformed += 1
+                continue
+            marks.update(_names(record.get("contaminated_by")))
+            yield record
+
+    summary = summarise(usable(folder.episodes()), usable(folder.failures()), folder.manifest, ())
+    _count_missing(summary, folder)
+    submission = read_submission(path)
+    if submission:
+        marks.update(submission.contaminated_by)
+    return LoadedRun(
+        run_id=_run_id(summary["agent"], folder.manifest["digest"], taken),
+        folder=folder,
+        manifest=folder.manifest,
+        summary=summary,
+        malformed=malformed,
+        submission=submission,
+        contaminated_by=tuple(sorted(marks)),
+    )
+
+
+def check_config(path: Path, manifest: dict[str, Any]) -> None:
+    """Checks that a manifest says what ran.
+
+    Raises:
+        RunCorruptError: It does not.
+    """
+    config: Any = manifest.get("config")
+    wanted = {"agent": str, "env": str, "defences": list, "env_args": dict}
+    for name, kind in wanted.items():
+        if not isinstance(config, dict) or not isinstance(config.get(name), kind):
+            raise RunCorruptError(f"{path / 'manifest.json'}: config.{name} is no {kind.__name__}: restore it")
+    if not isinstance(manifest.get("digest"), str) or not all(isinstance(name, str) for name in config["defences"]):
+        raise RunCorruptError(f"{path / 'manifest.json'}: the digest or a defence is no text: restore it")
+
+
+def _count_missing(summary: dict[str, Any], folder: RunFolder) -> None:
+    """Takes from the stored summary how many episodes were planned: the run knew, the table need not make the plan."""
+    counts = summary["episodes"]
+    try:
+        planned = folder.summary()["episodes"]["planned"]
+    except (RunError, KeyError, TypeError):
+        planned = None
+    known = type(planned) is int
+    counts["planned"] = planned if known else None
+    counts["missing"] = max(0, planned - counts["scored"] - counts["errors"]) if known else None
+
+
+def _run_id(agent: str, digest: str, taken: set[str]) -> str:
+    slug = re.sub(r"[^A-Za-z0-9.]+", "-", agent).strip("-.")[:60] or "agent"
+    base = f"{slug}-{hashlib.sha256(f'{agent}/{digest}'.encode(errors='replace')).hexdigest()[:8]}"
+    names = [base, *(f"{base}-{i}" for i in range(2, len(taken) + 3))]
+    return next(name for name in names if name not in taken)
+
+
+def _names(value: object) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [name for name in values if isinstance(name, str) and name]

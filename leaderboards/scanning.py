@@ -1,0 +1,66 @@
+"""The lines of a run's files, each looked at, the bad ones named and passed over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fate_gym.evaluation.jsonl import parse
+from fate_gym.evaluation.runner import EPISODE_SCHEMA
+from fate_gym.leaderboards.records import problem
+
+Report = Callable[[str, str], None]
+
+
+def silent(where: str, what: str) -> None:
+    """Reports nothing: for a second look at a file."""
+
+
+def episodes(run: Path, report: Report = silent) -> Iterator[dict[str, Any]]:
+    """Yields the well-formed episodes of a run, each key once; reports every other line.
+
+    Args:
+        run: The folder.
+        report: Called with the place and what is wrong there.
+    """
+    seen: dict[str, int] = {}
+    for number, record in _lines(run / "episodes.jsonl", report):
+        where = f"episodes.jsonl, line {number}"
+        if record["key"] in seen:
+            report(where, f"repeats {record['key']}, which is on line {seen[record['key']]}")
+        elif record["status"] != "ok":
+            report(where, f"{record['key']} has status {record['status']!r}: what errored belongs into failures.jsonl")
+        else:
+            yield record
+        seen.setdefault(record["key"], number)
+
+
+def failures(run: Path, report: Report = silent) -> Iterator[dict[str, Any]]:
+    """Yields the well-formed records of `failures.jsonl`; reports every other line."""
+    for number, record in _lines(run / "failures.jsonl", report):
+        if record["status"] == "ok":
+            report(f"failures.jsonl, line {number}", f"{record['key']} has status 'ok'")
+        else:
+            yield record
+
+
+def _lines(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not path.is_file():
+        report(path.name, "is missing")
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path.name}, line {number}"
+            try:
+                record = parse(line)
+            except ValueError:
+                torn = "" if line.endswith(b"\n") else ": the file ends inside of a record, it was cut off"
+                report(where, f"is not a JSON object on a line of its own{torn}")
+                continue
+            if record.get("schema") != EPISODE_SCHEMA:
+                report(where, f"schema is not {EPISODE_SCHEMA}")
+            elif found := problem(record):
+                report(where, f"is no episode's record: {found}")
+            else:
+                yield number, record

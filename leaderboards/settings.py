@@ -1,0 +1,135 @@
+"""The settings of a stranger's run, read so that nothing in them can run code, reach a server or open a file."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+import gymnasium as gym
+
+from fate_gym.benchmark import ENTRY_POINT
+from fate_gym.errors import UsageError
+from fate_gym.evaluation.config import EvalConfig
+
+_LOOP: Final = ("max_turns", "max_messages", "system_prompt")
+"""Arguments of the episode loop itself that may come from a manifest; `benchmark` could name any callable."""
+
+MOST_REPEATS: Final = 1000
+"""A larger number would fill the memory with the plan alone."""
+
+_TYPES: Final[dict[str, tuple[type, ...]]] = {
+    "agent": (str,),
+    "agent_args": (dict,),
+    "defences": (list,),
+    "env": (str,),
+    "attack": (list, type(None)),
+    "env_args": (dict,),
+    "tasks": (list, type(None)),
+    "seed": (int,),
+    "repeats": (int,),
+    "limit": (int, type(None)),
+    "concurrency": (int,),
+    "max_cost": (int, float, type(None)),
+    "out": (str,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a manifest says was run.
+
+    Attributes:
+        config: The evaluation, without what is left out.
+        judges: Arguments that name a judge: left out, since asking it again would send the traces to a server of the
+            submitter's choice, or import code; what it scored cannot be scored again.
+        folders: Arguments that name a folder of another machine: left out, the data lie elsewhere here.
+    """
+
+    config: EvalConfig
+    judges: tuple[str, ...]
+    folders: tuple[str, ...]
+
+
+def read_settings(manifest: Mapping[str, Any], trusted: str | None) -> Settings:
+    """Reads the settings of a manifest.
+
+    Args:
+        manifest: As stored.
+        trusted: Module of a third party that registers the environment; imported.
+
+    Raises:
+        UsageError: The environment is not registered here.
+        ValueError: The settings are not what `fate-gym eval` writes.
+    """
+    stored = manifest.get("config")
+    if not isinstance(stored, dict):
+        raise ValueError("config is no object")
+    unlike = sorted(set(stored) ^ {entry.name for entry in fields(EvalConfig)})
+    if unlike:
+        raise ValueError(f"config has other settings than this fate-gym writes: {', '.join(map(str, unlike))}")
+    for name, kinds in _TYPES.items():
+        if type(stored[name]) not in kinds:
+            raise ValueError(f"config.{name} is of type {type(stored[name]).__name__}")
+    if stored["repeats"] > MOST_REPEATS:
+        raise ValueError(f"config.repeats is {stored['repeats']}, more than {MOST_REPEATS}")
+    env = _registered(stored["env"], trusted)
+    judges, folders = (tuple(sorted(name for name in stored["env_args"] if sign(name))) for sign in (_judge, _folder))
+    _check_arguments(env, stored["env_args"])
+    left = {name: value for name, value in stored["env_args"].items() if name not in (*judges, *folders)}
+    values = {
+        **stored,
+        "env": env,
+        "env_args": left,
+        "defences": _texts("defences", stored["defences"]),
+        "attack": None if stored["attack"] is None else tuple(map(_attack, stored["attack"])),
+        "tasks": None if stored["tasks"] is None else _texts("tasks", stored["tasks"]),
+        "out": Path(stored["out"]),
+    }
+    return Settings(EvalConfig(**values), judges, folders)
+
+
+def _registered(env: str, trusted: str | None) -> str:
+    """Returns the plain id; gym.make would import whatever module an id names before its colon."""
+    if trusted is not None:
+        importlib.import_module(trusted)
+    plain = env.rpartition(":")[2]
+    spec = gym.registry.get(plain)
+    if spec is None or spec.entry_point != ENTRY_POINT:
+        raise UsageError(
+            f"the run is of {env!r}, which is not registered here: if it is a third party's that you trust, "
+            "name the module that registers it with --trust MODULE"
+        )
+    return plain
+
+
+def _check_arguments(env: str, arguments: Mapping[str, Any]) -> None:
+    module, _, name = str(gym.spec(env).kwargs["benchmark"]).partition(":")
+    taken = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    unknown = sorted(set(arguments) - set(taken) - set(_LOOP))
+    if unknown:
+        raise ValueError(f"{env} takes no argument {', '.join(unknown)}")
+
+
+def _judge(name: str) -> bool:
+    return "judge" in name
+
+
+def _folder(name: str) -> bool:
+    return name.endswith("_dir")
+
+
+def _attack(attack: object) -> Any:
+    named = isinstance(attack, str | None)
+    if not named and not (isinstance(attack, dict) and all(isinstance(text, str) for text in attack.values())):
+        raise ValueError("config.attack holds something that is neither a name nor payloads")
+    return attack
+
+
+def _texts(name: str, values: list[Any]) -> tuple[str, ...]:
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError(f"config.{name} holds something that is no text")
+    return tuple(values)

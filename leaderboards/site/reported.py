@@ -1,0 +1,73 @@
+"""Numbers that others published, which stand in tables of their own, never beside measured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Final
+
+import yaml
+
+from fate_gym.leaderboards.site.text import NOTHING
+
+SCHEMA: Final = "fate-gym/reported/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Reported:
+    """One table of one source.
+
+    Attributes:
+        benchmark: The benchmark's name.
+        source: Who published it.
+        unit: "share" or "per cent".
+        caveat: What a reader must know; "" if nothing.
+        metrics: Heads of the columns.
+        rows: (model, method, values as printed, a dash where the source gives none).
+    """
+
+    benchmark: str
+    source: str
+    unit: str
+    caveat: str
+    metrics: tuple[str, ...]
+    rows: tuple[tuple[str, str, tuple[str, ...]], ...]
+
+
+def reported(env: str) -> list[Reported]:
+    """Returns the tables of the benchmark that an environment is of.
+
+    Args:
+        env: Gymnasium id, such as "fate/AgentDojo-v0".
+    """
+    text = files("fate_gym.leaderboards").joinpath("results", "reported.yaml").read_text(encoding="utf-8")
+    benchmark = env.rpartition("/")[2].rpartition("-v")[0]
+    return [_table(entry) for entry in _tables(text) if entry["benchmark"] == benchmark]
+
+
+def _tables(text: str) -> list[Mapping[str, Any]]:
+    content = yaml.safe_load(text)
+    if content["schema"] != SCHEMA:
+        raise ValueError(f"results/reported.yaml has schema {content['schema']!r}, this fate-gym reads {SCHEMA!r}")
+    return list(content["tables"])
+
+
+def _table(entry: Mapping[str, Any]) -> Reported:
+    # YAML does not keep 0.540's last digit, its neighbours tell of it.
+    digits = max(len(str(value).partition(".")[2]) for row in entry["rows"] for value in row["values"])
+    return Reported(
+        benchmark=entry["benchmark"],
+        source=entry["source"],
+        unit=entry["unit"],
+        caveat=entry.get("caveat", ""),
+        metrics=tuple(entry["metrics"]),
+        rows=tuple(
+            (row["model"], row["method"], tuple(_printed(value, digits) for value in row["values"]))
+            for row in entry["rows"]
+        ),
+    )
+
+
+def _printed(value: float | None, digits: int) -> str:
+    return NOTHING if value is None else f"{value:.{digits}f}"

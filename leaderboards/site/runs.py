@@ -1,0 +1,162 @@
+"""A run's page, and the pages of its episodes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from fate_gym.evaluation.jsonl import records
+from fate_gym.leaderboards.board import Row
+from fate_gym.leaderboards.columns import Column
+from fate_gym.leaderboards.records import problem
+from fate_gym.leaderboards.runs import LoadedRun
+from fate_gym.leaderboards.site.charts import BAR_WIDTH, bars
+from fate_gym.leaderboards.site.episodes import (
+    BINS,
+    CLASSES,
+    MOST_FAILURES,
+    SAMPLE,
+    Census,
+    confidential,
+    survey,
+)
+from fate_gym.leaderboards.site.tables import tells_refusals
+from fate_gym.leaderboards.site.text import Budget, short, write_page
+from fate_gym.leaderboards.site.traces import trace
+from fate_gym.leaderboards.site.training import curves
+from fate_gym.leaderboards.submissions import Submission
+from fate_gym.rewards import AXES
+
+_MOST_ROWS: Final = 150
+"""Rows of the run's table, and likewise groups of its failures; the rest is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunView:
+    """What of a loaded run goes to the process that writes its pages; see `LoadedRun`."""
+
+    run_id: str
+    path: Path
+    manifest: dict[str, Any]
+    summary: dict[str, Any]
+    malformed: int
+    submission: Submission | None
+    contaminated_by: tuple[str, ...]
+
+    @classmethod
+    def of(cls, run: LoadedRun) -> RunView:
+        """Makes the view of a run."""
+        return cls(**{entry.name: getattr(run, entry.name) for entry in fields(cls)})
+
+
+def write_run(
+    run: RunView,
+    columns: Sequence[Column],
+    rows: Sequence[Row],
+    board: tuple[str, str] | None,
+    folder: Path,
+    common: Mapping[str, Any],
+) -> None:
+    """Writes a run's page and those of its episodes.
+
+    Args:
+        run: The run.
+        columns: Of its board.
+        rows: Its rows.
+        board: Name and address of its board, the address from the site's top.
+        folder: Where the pages go; made if missing.
+        common: What every page reads; `private` among it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    census = survey(_records(run))
+    present = {column.name for row in rows for column in columns if column.name in row.metrics}
+    values = {
+        **common,
+        "run": run,
+        "board": board,
+        "name": run.summary["agent"],
+        "env": run.summary["env"],
+        "settings": _settings(run),
+        "columns": [column for column in columns if column.name in present],
+        "rows": rows[:_MOST_ROWS],
+        "rows_left_out": max(0, len(rows) - _MOST_ROWS),
+        "census": census,
+        "classes": [(name, meaning, census.classes[name]) for name, meaning in CLASSES.items()],
+        "groups": sorted(census.by_group.items(), key=lambda group: str(group[0]))[:_MOST_ROWS],
+        "axes": [(name, bars(census.bins[name], BINS), census.inactive[name]) for name in AXES],
+        "bar_width": BAR_WIDTH,
+        "bounds": (MOST_FAILURES, SAMPLE),
+        "tells_refusals": tells_refusals,
+        "curves": curves(run.path, run.manifest["config"]["agent"]),
+    }
+    write_page(folder / "index.html", "run", "../../", values)
+    _write_traces(run, census, board, folder, common)
+
+
+def _write_traces(
+    run: RunView, census: Census, board: tuple[str, str] | None, folder: Path, common: Mapping[str, Any]
+) -> None:
+    shown = census.shown
+    places = {entry.key: i for i, entry in enumerate(shown)}
+    shared = {**common, "run": run, "board": board, "name": run.summary["agent"], "meanings": CLASSES}
+    for record in _records(run):
+        i = places.get(record["key"])
+        if i is None:
+            continue
+        hidden = not common["private"] and confidential(record, run.summary["env"])
+        values = shared | {
+            "record": record,
+            "entry": shown[i],
+            "place": i + 1,
+            "of": len(shown),
+            "hidden": hidden,
+            "trace": None if hidden else trace(record),
+            # Failures stand first, so that this goes from failure to failure.
+            "previous": shown[i - 1] if i else None,
+            "next": shown[i + 1] if i + 1 < len(shown) else None,
+        }
+        write_page(folder / shown[i].page, "trace", "../../", values)
+
+
+def _records(run: RunView) -> Iterator[Mapping[str, Any]]:
+    """Yields a run's episodes, then those that errored and were never scored, each as its last attempt left it."""
+    done = set()
+    for record in _stored(run.path / "episodes.jsonl"):
+        done.add(record["key"])
+        yield record
+    failures = run.path / "failures.jsonl"
+    last = {record["key"]: i for i, record in enumerate(_stored(failures)) if record["key"] not in done}
+    for i, record in enumerate(_stored(failures)):
+        if last.get(record["key"]) == i:
+            yield record
+
+
+def _stored(path: Path) -> Iterator[Mapping[str, Any]]:
+    return (record for _, record in records(path) if problem(record) is None)
+
+
+def _settings(run: RunView) -> list[tuple[str, str]]:
+    """What was run, as (name, value); long values are cut."""
+    config = {name: value for name, value in run.manifest["config"].items() if value not in (None, [], {}, "")}
+    # Where it lay says nothing, and names somebody's home.
+    config.pop("out", None)
+    versions = run.manifest.get("versions")
+    found: dict[str, Any] = {**config}
+    if isinstance(versions, Mapping):
+        found["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if run.submission:
+        said = run.submission
+        found |= {"submitted by": said.who, "model, as submitted": said.model, "date": said.date, "notes": said.notes}
+    found |= {"seen in training": list(run.contaminated_by), "provenance": run.manifest.get("provenance")}
+    found["digest"] = run.manifest["digest"]
+    budget = Budget(60_000)
+    return [(short(name, 60), budget.take(_words(value), 3_000).text) for name, value in found.items() if value]
+
+
+def _words(value: object) -> str:
+    if isinstance(value, list) and value and all(isinstance(entry, str | None) for entry in value):
+        return ", ".join("none" if entry is None else entry for entry in value)
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,107 @@
+"""A board's rows as a table shows them: which columns come first, and what is said beside a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from fate_gym.evaluation.metrics import ALL
+from fate_gym.leaderboards.board import Board, Row
+from fate_gym.leaderboards.columns import REFUSALS, Column
+
+MAIN: Final = frozenset(
+    {"utility", "benign full_score", "BRR", "ASR", "TSR", "HCR", "VRR", "harm_score", "accuracy", "precision"}
+    | {"recall", "F1", "risk_source", "failure_mode", "real_world_harm"}
+)
+"""Columns that a table shows at once; the others on demand."""
+
+MOST_ROWS: Final = 250
+"""Rows of one page; a table that has more goes on on further pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row of a table.
+
+    Attributes:
+        row: The board's row.
+        attack: The attack, or the mode where there is none.
+        told: Who told refusals: "rule", "judge" or "rule and judge".
+        group: Letter of its protocol where rows beside it have others; "" where all were measured alike.
+        errors: Number of errors.
+    """
+
+    row: Row
+    attack: str
+    told: str
+    group: str
+    errors: int
+
+
+def lines(board: Board) -> list[Line]:
+    """Makes the lines of a board, in its order."""
+    letters = _letters(board.rows)
+    return [
+        Line(
+            row=row,
+            attack=_attack(row),
+            told=_told(row.refusals_by),
+            group=letters.get((row.mode, row.attack, row.suite, row.protocol), ""),
+            errors=sum(row.errors.values()),
+        )
+        for row in board.rows
+    ]
+
+
+def split_columns(columns: Sequence[Column]) -> tuple[list[Column], list[Column]]:
+    """Returns the main columns and the others; all of them are main if none of them is known."""
+    main = [column for column in columns if column.name in MAIN]
+    return (main, [column for column in columns if column.name not in MAIN]) if main else (list(columns), [])
+
+
+def choices(found: Sequence[Line]) -> dict[str, list[str]]:
+    """Returns what can be chosen in each filter, by the column's key; only where there is a choice."""
+    values = {
+        "agent": [line.row.name for line in found],
+        "attack": [line.attack for line in found],
+        "suite": [line.row.suite for line in found],
+    }
+    distinct = {name: sorted(set(entries), key=lambda value: (value != ALL, value)) for name, entries in values.items()}
+    return {name: entries for name, entries in distinct.items() if len(entries) > 1}
+
+
+def tells_refusals(column: str) -> bool:
+    """Whether a column's numbers depend on who tells a refusal."""
+    return column in REFUSALS
+
+
+def _attack(row: Row) -> str:
+    if row.attack is not None:
+        return row.attack
+    return {"benign": "no attack", "harmful": "harmful requests", "diagnosis": "diagnosis"}.get(row.mode, row.mode)
+
+
+def _told(refusals_by: Sequence[str]) -> str:
+    judges = [rule.startswith("judge:") for rule in refusals_by if ":" in rule or "/" in rule]
+    if not judges:
+        return ""
+    return "judge" if all(judges) else "rule and judge" if any(judges) else "rule"
+
+
+_Place = tuple[str, str | None, str, str]
+
+
+def _letters(rows: Sequence[Row]) -> Mapping[_Place, str]:
+    """Names the protocols of rows that stand together and were not measured alike: A, B, ..."""
+    protocols: dict[tuple[str, str | None, str], list[str]] = {}
+    for row in rows:
+        found = protocols.setdefault((row.mode, row.attack, row.suite), [])
+        if row.protocol not in found:
+            found.append(row.protocol)
+    return {
+        (*place, protocol): chr(ord("A") + i) if i < 26 else f"Z{i - 25}"
+        for place, found in protocols.items()
+        if len(found) > 1
+        for i, protocol in enumerate(found)
+    }

@@ -1,0 +1,120 @@
+"""The curves of a training, where a run is of a model that fate-gym trained."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fate_gym.errors import RunError
+from fate_gym.evaluation.jsonl import records
+from fate_gym.rewards import AXES
+
+MARK: Final = "fate-gym.json"
+"""In a model's folder: what it was trained by."""
+
+STEPS: Final = "steps.jsonl"
+"""Beside it: a line for each step of the training."""
+
+_SCHEMA: Final = "fate-gym/train/"
+_LARGEST: Final = 20_000_000
+_POINTS: Final = 300
+_WIDTH, _HEIGHT = 300.0, 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One number over the steps of a training.
+
+    Attributes:
+        name: Of the number.
+        points: Of a polyline, in a box of 300 x 90.
+        low: Smallest value.
+        high: Largest value.
+        first: First value.
+        last: Last value.
+        steps: Number of steps.
+    """
+
+    name: str
+    points: str
+    low: float
+    high: float
+    first: float
+    last: float
+    steps: int
+
+
+def curves(run: Path, agent: str) -> list[Curve]:
+    """Returns the curves of the model's training; [] if the run is of no model that fate-gym trained.
+
+    The training's files are looked for in the run's folder, where a submission puts them, and in the model's.
+
+    Args:
+        run: The run's folder.
+        agent: The agent, as its configuration names it.
+    """
+    for folder in _folders(run, agent):
+        if _trained(folder / MARK) and _small(folder / STEPS):
+            return list(_curves(folder / STEPS))
+    return []
+
+
+def _folders(run: Path, agent: str) -> Iterator[Path]:
+    yield run
+    kind, _, model = agent.partition(":")
+    if kind == "hf" and model and "\0" not in model:
+        yield Path(model)
+
+
+def _small(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size <= _LARGEST
+    except OSError:
+        return False
+
+
+def _trained(path: Path) -> bool:
+    try:
+        mark = json.loads(path.read_bytes()) if _small(path) else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(mark, dict) and str(mark.get("schema")).startswith(_SCHEMA)
+
+
+def _curves(path: Path) -> Iterator[Curve]:
+    try:
+        steps = [record for _, record in records(path)]
+    except RunError:
+        return
+    for name, read in (("loss", _loss), *((axis, lambda step, axis=axis: _axis(step, axis)) for axis in AXES)):
+        values = [value for step in steps if (value := read(step)) is not None]
+        if len(values) > 1:
+            yield _curve(name, values)
+
+
+def _loss(step: Mapping[str, Any]) -> float | None:
+    return _finite(step.get("loss"))
+
+
+def _axis(step: Mapping[str, Any], axis: str) -> float | None:
+    vector = step.get("vector")
+    return _finite(vector.get(axis)) if isinstance(vector, dict) else None
+
+
+def _finite(value: object) -> float | None:
+    return float(value) if type(value) in (int, float) and math.isfinite(value) else None  # type: ignore[arg-type]
+
+
+def _curve(name: str, values: list[float]) -> Curve:
+    low, high = min(values), max(values)
+    span = high - low or 1.0
+    stride = math.ceil(len(values) / _POINTS)
+    shown = [(i, value) for i, value in enumerate(values) if i % stride == 0 or i == len(values) - 1]
+    points = " ".join(
+        f"{_WIDTH * i / (len(values) - 1):.1f},{_HEIGHT * (1 - (value - low) / span):.1f}" for i, value in shown
+    )
+    return Curve(name, points, low, high, values[0], values[-1], len(values))

@@ -1,0 +1,84 @@
+"""A comparison as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from fate_gym.evaluation.metrics import ALL
+from fate_gym.leaderboards.comparison import Compared, Comparison
+from fate_gym.leaderboards.statistics import Difference
+from fate_gym.rendering import visible
+
+
+def comparison_tables(comparison: Comparison, *, every_suite: bool = False) -> Iterator[Table]:
+    """Lays out a comparison, a table for each attack and suite, a row for each metric.
+
+    Args:
+        comparison: What to show.
+        every_suite: Whether suites by themselves are shown too.
+    """
+    rows = [row for row in comparison.rows if every_suite or row.suite == ALL]
+    for attack, suite in dict.fromkeys((row.attack, row.suite) for row in rows):
+        table = Table(box=SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
+        where = f", {suite}" if suite != ALL else ""
+        # Text, not str: names may hold what rich would take for markup.
+        table.title = Text(visible(f"attack: {attack}{where}" if attack else f"without attack{where}"))
+        table.add_column("metric")
+        for name in ("A", "B", "B - A", "95 % interval", "p", "n"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in rows:
+            if (row.attack, row.suite) == (attack, suite):
+                table.add_row(*(Text(cell) for cell in _cells(row)))
+        yield table
+
+
+def comparison_notes(comparison: Comparison) -> str:
+    """Explains the table, and says what stands outside of it."""
+    lines = [
+        f"A: {comparison.a}   B: {comparison.b}",
+        "Rates in %, differences in points; better or worse: the interval excludes 0 and p < 0.05. n: pairs.",
+        "p: McNemar's exact test for single pairs, swaps within tasks elsewhere; not corrected for many rows.",
+    ]
+    if comparison.only_a or comparison.only_b:
+        lines.append(f"Episodes of one run alone, in no row: A {comparison.only_a}, B {comparison.only_b}.")
+    return "\n".join([*lines, *(visible(f"warning: {warning}") for warning in comparison.warnings)])
+
+
+def _cells(row: Compared) -> list[str]:
+    found = row.difference
+    arrow = {"up": " ↑", "down": " ↓", "": ""}[row.column.direction]
+    return [
+        visible(row.column.name) + arrow,
+        _percent(found.a),
+        _percent(found.b),
+        _points(found.value) + _sign(row),
+        "-" if found.low is None else f"{_points(found.low)} to {_points(found.high)}",
+        _p(found),
+        str(found.n),
+    ]
+
+
+def _sign(row: Compared) -> str:
+    """Says whether the difference is for better or worse, where both its interval and its p-value say so."""
+    low, high, p = row.difference.low, row.difference.high, row.difference.p
+    if low is None or high is None or p is None or low <= 0 <= high or p >= 0.05 or not row.column.direction:
+        return ""
+    return " better" if (low > 0) == (row.column.direction == "up") else " worse"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
+def _points(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:+.1f}"
+
+
+def _p(found: Difference) -> str:
+    if found.p is None:
+        return "-"
+    return "<0.001" if found.p < 0.001 else f"{found.p:.3f}"

@@ -1,0 +1,101 @@
+"""Two runs side by side."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import DOJO, MakeRun, edit_json, edit_line
+
+from fate_gym.errors import UsageError
+from fate_gym.leaderboards import LoadedRun, compare, load_run, load_runs
+from fate_gym.leaderboards.comparison import Comparison
+
+TOY = "toy/Parcels-v0"
+
+
+@pytest.fixture(scope="module")
+def refuser(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("runs") / "refuser", "refuser", **DOJO)
+
+
+def value(comparison: Comparison, name: str, suite: str = "all") -> tuple[float | None, float | None, int]:
+    (found,) = (row.difference for row in comparison.rows if (row.column.name, row.suite) == (name, suite))
+    return found.a, found.b, found.n
+
+
+def test_every_metric_of_both_runs_is_compared(dojo_run: Path, refuser: Path) -> None:
+    first, second = load_runs([dojo_run, refuser])
+    found = compare(first, second)
+    assert (found.a, found.b) == (first.run_id, second.run_id)
+    assert (found.only_a, found.only_b, found.warnings) == (0, 0, ())
+    for run, side in ((first, 0), (second, 1)):
+        for group in run.summary["groups"]:
+            for metric, estimate in group["metrics"].items():
+                name = "benign validity" if (group["mode"], metric) == ("benign", "validity") else metric
+                shown = value(found, name, group["suite"])
+                assert shown[side] == pytest.approx(estimate["value"])
+                assert shown[2] == estimate["n"]
+    (utility,) = (r.difference for r in found.rows if (r.column.name, r.suite) == ("utility", "all"))
+    assert utility.test == "mcnemar"
+
+
+def test_only_what_both_have_is_compared(dojo_run: Path, refuser: Path, tmp_path: Path) -> None:
+    part = Path(shutil.copytree(refuser, tmp_path / "part"))
+    lines = (part / "episodes.jsonl").read_text().splitlines(keepends=True)
+    (part / "episodes.jsonl").write_text("".join(lines[:-3]))
+    found = compare(load_run(dojo_run), load_run(part))
+    assert (found.only_a, found.only_b) == (3, 0)
+
+
+def test_runs_of_other_environments_or_tasks(dojo_run: Path, make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="different environments"):
+        compare(load_run(dojo_run), load_run(make_run(tmp_path / "toy", env=TOY)))
+    other = make_run(tmp_path / "slack", "noop", env_args={"suite": ["slack"], "split": "dev"})
+    with pytest.raises(UsageError, match="no episode in common"):
+        compare(load_run(dojo_run), load_run(other))
+
+
+def test_what_makes_them_less_comparable_is_said(dojo_run: Path, refuser: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(refuser, tmp_path / "changed"))
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["versions"]["numpy"] = "0"
+        manifest["config"]["env_args"]["max_turns"] = 3
+        manifest["contaminated_by"] = "x"
+
+    edit_json(changed / "manifest.json", change)
+    record = json.loads((changed / "episodes.jsonl").read_text().splitlines()[0])
+    failure = {**record, "key": "none/banking/user_task_99/none#0", "status": "env_error", "error": "x"}
+    (changed / "failures.jsonl").write_text(json.dumps(failure) + "\n")
+    warnings = "\n".join(compare(load_run(dojo_run), load_run(changed)).warnings)
+    for part in ("versions", "arguments", "1 episodes errored", "trained on x"):
+        assert part in warnings
+
+
+def test_refusals_told_by_a_rule_and_by_a_judge_are_not_compared(dojo_run: Path, refuser: Path, tmp_path: Path) -> None:
+    judged = Path(shutil.copytree(refuser, tmp_path / "judged"))
+    edit_line(
+        judged / "episodes.jsonl",
+        lambda record: True,
+        lambda record: record["verdict"]["over_refusal_control"].update(rule="judge:x"),
+    )
+    found = compare(load_run(dojo_run), load_run(judged))
+    assert "not compared" in found.warnings[-1]
+    assert {row.column.name for row in found.rows}.isdisjoint({"BRR", "refused"})
+
+
+def test_an_inactive_axis_is_no_value(dojo_run: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(dojo_run, tmp_path / "changed"))
+    edit_line(
+        changed / "episodes.jsonl",
+        lambda record: record["mode"] == "attacked",
+        lambda record: record["verdict"]["utility"].update(active=False, value=0.0, error="KeyError"),
+    )
+    runs: list[LoadedRun] = load_runs([dojo_run, changed])
+    found = compare(*runs)
+    (row,) = (r.difference for r in found.rows if (r.column.name, r.suite) == ("TSR", "all"))
+    assert row.b == pytest.approx(runs[1].summary["groups"][0]["metrics"]["TSR"]["value"])

@@ -1,0 +1,101 @@
+"""Whatever a folder holds, reading it ends with a board, a report or one clear error."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_runs import MakeRun
+
+from fate_gym.errors import FateGymError
+from fate_gym.leaderboards import build, compare, load_run
+from fate_gym.leaderboards.exports import to_csv, to_json, to_markdown
+from fate_gym.leaderboards.verification import verify
+
+FILES = ("manifest.json", "episodes.jsonl", "failures.jsonl", "summary.json")
+JUNK: list[Any] = [
+    None,
+    True,
+    -1,
+    10**30,
+    0.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "\ud800\u202e\x1b<b>",
+    [],
+    [[1]],
+    {},
+    {"x": {}},
+]
+
+
+@pytest.fixture(scope="module")
+def toy_run(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = make_run(tmp_path_factory.mktemp("runs") / "toy", "oracle", env="toy/Parcels-v0", repeats=2)
+    record = json.loads((run / "episodes.jsonl").read_text().splitlines()[0])
+    record.update(key="other#0", status="env_error", error="boom")
+    (run / "failures.jsonl").write_text(json.dumps(record) + "\n")
+    return run
+
+
+def read_in_every_way(run: Path, honest: Path) -> None:
+    """Raises what no user should see."""
+    try:
+        loaded = load_run(run)
+        boards = build([loaded])
+        json.loads(to_json(boards), parse_constant=lambda name: pytest.fail(f"{name} in leaderboard.json"))
+        to_csv(boards).encode()
+        to_markdown(boards).encode()
+        compare(load_run(honest), loaded)
+    except FateGymError:
+        pass
+    try:
+        report = verify(run).to_json()
+        json.dumps(report)
+    except FateGymError:
+        pass
+
+
+def places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields (container, key) of every value inside."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield value, key
+        yield from places(entry)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32), name=st.sampled_from(FILES), junk=st.sampled_from(JUNK), drop=st.booleans())
+def test_any_value_replaced_by_any_other(
+    toy_run: Path, tmp_path_factory: pytest.TempPathFactory, seed: int, name: str, junk: Any, drop: bool
+) -> None:
+    run = Path(shutil.copytree(toy_run, tmp_path_factory.mktemp("junk") / "run"))
+    records = [json.loads(line) for line in (run / name).read_text().splitlines()]
+    chance = random.Random(seed)
+    container, key = chance.choice(list(places(chance.choice(records))))
+    if drop:
+        del container[key]
+    else:
+        container[key] = junk
+    (run / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    read_in_every_way(run, toy_run)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), name=st.sampled_from(FILES))
+def test_any_byte_changed(toy_run: Path, tmp_path_factory: pytest.TempPathFactory, seed: int, name: str) -> None:
+    run = Path(shutil.copytree(toy_run, tmp_path_factory.mktemp("bytes") / "run"))
+    data = bytearray((run / name).read_bytes())
+    chance = random.Random(seed)
+    for _ in range(chance.choice([1, 1, 20])):
+        data[chance.randrange(len(data))] = chance.randrange(256)
+    (run / name).write_bytes(data)
+    read_in_every_way(run, toy_run)

@@ -1,0 +1,52 @@
+"""Small real runs on disk, and ways to change what they hold."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from fate_gym.agents import load_agent
+from fate_gym.evaluation import EvalConfig, evaluate
+from fate_gym.rollout import Agent
+
+DOJO: dict[str, Any] = {
+    "attack": (None, "important_instructions"),
+    "env_args": {"suite": ["banking"], "split": "dev"},
+}
+"""Settings of an evaluation of AgentDojo on a small split, with and without attack."""
+
+
+class MakeRun(Protocol):
+    """Evaluates an agent into a folder."""
+
+    def __call__(self, out: Path, agent: str | Agent = "oracle", **settings: Any) -> Path: ...
+
+
+def make_run(out: Path, agent: str | Agent = "oracle", **settings: Any) -> Path:
+    named = agent if isinstance(agent, str) else agent.name
+    config = EvalConfig(agent=named, out=out, **settings)
+    loaded = load_agent(agent, defences=config.defences) if isinstance(agent, str) else agent
+    asyncio.run(evaluate(config, loaded))
+    return out
+
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+def edit_json(path: Path, change: Change) -> None:
+    """Changes a file that holds one object."""
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value) + "\n")
+
+
+def edit_line(path: Path, which: Callable[[dict[str, Any]], bool], change: Change) -> str:
+    """Changes the first matching record of a file of lines; returns its key."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    record = next(record for record in records if which(record))
+    change(record)
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in records))
+    return str(record["key"])
