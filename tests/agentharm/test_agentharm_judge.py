@@ -95,7 +95,7 @@ def test_judges_are_made_from_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_asker(made, "x") is made
     assert load_asker(None, "x") is None
     assert name_of(None) is None
-    named = load_asker("test_judge:shout", "x")
+    named = load_asker(f"{__name__}:shout", "x")
     assert named is not None
     assert (named("a"), name_of(named)) == ("A", "shout")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test-only")
@@ -103,7 +103,7 @@ def test_judges_are_made_from_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong, message in (
         ({"model": "gpt"}, "as openai:MODEL"),
         ("openai:", "needs a name"),
-        ("test_judge:LOUD", "not callable"),
+        (f"{__name__}:LOUD", "not callable"),
     ):
         with pytest.raises(ValueError, match=message):
             load_asker(wrong, "x")
