@@ -360,3 +360,9 @@ def test_attack_objects_share_the_fast_loader() -> None:
     suite = suites("v1.2.2")["banking"]
     attack = RegisteredAttack("tool_knowledge", suite, SuiteTemplate(suite), candidates("v1.2.2", suite), "GPT-4")
     assert attack.injections("user_task_0", "injection_task_0")
+
+
+def test_graders_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = [task for task in make(suite="slack", attack="important_instructions").tasks if "injection_task_2" in task]
+    assert play("gullible", tasks[0], attack="important_instructions").verdict.security.value == 0.0
+    assert capsys.readouterr() == ("", "")
