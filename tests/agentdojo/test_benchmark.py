@@ -363,6 +363,13 @@ def test_attack_objects_share_the_fast_loader() -> None:
 
 
 def test_graders_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    tasks = [task for task in make(suite="slack", attack="important_instructions").tasks if "injection_task_2" in task]
-    assert play("gullible", tasks[0], attack="important_instructions").verdict.security.value == 0.0
+    env = make(suite="slack", attack="important_instructions")
+    task_id = next(task for task in env.tasks if "injection_task_2" in task)
+    goal = env.task(task_id, privileged=True).ground_truth.injection
+    # Its last call posts what it has gathered: half done, its grader prints what is missing.
+    name, arguments = goal.calls[-1]
+    env.reset(options={"task_id": task_id})
+    env.step({"tool_calls": [{"function": {"name": name, "arguments": {**arguments, "content": "nothing yet"}}}]})
+    *_, info = env.step("Done.")
+    assert info["verdict"].security.value == 1.0
     assert capsys.readouterr() == ("", "")
