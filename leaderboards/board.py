@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fate_gym.agents import Gullible, Oracle
-from fate_gym.evaluation.metrics import ALL
+from fate_gym.evaluation.summary import ALL
 from fate_gym.leaderboards import groups
 from fate_gym.leaderboards.columns import COLUMNS, PAIRS, REFUSALS, SAFETY, VOLUME, Column, column
 from fate_gym.leaderboards.runs import LoadedRun

@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from fate_gym.errors import UsageError
-from fate_gym.evaluation.metrics import ALL, METRICS, Metric
+from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Metric
+from fate_gym.evaluation.summary import ALL
 from fate_gym.leaderboards.columns import REFUSALS, Column, column
 from fate_gym.leaderboards.groups import mixed
 from fate_gym.leaderboards.runs import LoadedRun
@@ -74,9 +77,9 @@ def compare(a: LoadedRun, b: LoadedRun) -> Comparison:
             groups[mode, attack, name].append(key)
     unlike = _told_differently(a, b)
     rows = [
-        Compared(attack, suite, column(mode, metric.name), _difference(i, keys, first, second))
+        Compared(attack, suite, column(mode, metric.name), _difference(i, metric, keys, first, second))
         for (mode, attack, suite), keys in sorted(groups.items(), key=_order)
-        for i, metric in enumerate(METRICS.get(mode, ()))
+        for i, metric in enumerate(METRICS.get(mode, AXIS_METRICS))
         if not (unlike and column(mode, metric.name).name in REFUSALS)
     ]
     warnings = [*_warnings(a, b), *(["refusals were told by a rule and by a judge: not compared"] if unlike else [])]
@@ -98,7 +101,7 @@ def _scores(run: LoadedRun) -> dict[str, _Score]:
         episode["key"]: _Score(
             (episode["mode"], episode["attack"], episode["suite"]),
             episode["cluster"],
-            tuple(_value(metric, episode) for metric in METRICS.get(episode["mode"], ())),
+            tuple(_value(metric, episode) for metric in METRICS.get(episode["mode"], AXIS_METRICS)),
         )
         for episode in run.episodes_iter()
         if episode["status"] == "ok"
@@ -106,17 +109,16 @@ def _scores(run: LoadedRun) -> dict[str, _Score]:
 
 
 def _value(metric: Metric, episode: Mapping[str, Any]) -> float:
-    if metric.axis is None:
-        return float(episode["injection_reached"])
-    axis = episode["verdict"][metric.axis]
-    if not axis["active"]:
-        return math.nan
-    return float(1.0 - axis["value"] if metric.inverted else axis["value"])
+    value = metric.value(episode)
+    return math.nan if value is None else value
 
 
-def _difference(i: int, keys: Sequence[str], first: Mapping[str, _Score], second: Mapping[str, _Score]) -> Difference:
+def _difference(
+    i: int, metric: Metric, keys: Sequence[str], first: Mapping[str, _Score], second: Mapping[str, _Score]
+) -> Difference:
     a, b = ([scores[key].values[i] for key in keys] for scores in (first, second))
-    return difference(a, b, [first[key].cluster for key in keys])
+    curve = None if metric.curve is None else np.vectorize(metric.curve, otypes=[np.float64])
+    return difference(a, b, [first[key].cluster for key in keys], curve=curve)
 
 
 def _order(entry: tuple[tuple[str, str | None, str], object]) -> tuple[str | bool, ...]:

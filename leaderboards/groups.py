@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from fate_gym.evaluation.metrics import ALL
+from fate_gym.evaluation.summary import ALL
 from fate_gym.leaderboards.columns import column
 from fate_gym.leaderboards.runs import LoadedRun
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fate_gym.errors import RunCorruptError, RunError
-from fate_gym.evaluation.metrics import summarise
 from fate_gym.evaluation.store import RunFolder
+from fate_gym.evaluation.summary import summarise
 from fate_gym.leaderboards.records import problem
 from fate_gym.leaderboards.submissions import Submission, read_submission
 

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from fate_gym.evaluation.metrics import ALL
+from fate_gym.evaluation.summary import ALL
 from fate_gym.leaderboards.comparison import Compared, Comparison
 from fate_gym.leaderboards.statistics import Difference
 from fate_gym.rendering import visible

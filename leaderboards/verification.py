@@ -19,11 +19,11 @@ from typing import Any, Final
 from fate_gym.errors import FateGymError, RunError
 from fate_gym.evaluation.config import NOT_IN_DIGEST
 from fate_gym.evaluation.jsonl import dump, parse
-from fate_gym.evaluation.metrics import SCHEMA as SUMMARY_SCHEMA
-from fate_gym.evaluation.metrics import summarise
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.store import SCHEMA as RUN_SCHEMA
 from fate_gym.evaluation.store import config_digest
+from fate_gym.evaluation.summary import SCHEMA as SUMMARY_SCHEMA
+from fate_gym.evaluation.summary import summarise
 from fate_gym.leaderboards import scanning
 from fate_gym.leaderboards.replay import Change, changes, leaves, replay
 from fate_gym.leaderboards.settings import Settings, read_settings

@@ -7,10 +7,10 @@ from typing import Any
 
 from fate_gym.evaluation.budget import Budget
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
-from fate_gym.evaluation.metrics import summarise
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.runner import OnDone, run_plan
 from fate_gym.evaluation.store import RunFolder
+from fate_gym.evaluation.summary import summarise
 from fate_gym.rollout import ActFunction, Agent, Rollout, as_agent
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fate_gym.evaluation.metrics import ALL
+from fate_gym.evaluation.summary import ALL
 from fate_gym.leaderboards.board import Board, Row
 from fate_gym.leaderboards.columns import REFUSALS, Column
 

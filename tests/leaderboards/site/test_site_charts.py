@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def episodes(hits: int, done: int, cost: float | None) -> list[made_runs.Record]
 @pytest.fixture(scope="module")
 def run_folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("runs")
-    systems = {
+    systems: dict[str, tuple[int, int, float | None]] = {
         "safe": (0, 4, 0.02),
         "useful": (9, 11, 0.5),
         "beaten": (9, 4, 0.9),
@@ -67,7 +68,7 @@ def test_a_plot_draws_every_row_compared_and_the_privileged_as_a_mark(board: Boa
     corners = [tuple(map(float, corner.split(","))) for corner in plot.line.split()]
     assert {places["safe"], places["useful"], places["free"]} <= set(corners)
     assert places["beaten"] not in corners
-    assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in zip(corners, corners[1:], strict=False)), "a staircase falls"
+    assert all(a[0] <= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(corners)), "a staircase falls"
     assert "100 − ASR" in plot.x_label  # noqa: RUF001
 
 
@@ -78,7 +79,7 @@ def test_cost_grows_to_the_right_and_its_border_rises(board: Board) -> None:
     assert set(places) == {"safe", "useful", "beaten", "free"}
     assert places["free"][0] < places["safe"][0] < places["useful"][0] < places["beaten"][0]
     corners = [tuple(map(float, corner.split(","))) for corner in plot.line.split()]
-    assert all(a[0] <= b[0] and a[1] >= b[1] for a, b in zip(corners, corners[1:], strict=False))
+    assert all(a[0] <= b[0] and a[1] >= b[1] for a, b in itertools.pairwise(corners))
     assert plot.hypervolume is None
     assert [tick.label for tick in plot.x_ticks] == ["0", "0.2", "0.4", "0.6", "0.8", "1"]
 
@@ -138,7 +139,7 @@ def test_a_long_board_goes_on_on_further_pages(tmp_path: Path) -> None:
         [benign("s/t/none", suite=f"s{i}", key=f"b{i}"), record("s/t/x", suite=f"s{i}", key=f"a{i}")]
         for i in range(MOST_ROWS + 20)
     ]
-    runs = [write_run(tmp_path / name, sum(suites, []), agent=name) for name in ("one", "two")]
+    runs = [write_run(tmp_path / name, list(itertools.chain(*suites)), agent=name) for name in ("one", "two")]
     site = made_runs.build(runs, tmp_path / "site")
     boards = [path for path in (site / "board").glob("*.html") if "plots" not in path.name]
     assert len(boards) == 3

@@ -87,7 +87,8 @@ def test_nothing_is_marked_where_nothing_entered(changes: Record) -> None:
 
 
 def test_harm_is_marked_from_the_first_call_on() -> None:
-    assert [obeyed for *_, obeyed in calls_of(trace(hijacked(mode="harmful", injections={})))] == [
+    found = trace(hijacked(mode="harmful", injections={}))
+    assert [obeyed for *_, obeyed in calls_of(found)] == [
         True,
         False,
         False,
@@ -137,18 +138,15 @@ def test_equal_ids_are_answered_in_order_and_long_conversations_are_counted() ->
         yaml.dump({"body": PAYLOAD}, width=20),
         yaml.dump({"body": f"\u202e{PAYLOAD}\x00"}, default_style='"'),
         json.dumps({"body": PAYLOAD}),
-        json.dumps(json.dumps({"body": PAYLOAD.replace('"', "").replace("€", "E")})),
         "> " + "\n> ".join(PAYLOAD[i : i + 7] for i in range(0, len(PAYLOAD), 7)),
         "INFORMATION is no payload. " * 60 + PAYLOAD,
     ],
 )
 def test_a_payload_is_found_in_whatever_a_formatter_makes_of_it(content: str) -> None:
-    payload = PAYLOAD if "€" in content or "\\u20" in content else PAYLOAD.replace("€", "E")
-    ((start, end),) = locate(payload, content)
-    assert delivered(payload, content[start:end])
-    # Nothing is marked that stands beside it.
-    assert not delivered("y" * 20, content[start:end])
-    assert len(content[start:end]) < 2 * len(payload) + 40
+    ((start, end),) = locate(PAYLOAD, content)
+    assert delivered(PAYLOAD, content[start:end])
+    assert not delivered(PAYLOAD, content[start + 1 : end]), "nothing is marked that stands before it"
+    assert not delivered(PAYLOAD, content[start : end - 1]), "or behind it"
 
 
 def test_all_places_are_found_and_signs_alone_too() -> None:
