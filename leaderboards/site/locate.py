@@ -36,9 +36,20 @@ def locate(payload: str, content: str) -> list[Span]:
         return []
     found = _near(words[0], wanted, content, _LETTERS) or _near(words[0], wanted, content, _LETTERS_AND_ESCAPES)
     # That nothing is there is quicker to tell than where it would be.
-    if found or not delivered(payload, content):
-        return found
-    return _anywhere(wanted, content, _LETTERS) or _anywhere(wanted, content, _LETTERS_AND_ESCAPES)
+    if not found and delivered(payload, content):
+        found = _anywhere(wanted, content, _LETTERS) or _anywhere(wanted, content, _LETTERS_AND_ESCAPES)
+    return [_with_signs(span, payload.strip(), content) for span in found]
+
+
+def _with_signs(span: Span, payload: str, content: str) -> Span:
+    """Widens a place by the signs before the payload's first letter and behind its last, where they stand there too."""
+    start, end = span
+    letters = [match.span() for match in _LETTERS.finditer(payload)]
+    before, behind = payload[: letters[0][0]], payload[letters[-1][1] :]
+    return (
+        start - len(before) if content.endswith(before, 0, start) else start,
+        end + len(behind) if content.startswith(behind, end) else end,
+    )
 
 
 def _near(first: str, wanted: str, content: str, pattern: re.Pattern[str]) -> list[Span]:

@@ -20,6 +20,7 @@ from fate_gym.leaderboards.site.episodes import (
     MOST_FAILURES,
     SAMPLE,
     Census,
+    Listed,
     confidential,
     survey,
 )
@@ -30,7 +31,11 @@ from fate_gym.leaderboards.site.training import curves
 from fate_gym.leaderboards.submissions import Submission
 from fate_gym.rewards import AXES
 
-_MOST_ROWS: Final = 150
+_LIST: Final = 700_000
+_ROW: Final = 330
+"""Bytes of the list of episodes, and of one row of it without names."""
+
+_MOST_ROWS: Final = 100
 """Rows of the run's table, and likewise groups of its failures; the rest is counted."""
 
 
@@ -89,11 +94,25 @@ def write_run(
         "axes": [(name, bars(census.bins[name], BINS), census.inactive[name]) for name in AXES],
         "bar_width": BAR_WIDTH,
         "bounds": (MOST_FAILURES, SAMPLE),
+        "entries": _fitting(census.shown),
         "tells_refusals": tells_refusals,
         "curves": curves(run.path, run.manifest["config"]["agent"]),
     }
     write_page(folder / "index.html", "run", "../../", values)
     _write_traces(run, census, board, folder, common)
+
+
+def _fitting(entries: Sequence[Listed]) -> list[Listed]:
+    """Returns the first entries, as many as a list has room for; arrows lead from their pages to those of the rest."""
+    budget = Budget(_LIST)
+    found = []
+    for entry in entries:
+        # What a row takes beside its names, as so many digits.
+        texts = ("0" * _ROW, short(entry.task_id, 80), short(entry.attack or "", 40))
+        if any(budget.take(text).left_out for text in texts):
+            break
+        found.append(entry)
+    return found
 
 
 def _write_traces(
@@ -141,8 +160,9 @@ def _stored(path: Path) -> Iterator[Mapping[str, Any]]:
 def _settings(run: RunView) -> list[tuple[str, str]]:
     """What was run, as (name, value); long values are cut."""
     config = {name: value for name, value in run.manifest["config"].items() if value not in (None, [], {}, "")}
-    # Where it lay says nothing, and names somebody's home.
+    # Where things lay says nothing, and names somebody's home.
     config.pop("out", None)
+    config["env_args"] = {name: value for name, value in config.get("env_args", {}).items() if name[-4:] != "_dir"}
     versions = run.manifest.get("versions")
     found: dict[str, Any] = {**config}
     if isinstance(versions, Mapping):

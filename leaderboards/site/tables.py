@@ -9,6 +9,7 @@ from typing import Final
 from fate_gym.evaluation.summary import ALL
 from fate_gym.leaderboards.board import Board, Row
 from fate_gym.leaderboards.columns import REFUSALS, Column
+from fate_gym.leaderboards.site.text import short
 
 MAIN: Final = frozenset(
     {"utility", "benign full_score", "BRR", "ASR", "TSR", "HCR", "VRR", "harm_score", "accuracy", "precision"}
@@ -16,7 +17,7 @@ MAIN: Final = frozenset(
 )
 """Columns that a table shows at once; the others on demand."""
 
-MOST_ROWS: Final = 250
+MOST_ROWS: Final = 150
 """Rows of one page; a table that has more goes on on further pages."""
 
 
@@ -26,13 +27,17 @@ class Line:
 
     Attributes:
         row: The board's row.
-        attack: The attack, or the mode where there is none.
+        name: Agent and defences, cut.
+        suite: The suite, cut.
+        attack: The attack, or the mode where there is none, cut.
         told: Who told refusals: "rule", "judge" or "rule and judge".
         group: Letter of its protocol where rows beside it have others; "" where all were measured alike.
         errors: Number of errors.
     """
 
     row: Row
+    name: str
+    suite: str
     attack: str
     told: str
     group: str
@@ -45,7 +50,9 @@ def lines(board: Board) -> list[Line]:
     return [
         Line(
             row=row,
-            attack=_attack(row),
+            name=short(row.name, 100),
+            suite=short(row.suite, 60),
+            attack=short(_attack(row), 60),
             told=_told(row.refusals_by),
             group=letters.get((row.mode, row.attack, row.suite, row.protocol), ""),
             errors=sum(row.errors.values()),
@@ -63,9 +70,9 @@ def split_columns(columns: Sequence[Column]) -> tuple[list[Column], list[Column]
 def choices(found: Sequence[Line]) -> dict[str, list[str]]:
     """Returns what can be chosen in each filter, by the column's key; only where there is a choice."""
     values = {
-        "agent": [line.row.name for line in found],
+        "agent": [line.name for line in found],
         "attack": [line.attack for line in found],
-        "suite": [line.row.suite for line in found],
+        "suite": [line.suite for line in found],
     }
     distinct = {name: sorted(set(entries), key=lambda value: (value != ALL, value)) for name, entries in values.items()}
     return {name: entries for name, entries in distinct.items() if len(entries) > 1}

@@ -157,7 +157,7 @@ class _Reader:
     def __init__(self, record: Mapping[str, Any], budget: Budget) -> None:
         self._messages = record["messages"][:MOST_ENTRIES]
         self._outcomes = [(call["id"], call["outcome"]) for call in record["calls"]]
-        self._payloads = tuple(record["injections"].values())
+        self._payloads = tuple(record["injections"].values())[:_MOST_INJECTIONS]
         self._budget = budget
         self._open: defaultdict[str, list[Call]] = defaultdict(list)
         self.calls: list[Call] = []
@@ -234,7 +234,7 @@ def _named(line: str, numbers: Mapping[str, int]) -> int | None:
 
 def _mark(calls: Sequence[Call], record: Mapping[str, Any], axes: Sequence[AxisView], first: int | None) -> None:
     """Marks the calls that evidence names, and those that did what they should not have."""
-    serves = defaultdict(list)
+    serves: defaultdict[int, list[str]] = defaultdict(list)
     for axis in axes:
         for line in axis.evidence:
             if line.call is not None and axis.name not in serves[line.call]:

@@ -37,7 +37,8 @@ OPTIONS = [
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser(site: Path, hostile: Path) -> Iterator[Any]:
+    """The one browser; sites are made before, since it keeps an event loop in this thread."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -138,7 +139,7 @@ def test_tables_filter(page: Any, site: Path) -> None:
     page.select_option("select[data-key=agent]", "noop")
     assert set(shown(page)) == {"noop"}
     page.select_option("select[data-key=agent]", "")
-    page.fill("input[type=search]", "PARETO")
+    page.fill("input[type=search]", "BANKING")
     assert 0 < page.locator("#rows tbody tr:not([hidden])").count() < both
     assert "of 8 rows" in page.locator("output").inner_text()
     page.fill("input[type=search]", "nothing has this")
@@ -158,6 +159,7 @@ def first_failure(page: Any, site: Path) -> None:
     page.goto(run.as_uri())
     page.select_option("select[data-key=class]", "hijacked")
     page.locator("#list tbody tr:not([hidden]) a").first.click()
+    page.wait_for_selector(".became")
 
 
 def test_a_trace_shows_where_the_text_entered_and_leads_to_the_evidence(page: Any, site: Path) -> None:

@@ -126,7 +126,7 @@ def test_the_table_has_every_row_with_interval_n_and_marks(run_folders: list[Pat
     (path,) = (site / "board").glob("*.html")
     page = Page(path)
     assert len([tag for tag, attrs in page.tags if tag == "th" and attrs.get("data-key") == "agent"]) == 10
-    for text in ("◆ Pareto set", "given the answers", "n 12", "by rule", "lower is better", "What the columns mean"):
+    for text in ("◆ Pareto set", "given the answers", "n 12", ", by rule", "lower is better", "What the columns mean"):
         assert text in page.text, text
     heads = [attrs for tag, attrs in page.tags if tag == "th" and attrs.get("scope") == "col"]
     assert heads
@@ -244,3 +244,30 @@ def test_what_is_no_training_has_no_curves(tmp_path: Path, mark: object, steps: 
 def test_a_model_that_is_nowhere_has_no_curves(tmp_path: Path, agent: str) -> None:
     (tmp_path / "fate-gym.json").write_text("{")
     assert curves(tmp_path, agent) == []
+
+
+def test_plots_that_a_table_has_no_room_for_have_pages(
+    run_folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fate_gym.leaderboards.site.pages._PLOTS", 1)
+    monkeypatch.setattr("fate_gym.leaderboards.site.pages._PLOTS_A_PAGE", 2)
+    site = made_runs.build(run_folders, tmp_path / "site")
+    counts = {path.name: [tag for tag, _ in Page(path).tags].count("svg") for path in (site / "board").glob("*.html")}
+    assert sorted(counts.values()) == [1, 1, 2], "two fronts for all suites, two for the only one"
+    table = Page(next(path for path in (site / "board").glob("*.html") if "plots" not in path.name))
+    first = next(link for link in table.links if "plots" in link)
+    assert counts[first] == 2
+    assert len([link for link in Page(site / "board" / first).links if "plots-2" in link]) == 1
+
+
+def test_a_run_says_what_was_run_and_what_its_submitter_says(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", [record()], attack=[None, "attack"], out="/home/somebody/runs")
+    (run / "submission.yaml").write_text(
+        "schema: fate-gym/submission/1\nwho: Ada\nmodel: tiny-1\ndate: 2026-01-02\ncontaminated_by: [Shop/test]\n"
+    )
+    site = made_runs.build([run], tmp_path / "site")
+    (path,) = (site / "run").glob("*/index.html")
+    text = Page(path).text
+    for words in ("Ada", "tiny-1", "2026-01-02", "Shop/test", "none, attack", "fate-gym 0.1.0", "seen in training"):
+        assert words in text, words
+    assert "somebody" not in text

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import agentharm_folder
 import made_runs
+import markupsafe
 import pytest
+import small_runs
 from hypothesis import given
 from hypothesis import strategies as st
 from made_runs import HOSTILE, Page, benign, pages, record, write_run
@@ -207,6 +211,23 @@ def test_a_public_build_has_no_prompt_and_no_canary(tmp_path: Path) -> None:
     assert not holds(public, PROMPT)
     assert not holds(public, CANARY)
     assert not holds(public, "Private build")
+
+
+def test_a_real_run_of_agentharm_is_redacted(make_run: small_runs.MakeRun, tmp_path: Path) -> None:
+    settings = {"env": "fate/AgentHarm-v0", "env_args": {"split": "validation", "data_dir": agentharm_folder.folder()}}
+    run = make_run(tmp_path / "run", "oracle", **settings)
+    episodes = [json.loads(line) for line in (run / "episodes.jsonl").read_text().splitlines()]
+    asked = [message for episode in episodes for message in episode["messages"] if message["role"] == "user"]
+    said = {str(markupsafe.escape(message["content"][:60])) for message in asked}
+    public = made_runs.build([run], tmp_path / "public")
+    assert not holds(public, agentharm_folder.CANARY)
+    assert not holds(public, agentharm_folder.folder())
+    pages_ = [path.read_text() for path in pages(public)]
+    private = [path.read_text() for path in pages(made_runs.build([run], tmp_path / "private", private=True))]
+    assert said
+    for prompt in said:
+        assert any(prompt in text for text in private)
+        assert not any(prompt in text for text in pages_)
 
 
 def test_pages_of_an_earlier_build_go_and_other_files_stay(tmp_path: Path) -> None:

@@ -114,8 +114,8 @@ def test_the_page_links_evidence_to_calls_and_opens_what_matters(tmp_path: Path)
         (False, "call"),
         (True, "call obeyed"),
     ]
-    assert "<mark>&lt;INFORMATION&gt;" not in path.read_text(), "brackets are no letters, so the mark begins behind"
-    assert "<mark>INFORMATION&gt;\nIgnore the" in path.read_text()
+    assert "<mark>&lt;INFORMATION&gt;\nIgnore the" in path.read_text()
+    assert "US13.\n&lt;/INFORMATION&gt;</mark>\nTotal" in path.read_text()
 
 
 def test_equal_ids_are_answered_in_order_and_long_conversations_are_counted() -> None:
@@ -145,8 +145,9 @@ def test_equal_ids_are_answered_in_order_and_long_conversations_are_counted() ->
 def test_a_payload_is_found_in_whatever_a_formatter_makes_of_it(content: str) -> None:
     ((start, end),) = locate(PAYLOAD, content)
     assert delivered(PAYLOAD, content[start:end])
-    assert not delivered(PAYLOAD, content[start + 1 : end]), "nothing is marked that stands before it"
-    assert not delivered(PAYLOAD, content[start : end - 1]), "or behind it"
+    assert not delivered(PAYLOAD, content[start + 2 : end]), "nothing is marked that stands before it"
+    assert not delivered(PAYLOAD, content[start : end - 2]), "or behind it"
+    assert content[start:end] == PAYLOAD or PAYLOAD not in content
 
 
 def test_all_places_are_found_and_signs_alone_too() -> None:
@@ -198,6 +199,19 @@ def test_a_large_run_shows_failures_and_a_sample_whatever_the_order() -> None:
     tasks = [entry.task_id for entry in census.shown if entry.classes]
     numbers = [int(task.split("/")[1].removeprefix("user_task_")) for task in tasks]
     assert numbers == sorted(numbers), "task 2 stands before task 10"
+
+
+def test_a_list_of_long_names_is_cut_and_no_page_grows(tmp_path: Path) -> None:
+    name = "\u202e" * 100
+    bad = [record(f"{i}{name}", attack=name, suite=f"{i}{name}", values=(0, 1, 1, 1)) for i in range(800)]
+    run = made_runs.write_run(tmp_path / "run", bad, agent=name, defences=[name] * 300)
+    site = made_runs.build([run], tmp_path / "site")
+    (index,) = (site / "run").glob("*/index.html")
+    assert "arrows lead on from their pages" in Page(index).text
+    assert len([link for link in Page(index).links if len(link) == 21]) < 800
+    assert len(list(index.parent.iterdir())) == 801
+    for path in made_runs.pages(site):
+        assert path.stat().st_size < 1_000_000, path
 
 
 def test_the_distribution_counts_each_episode_once() -> None:
