@@ -246,6 +246,12 @@ def test_a_sample_does_not_depend_on_who_shares_its_batch(model: Any, top_p: flo
     assert other_seed[0].token_ids != together[0]
 
 
+def test_many_prompts_are_answered_in_their_order(model: Any) -> None:
+    few = [done.token_ids for done in complete(model, PROMPTS, temperature=1.5, max_new_tokens=5)]
+    many = [done.token_ids for done in complete(model, PROMPTS * 14, temperature=1.5, max_new_tokens=5)]
+    assert many == few * 14
+
+
 def test_a_row_that_has_stopped_leaves_the_others_as_they_were(model: Any) -> None:
     whole = [done.token_ids for done in complete(model, PROMPTS)]
     stops = {whole[0][3], whole[2][10]}
