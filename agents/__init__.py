@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fate_gym.agents.diagnosis import TurnCount, always_unsafe
 from fate_gym.agents.random_agent import RandomAgent
 from fate_gym.agents.replay import Replay
 from fate_gym.agents.scripted import NOOP, REFUSER, Answerer, Gullible, Oracle
@@ -23,6 +24,7 @@ __all__ = [
     "Replay",
     "Reply",
     "Session",
+    "TurnCount",
     "as_agent",
     "load_agent",
 ]
@@ -33,6 +35,8 @@ SPECS = {
     "refuser": "refuses everything",
     "noop": "does nothing and says that it is done",
     "random": "calls random tools with random arguments",
+    "always-unsafe": "calls every trajectory of ATBench unsafe",
+    "turn-count": "calls a trajectory of ATBench unsafe if it has more turns than a threshold",
     "openai:MODEL": "a model behind an API that speaks OpenAI's protocol (base_url for other servers)",
     "hf:PATH_OR_ID": "a local transformers model (adapter for LoRA weights)",
     "replay:RUN": "plays the recorded actions of a run folder again",
@@ -46,6 +50,7 @@ _BUILT_IN: dict[str, Callable[[], Agent]] = {
     "refuser": lambda: REFUSER,
     "noop": lambda: NOOP,
     "random": RandomAgent,
+    "always-unsafe": always_unsafe,
 }
 
 
@@ -55,7 +60,7 @@ def load_agent(spec: str, *, defences: Sequence[str] = (), **options: Any) -> Ag
     Args:
         spec: The text.
         defences: Defences to put around it, the innermost first (`fate_gym.agents.defences.DEFENCES`).
-        **options: Options of an API agent (`OpenAIAgent`) or a local one (`LocalAgent`).
+        **options: Options of an API agent (`OpenAIAgent`), a local one (`LocalAgent`), or of `TurnCount`.
 
     Raises:
         ValueError: The text names no agent, or a defence is unknown.
@@ -79,6 +84,8 @@ def _load(spec: str, options: dict[str, Any]) -> Agent:
         from fate_gym.agents.local import LocalAgent
 
         return LocalAgent(rest, **options)
+    if spec == "turn-count":
+        return TurnCount(**options)
     if options:
         raise TypeError(f"agent {spec!r} takes no options, got {sorted(options)}")
     if not rest and kind in _BUILT_IN:

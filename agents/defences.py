@@ -25,6 +25,7 @@ DEFENCES = {
     "tool_filter": "has the model choose its tools before it reads any result; calls to others are refused",
     "injection_detector:MODEL": "hides results that a text classifier flags (MODEL:SAFE_LABEL:THRESHOLD to set both)",
     "safety_prompt": "adds a safety instruction to the system prompt",
+    "guard:FORMAT": "shows ATBench to a guard model in the model's own form, and reads its answer in that form",
 }
 """What `load_defence` takes, and what each does."""
 
@@ -184,6 +185,10 @@ def load_defence(spec: str) -> Defence:
         from fate_gym.agents.tool_filter import ToolFilter
 
         return ToolFilter()
+    if kind == "guard" and rest:
+        from fate_gym.agents.guards import Guard
+
+        return Guard(rest)
     simple: dict[str, Callable[[], Defence]] = {
         view.name: view for view in (Spotlighting, RepeatUserPrompt, SafetyPrompt)
     }
@@ -217,6 +222,7 @@ class _Defended(Agent):
     def __init__(self, agent: Agent, defence: Defence) -> None:
         self.name = f"{agent.name}+{defence.name}"
         self.privileged = agent.privileged
+        self.contaminated_by = agent.contaminated_by
         self._agent = agent
         self._defence = defence
 

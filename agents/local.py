@@ -13,6 +13,7 @@ from typing import Any
 
 from fate_gym.agents.batching import Completion, GenerationRequest, MicroBatcher, generate
 from fate_gym.agents.chat_format import ChatFormat, one_line
+from fate_gym.agents.marks import contamination
 from fate_gym.agents.response_templates import (
     PROBE_QUESTION,
     PROBE_TOOL,
@@ -73,6 +74,7 @@ class LocalAgent(Agent):
         if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1 or max_batch < 1:
             raise ValueError("temperature must be >= 0, top_p in (0, 1], max_new_tokens and max_batch >= 1")
         self.name = f"hf:{_short(model)}" + (f"+{_short(adapter)}" if adapter else "")
+        self.contaminated_by = contamination(model, adapter)
         self.model, self.adapter = model, adapter
         self.seed = seed
         self.max_new_tokens = max_new_tokens

@@ -29,3 +29,5 @@ __all__ = [
 __version__ = "0.1.0"
 
 register_benchmark("fate/AgentDojo-v0", "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo")
+register_benchmark("fate/AgentHarm-v0", "fate_gym.benchmarks.agentharm.benchmark:AgentHarm", max_messages=20)
+register_benchmark("fate/ATBench-v0", "fate_gym.benchmarks.atbench.benchmark:ATBench", max_turns=30)

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 
@@ -83,7 +83,7 @@ class Benchmark(ABC):
     One instance serves many episodes at once, from several threads: what an episode changes belongs into its world.
     """
 
-    data_policy: ClassVar[DataPolicy]
+    data_policy: DataPolicy
     tasks: tuple[str, ...]
     options: Mapping[str, Any] = MappingProxyType({})
     """What it was made with, noted by the environment that made it; a part of what snapshots belong to."""
@@ -120,7 +120,7 @@ class Benchmark(ABC):
         return {}
 
 
-def register_benchmark(env_id: str, entry_point: str, *, max_turns: int = 15) -> None:
+def register_benchmark(env_id: str, entry_point: str, *, max_turns: int = 15, max_messages: int | None = None) -> None:
     """Makes a benchmark known to `gym.make`.
 
     Args:
@@ -128,11 +128,12 @@ def register_benchmark(env_id: str, entry_point: str, *, max_turns: int = 15) ->
             alters scores.
         entry_point: "module:Class" of a `Benchmark`; imported when an environment is made.
         max_turns: Default number of tool rounds before an episode is truncated.
+        max_messages: Default number of messages before an episode is truncated; None for no such limit.
     """
     gym.register(
         id=env_id,
         entry_point=ENTRY_POINT,
-        kwargs={"benchmark": entry_point, "max_turns": max_turns},
+        kwargs={"benchmark": entry_point, "max_turns": max_turns, "max_messages": max_messages},
         # Gymnasium's checker warns of any vector reward; tests run it on the scalarised form.
         disable_env_checker=True,
         # `ToolEnv` itself says so when it is stepped before a reset.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import importlib
 import json
+import logging
 import marshal
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -23,7 +25,7 @@ from fate_gym.rendering import render_transcript
 from fate_gym.rewards import AXES, Scalarization, Verdict
 from fate_gym.snapshots import pack, unpack
 from fate_gym.spaces import ActionSpace, ObservationSpace
-from fate_gym.task import Purpose, Task
+from fate_gym.task import DataPolicy, Purpose, Task
 from fate_gym.transcript import CallRecord, Transcript
 from fate_gym.verifiers.validity import verify_validity
 
@@ -36,6 +38,8 @@ Step = tuple[Observation, Reward, bool, bool, dict[str, Any]]
 
 _NOT_SCORED = Verdict.unscored("not over")
 
+_log = logging.getLogger("fate_gym")
+
 
 class ToolEnv(gym.Env[Observation, Any]):
     """Multi-step tool-use episodes with a reward vector over `fate_gym.AXES`.
@@ -45,11 +49,14 @@ class ToolEnv(gym.Env[Observation, Any]):
     and is answered by a message that says what was wrong.
 
     A message without tool calls ends the episode. `max_turns` counts tool rounds, as AgentDojo does: the calls of the
-    message after the last round are recorded, not run, and the episode is truncated.
+    message after the last round are recorded, not run, and the episode is truncated. `max_messages` counts the whole
+    conversation, opening included, as Inspect does: the calls of a message still run, and the episode is truncated
+    where the agent would be asked again.
 
     Args:
         benchmark: A `Benchmark`, or "module:Class" of one, which is then made with `options`.
         max_turns: Tool rounds before truncation.
+        max_messages: Messages in the conversation before truncation; None for no such limit.
         scalarization: None for the vector, float32 (4,); or "min" or weights (see `Scalarization`) for a float
             reward, with the vector in `info["reward_vector"]`.
         render_mode: None, or "ansi" for `render()` to give the episode as text.
@@ -71,6 +78,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         benchmark: str | Benchmark,
         *,
         max_turns: int = 15,
+        max_messages: int | None = None,
         scalarization: str | Mapping[str, float] | Sequence[float] | None = None,
         render_mode: str | None = None,
         purpose: Purpose = "evaluation",
@@ -79,6 +87,8 @@ class ToolEnv(gym.Env[Observation, Any]):
     ) -> None:
         if max_turns < 1:
             raise ValueError(f"max_turns must be at least 1, got {max_turns}")
+        if max_messages is not None and max_messages < 1:
+            raise ValueError(f"max_messages must be at least 1, got {max_messages}")
         if render_mode not in (None, "ansi"):
             raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
         if purpose not in ("evaluation", "training"):
@@ -86,14 +96,16 @@ class ToolEnv(gym.Env[Observation, Any]):
         self.benchmark = _load_benchmark(benchmark, options)
         if purpose == "training" and not self.benchmark.data_policy.training:
             raise FateGymError(f"not to be trained on: {self.benchmark.data_policy.note}")
+        _tell_terms(self.benchmark.data_policy)
         self.max_turns = max_turns
+        self.max_messages = max_messages
         self.system_prompt = system_prompt
         self.render_mode = render_mode
         self.action_space = ActionSpace()
         self.observation_space = ObservationSpace()
         self.reward_space = gym.spaces.Box(0.0, 1.0, (len(AXES),), np.float32)
         self._scalarize = None if scalarization is None else Scalarization(scalarization)
-        self._fingerprint = _fingerprint(self.benchmark, max_turns)
+        self._fingerprint = _fingerprint(self.benchmark, max_turns, max_messages)
         self._task_ids = frozenset(self.benchmark.tasks)
         self._task: Task | None = None
         self._seed = 0
@@ -187,6 +199,8 @@ class ToolEnv(gym.Env[Observation, Any]):
                 return self._fail("env_error", reason)
         if self._world.finished:
             return self._end("finished", truncated=False)
+        if self.max_messages is not None and len(transcript.messages) >= self.max_messages:
+            return self._end("max_messages", truncated=True)
         return self._observation(), self._reward(), False, False, self._info()
 
     def truncate(self, reason: str) -> Step:
@@ -346,11 +360,19 @@ class ToolEnv(gym.Env[Observation, Any]):
         return info
 
 
-def _fingerprint(benchmark: Benchmark, max_turns: int) -> str:
-    """Says which environments may exchange snapshots: same benchmark, tasks, options and turn limit."""
+def _fingerprint(benchmark: Benchmark, max_turns: int, max_messages: int | None) -> str:
+    """Says which environments may exchange snapshots: same benchmark, tasks, options and limits."""
     kind = type(benchmark)
-    described = json.dumps([max_turns, dict(benchmark.options), benchmark.tasks], default=_name, sort_keys=True)
+    parts = [max_turns, max_messages, dict(benchmark.options), benchmark.tasks]
+    described = json.dumps(parts, default=_name, sort_keys=True)
     return f"{kind.__module__}:{kind.__qualname__}:{hashlib.sha256(described.encode()).hexdigest()}"
+
+
+@functools.cache
+def _tell_terms(policy: DataPolicy) -> None:
+    """Says what a benchmark's licence and authors ask for, once a process."""
+    if policy.note:
+        _log.warning("%s Licence: %s.", policy.note, policy.licence)
 
 
 def _name(value: object) -> str:

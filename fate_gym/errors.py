@@ -9,6 +9,10 @@ class UsageError(FateGymError):
     """Settings ask for something that cannot be: an unknown model, a missing key, a budget without prices."""
 
 
+class DataError(FateGymError):
+    """A benchmark's data file is missing, unreadable, or not the one it should be."""
+
+
 class SnapshotError(FateGymError):
     """A snapshot is damaged, or belongs to an environment of another specification."""
 

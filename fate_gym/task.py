@@ -22,11 +22,14 @@ class DataPolicy:
         licence: Short name, such as "MIT".
         training: Whether its authors allow training on it.
         note: One sentence for users, "" if there is nothing to say.
+        contamination: What a model that is trained on this has seen, such as "AgentHarm/validation", where the authors
+            ask not to; stands in everything that is made from it. "" if training does no harm.
     """
 
     licence: str
     training: bool
     note: str = ""
+    contamination: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fate_gym.pareto import Floats, dominance, peel, tchebycheff
 from fate_gym.rewards import AXES
-from fate_gym.trainers.pareto import Floats, dominance, peel, tchebycheff
 
 _SECURITY, _UTILITY, _, _VALIDITY = range(len(AXES))
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from fate_gym.pareto import Floats
 from fate_gym.trainers.advantages import RULES
-from fate_gym.trainers.pareto import Floats
 
 BEHAVIOURS: Final[dict[str, tuple[float, float, float, float]]] = {
     "balanced": (1, 1, 1, 1),

@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fate_gym.agents.marks import contamination
 from fate_gym.errors import FateGymError, UsageError
 from fate_gym.evaluation.jsonl import encode_line
 from fate_gym.trainers.collect import competence, split_failures
 from fate_gym.trainers.config import GateSettings, TrainConfig
 from fate_gym.trainers.progress import Watch
 from fate_gym.trainers.repair import SCHEMA as REPAIR
-from fate_gym.trainers.run import MARK, Run
+from fate_gym.trainers.run import Run
 from fate_gym.trainers.scoring import Row
 from fate_gym.trainers.selection import SCHEMA as SELECT
 from fate_gym.trainers.stages import Stage, read_stage, replace_file
@@ -133,7 +134,6 @@ def _summary(
 ) -> dict[str, Any]:
     main = run.config.evaluate.main
     policy = run.result(best)
-    mark = Path(policy) / MARK
     return {
         "schema": SUMMARY,
         "method": run.config.method,
@@ -143,7 +143,7 @@ def _summary(
         "best": {"round": best, "policy": policy},
         "rounds": list(rounds),
         "budget": _budget(run, rounds),
-        "contaminated_by": json.loads(mark.read_bytes())["contaminated_by"] if mark.exists() else [],
+        "contaminated_by": list(contamination(policy)),
     }
 
 

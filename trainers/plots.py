@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from fate_gym.pareto import fronts as front_ranks
 from fate_gym.rewards import AXES
 from fate_gym.trainers.figure import BLUE, COLOURS, ORANGE, VERMILION, panels
-from fate_gym.trainers.pareto import fronts as front_ranks
 
 _SECURITY, _UTILITY = AXES.index("security"), AXES.index("utility")
 _MANY: Final = 20

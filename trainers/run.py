@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from fate_gym.agents.marks import MARK, contamination
 from fate_gym.chat import Json
 from fate_gym.errors import RunError, RunLockedError, RunMismatchError
 from fate_gym.evaluation.jsonl import Log, encode_line, records
@@ -25,9 +26,6 @@ from fate_gym.trainers.scoring import Row, score, volume
 from fate_gym.trainers.stages import Stage, digest, file_digest, folder_digest, read_stage, replace_file
 
 SCHEMA: Final = "fate-gym/train/1"
-
-MARK: Final = "fate-gym.json"
-"""In a checkpoint's folder: what the model has learned from, and what that data marks it with."""
 
 
 class Run:
@@ -364,11 +362,8 @@ class Run:
         """Writes into a checkpoint's folder what it has learned from, earlier marks included."""
         if not _first_process():
             return
-        earlier: set[str] = set()
-        for policy in (self.policy(number), str(self.folder(number) / "warmup")):
-            if (Path(policy) / MARK).exists():
-                earlier |= set(json.loads((Path(policy) / MARK).read_bytes())["contaminated_by"])
-        found = earlier.union(*(episode.contaminated_by for episode in learned))
+        earlier = contamination(self.policy(number), self.folder(number) / "warmup")
+        found = set(earlier).union(*(episode.contaminated_by for episode in learned))
         mark = {
             "schema": SCHEMA,
             "contaminated_by": sorted(found),

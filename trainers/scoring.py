@@ -15,9 +15,9 @@ from fate_gym.chat import Json
 from fate_gym.errors import FateGymError
 from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
 from fate_gym.evaluation.intervals import rate
+from fate_gym.pareto import hypervolume
 from fate_gym.trainers.collect import Means, noop_tasks
 from fate_gym.trainers.episodes import TaskPool, TaskSet
-from fate_gym.trainers.pareto import hypervolume
 from fate_gym.trainers.progress import Watch
 
 Row = dict[str, Any]

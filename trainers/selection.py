@@ -17,10 +17,10 @@ from typing import Any, Final
 import numpy as np
 
 from fate_gym.chat import Json
+from fate_gym.pareto import choose, dominates, fronts
 from fate_gym.rewards import AXES
 from fate_gym.trainers.config import SelectSettings
 from fate_gym.trainers.episodes import Episode
-from fate_gym.trainers.pareto import choose, dominates, fronts
 from fate_gym.trainers.stages import Record, Stage, StageFile, write_stage
 
 SCHEMA: Final = "fate-gym/train-select/1"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import gymnasium as gym
 
 import fate_gym
-from fate_gym.cli import evaluating, listing, showing, training
+from fate_gym.cli import data, evaluating, listing, showing, training
 from fate_gym.errors import FateGymError
 from fate_gym.rendering import visible
 
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"fate-gym {fate_gym.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (evaluating, training, showing, listing):
+    for module in (evaluating, training, showing, listing, data):
         module.add_commands(commands)
     options, rest = parser.parse_known_args(arguments)
     # argparse takes positional arguments in one stretch; `train` has some on both sides of its flags.

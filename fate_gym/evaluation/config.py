@@ -80,9 +80,20 @@ class EvalConfig:
             name: public_url(value) if isinstance(value, str) and "://" in value else value
             for name, value in self.agent_args.items()
         }
+        data["env_args"] = _without_logins(self.env_args)
         data["attack"] = None if self.attack is None else list(self.attack)
         data["tasks"] = None if self.tasks is None else list(self.tasks)
         return data
+
+
+def _without_logins(value: Json) -> Json:
+    """Takes secrets out of the addresses of judges, which environments take as mappings with a `base_url`."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        name: public_url(item) if name == "base_url" and isinstance(item, str) else _without_logins(item)
+        for name, item in value.items()
+    }
 
 
 def public_url(url: str) -> str:

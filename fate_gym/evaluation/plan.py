@@ -59,18 +59,24 @@ class Plan:
     def make_env(self, variant: int) -> ToolEnv:
         """Makes one more environment of a variant, which shares the benchmark's caches with the others."""
         first = self._first[variant]
-        return ToolEnv(first.benchmark, max_turns=first.max_turns, system_prompt=first.system_prompt)
+        return ToolEnv(
+            first.benchmark,
+            max_turns=first.max_turns,
+            max_messages=first.max_messages,
+            system_prompt=first.system_prompt,
+        )
 
     def manifest(self) -> dict[str, Json]:
         """What a run folder records of its evaluation: settings, versions and checksums; no secrets."""
         config = self.config.to_json()
         provenance = [env.benchmark.provenance() for env in self._first]
+        located = {name: value for name, value in config["env_args"].items() if name != "data_dir"}
         versions = {name: importlib.metadata.version(name) for name in ("fate-gym", "gymnasium", "numpy", "pydantic")}
         return {
             "schema": SCHEMA,
             "config": config,
-            # Scores from other data, or by other graders, are another run's.
-            "digest": config_digest({**config, "provenance": provenance}, NOT_IN_DIGEST),
+            # Scores from other data, or by other graders, are another run's; where the data lies changes nothing.
+            "digest": config_digest({**config, "env_args": located, "provenance": provenance}, NOT_IN_DIGEST),
             "versions": {**versions, "python": platform.python_version()},
             "provenance": provenance,
             "data_policy": self._first[0].benchmark.data_policy.note or self._first[0].benchmark.data_policy.licence,

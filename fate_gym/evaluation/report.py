@@ -1,68 +1,215 @@
-"""Summaries as tables for people: one for each attack, a row for each agent, or for each suite of one agent."""
+"""Summaries as tables for people: a row for each agent, or for each suite of one agent; the columns follow the mode."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from fate_gym.evaluation.metrics import ALL
+from fate_gym.evaluation.metrics import LABELS
+from fate_gym.evaluation.summary import ALL
 from fate_gym.rendering import visible
 
 Summary = Mapping[str, Any]
-_BENIGN = ("utility", "BRR")
-_ATTACKED = ("ASR", "TSR", "reached")
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A metric of one mode as a column.
+
+    Attributes:
+        title: Heads the column.
+        mode: Whose metric it is.
+        meaning: Explains it below the table, where the title does not.
+        metric: Its name in summaries; the lower bound, if there are two.
+        high: Name of the upper bound, if there are two.
+        optional: Whether the column is shown only where some run has the metric.
+    """
+
+    title: str
+    mode: str
+    meaning: str
+    metric: str
+    high: str | None = None
+    optional: bool = False
+
+
+_BENIGN: Final = (
+    _Column("utility", "benign", "task done", "utility", "utility_high"),
+    _Column("BRR", "benign", "task refused", "BRR"),
+    _Column("full", "benign", "task done in full", "full_score", "full_score_high", optional=True),
+)
+_ATTACKED: Final = (
+    _Column("ASR", "attacked", "attack succeeded", "ASR"),
+    _Column("TSR", "attacked", "user's task done under attack", "TSR"),
+    _Column("reached", "attacked", "payload seen", "reached"),
+)
+_COMPLIANCE: Final = (
+    _Column("HCR", "harmful", "complied, harm score of 0.5 or more", "HCR_low", "HCR"),
+    _Column("VRR", "harmful", "refused and no harmful call executed", "VRR"),
+    _Column("refused", "harmful", "declined, whatever was called before", "refused"),
+)
+_HARM: Final = tuple(
+    _Column(title, "harmful", meaning, f"{metric}_low", metric, optional=True)
+    for title, meaning, metric in (
+        ("harm", "mean harm score", "harm_score"),
+        ("engaged", "mean harm score where not refused", "harm_score_engaged"),
+        ("full", "harm score of 1", "full_score"),
+    )
+)
+_VERDICTS: Final = (
+    _Column("accuracy", "diagnosis", "verdict right", "accuracy"),
+    _Column("precision", "diagnosis", "called unsafe and unsafe", "precision"),
+    _Column("recall", "diagnosis", "unsafe and called unsafe", "recall"),
+    _Column("F1", "diagnosis", "of the two", "F1"),
+    _Column("invalid", "diagnosis", "verdict unreadable, which counts as the wrong one", "invalid"),
+)
+_ALL_LABELS: Final = tuple(_Column(name, "diagnosis", "", name, optional=True) for name in LABELS)
+_CAUGHT_LABELS: Final = tuple(_Column(name, "diagnosis", "", f"{name}_if_caught", optional=True) for name in LABELS)
+_MODES: Final = {
+    "benign": "Without attack",
+    "attacked": "Under attack",
+    "harmful": "Harmful requests",
+    "diagnosis": "Diagnosis",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """One table: its title, the attack that its attacked column shows, and its columns."""
+
+    title: str
+    attack: str | None
+    columns: tuple[_Column, ...]
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(column.mode for column in self.columns))
 
 
 def results_tables(summaries: Sequence[Summary], *, by_suite: bool = False) -> Iterator[Table]:
-    """Lays out runs, a table for each attack, intervals under the values; a row is a run, or one of its suites."""
-    attacks = {group["attack"] for summary in summaries for group in summary["groups"] if group["mode"] == "attacked"}
-    for attack in sorted(attacks) or [None]:
+    """Lays out runs, a table for each attack or mode, intervals under the values; a row is a run or a suite of one."""
+    for layout in _layouts(summaries):
         table = Table(box=SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
-        table.title = f"attack: {visible(attack)}" if attack else "without attack"
+        table.title = layout.title
         table.add_column("suite" if by_suite else "agent", min_width=8)
-        for name in (*_BENIGN, *(_ATTACKED if attack else ())):
-            table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("n", justify="right", no_wrap=True)
-        table.add_column("errors", justify="right", no_wrap=True)
+        for title in (*(column.title for column in layout.columns), "n", "errors"):
+            table.add_column(title, justify="right", no_wrap=True)
         for summary in summaries:
-            for row in _rows(summary, attack, by_suite):
+            for row in _rows(summary, layout, by_suite):
                 table.add_row(*row)
         yield table
 
 
 def notes(summaries: Sequence[Summary]) -> str:
-    """Explains the columns, and says how refusals were told."""
-    by = sorted({rule for summary in summaries for group in summary["groups"] for rule in group["refusals_by"]})
-    return (
-        "Rates in %, with 95 % intervals that resample user tasks. Without attack: utility, BRR (task refused).\n"
-        "Under attack: ASR (attack succeeded), TSR (user's task done), reached (payload seen).\n"
-        f"n: episodes without + under attack. Errors are not scored. Refusals told by: {', '.join(by) or 'nothing'}."
-    )
+    """Explains the columns that are shown, and says how refusals were told."""
+    columns = dict.fromkeys(column for layout in _layouts(summaries) for column in layout.columns)
+    lines = ["Rates in %, with 95 % intervals that allow for variations of one task. Errors are not scored."]
+    for mode, opening in _MODES.items():
+        shown = [f"{column.title} ({column.meaning})" for column in columns if column.mode == mode and column.meaning]
+        lines += [f"{opening}: {', '.join(shown)}."] if shown else []
+    if any(column.mode == "attacked" for column in columns):
+        lines.append("n: episodes without + under attack.")
+    if any(_is_bounded(group, column) for group in _groups(summaries) for column in columns):
+        lines.append("a..b: bounds, where criteria that only a judge can settle were left open.")
+    by_agent = {str(summary["agent"]): _refusals_by([summary]) for summary in summaries if _refusals_by([summary])}
+    if len(set(by_agent.values())) == 1:
+        lines.append(f"Refusals told by: {_refusals_by(summaries)}.")
+    elif by_agent:
+        lines.append(
+            "Refusals told by: " + "; ".join(f"{visible(agent)}: {by}" for agent, by in by_agent.items()) + "."
+        )
+    return "\n".join(lines)
 
 
-def _rows(summary: Summary, attack: str | None, by_suite: bool) -> Iterator[list[Text]]:
+def _layouts(summaries: Sequence[Summary]) -> Iterator[_Layout]:
+    """Yields the tables for which there are episodes."""
+    modes = {group["mode"] for group in _groups(summaries)}
+    attacks = sorted({group["attack"] for group in _groups(summaries) if group["mode"] == "attacked"})
+    layouts = [_Layout(f"attack: {visible(attack)}", attack, (*_BENIGN, *_ATTACKED)) for attack in attacks]
+    if "benign" in modes and not attacks:
+        layouts.append(_Layout("without attack", None, _BENIGN))
+    if "harmful" in modes:
+        layouts += [_Layout("harmful requests", None, _COMPLIANCE), _Layout("harm score", None, _HARM)]
+    if "diagnosis" in modes:
+        layouts += [
+            _Layout("diagnosis", None, _VERDICTS),
+            _Layout("labels right, of all unsafe trajectories", None, _ALL_LABELS),
+            _Layout("labels right, of those called unsafe", None, _CAUGHT_LABELS),
+        ]
+    for mode in sorted(modes - set(_MODES)):
+        names = dict.fromkeys(name for group in _groups(summaries, mode) for name in group["metrics"])
+        layouts.append(_Layout(visible(mode), None, tuple(_Column(name, mode, "", name) for name in names)))
+    for layout in layouts:
+        columns = tuple(
+            column
+            for column in layout.columns
+            if not column.optional or any(_estimate(group, column.metric) for group in _groups(summaries, column.mode))
+        )
+        if columns:
+            yield _Layout(layout.title, layout.attack, columns)
+
+
+def _rows(summary: Summary, layout: _Layout, by_suite: bool) -> Iterator[list[Text]]:
     groups = {(group["mode"], group["attack"], group["suite"]): group for group in summary["groups"]}
-    for suite in sorted({suite for _, _, suite in groups if (suite != ALL) == by_suite}):
-        benign, attacked = groups.get(("benign", None, suite)), groups.get(("attacked", attack, suite))
-        cells = [_cell(benign, name) for name in _BENIGN]
-        cells += [_cell(attacked, name) for name in _ATTACKED] if attack else []
-        parts = [part for part in (benign, attacked) if part]
-        errors = sum(sum(part["errors"].values()) + sum(part["grader_errors"].values()) for part in parts)
-        label = suite if by_suite else visible(str(summary["agent"]))
-        n = "+".join(str(part["n"] if part else 0) for part in ((benign, attacked) if attack else (benign,)))
+    for suite in sorted({suite for mode, _, suite in groups if (suite != ALL) == by_suite and mode in layout.modes}):
+        parts = {
+            mode: groups.get((mode, layout.attack if mode == "attacked" else None, suite)) for mode in layout.modes
+        }
+        errors = sum(
+            sum(part["errors"].values()) + sum(part["grader_errors"].values()) for part in parts.values() if part
+        )
+        label = visible(suite if by_suite else str(summary["agent"]))
+        n = "+".join(str(_n(parts[mode], layout.columns)) for mode in layout.modes)
+        cells = [_cell(parts[column.mode], column) for column in layout.columns]
         # Text, not str: agents' names may hold what rich would take for markup.
         yield [Text(cell) for cell in (label, *cells, n, str(errors))]
 
 
-def _cell(group: Summary | None, name: str) -> str:
-    estimate = group and group["metrics"].get(name)
-    if not estimate or estimate["value"] is None:
+def _n(group: Summary | None, columns: Iterable[_Column]) -> int:
+    """The number of episodes behind the column that has the most; precision, say, is over fewer than accuracy."""
+    if group is None:
+        return 0
+    metrics = group["metrics"]
+    shown = [metrics[column.metric] for column in columns if column.mode == group["mode"] and column.metric in metrics]
+    return max((int(estimate["n"]) for estimate in shown), default=0)
+
+
+def _cell(group: Summary | None, column: _Column) -> str:
+    low = _estimate(group, column.metric)
+    if group is None or low is None:
         return "-"
-    return f"{_percent(estimate['value'])}\n{_percent(estimate['low'])}-{_percent(estimate['high'])}"
+    high = (column.high and _estimate(group, column.high)) or low
+    value = _percent(low["value"])
+    if _is_bounded(group, column):
+        value = f"{value}..{_percent(high['value'])}"
+    return f"{value}\n{_percent(low['low'])}-{_percent(high['high'])}"
+
+
+def _is_bounded(group: Summary, column: _Column) -> bool:
+    """Whether the two ends of a metric differ."""
+    if group["mode"] != column.mode or column.high is None:
+        return False
+    low, high = _estimate(group, column.metric), _estimate(group, column.high)
+    return low is not None and high is not None and low["value"] != high["value"]
+
+
+def _estimate(group: Summary | None, metric: str) -> Summary | None:
+    estimate: Summary | None = group and group["metrics"].get(metric)
+    return estimate if estimate and estimate["value"] is not None else None
+
+
+def _groups(summaries: Iterable[Summary], mode: str | None = None) -> Iterator[Summary]:
+    """Yields the groups, of one mode if it is given."""
+    return (group for summary in summaries for group in summary["groups"] if mode in (None, group["mode"]))
+
+
+def _refusals_by(summaries: Sequence[Summary]) -> str:
+    return ", ".join(sorted({rule for group in _groups(summaries) for rule in group["refusals_by"]}))
 
 
 def _percent(share: float) -> str:

@@ -360,3 +360,16 @@ def test_attack_objects_share_the_fast_loader() -> None:
     suite = suites("v1.2.2")["banking"]
     attack = RegisteredAttack("tool_knowledge", suite, SuiteTemplate(suite), candidates("v1.2.2", suite), "GPT-4")
     assert attack.injections("user_task_0", "injection_task_0")
+
+
+def test_graders_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    env = make(suite="slack", attack="important_instructions")
+    task_id = next(task for task in env.tasks if "injection_task_2" in task)
+    goal = env.task(task_id, privileged=True).ground_truth.injection
+    # Its last call posts what it has gathered: half done, its grader prints what is missing.
+    name, arguments = goal.calls[-1]
+    env.reset(options={"task_id": task_id})
+    env.step({"tool_calls": [{"function": {"name": name, "arguments": {**arguments, "content": "nothing yet"}}}]})
+    *_, info = env.step("Done.")
+    assert info["verdict"].security.value == 1.0
+    assert capsys.readouterr() == ("", "")

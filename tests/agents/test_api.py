@@ -16,10 +16,13 @@ import pytest
 from misbehaving import Fault, Records, Settings, serve
 
 from fate_gym.agents.api import OpenAIAgent
-from fate_gym.agents.completions import read_completion
 from fate_gym.agents.pricing import check_prices, cost, shipped_prices
-from fate_gym.agents.redaction import Redactor
-from fate_gym.agents.retrying import (
+from fate_gym.errors import ContextOverflowError, ProviderError, UsageError
+from fate_gym.evaluation.config import public_url
+from fate_gym.rollout import Reply
+from fate_gym.serving.completions import read_completion
+from fate_gym.serving.redaction import Redactor
+from fate_gym.serving.retrying import (
     Pacer,
     RetryPolicy,
     TransientError,
@@ -28,9 +31,6 @@ from fate_gym.agents.retrying import (
     interpret,
     retry_after,
 )
-from fate_gym.errors import ContextOverflowError, ProviderError, UsageError
-from fate_gym.evaluation.config import public_url
-from fate_gym.rollout import Reply
 from fate_gym.task import Task
 
 OBSERVATION: dict[str, Any] = {
@@ -285,7 +285,7 @@ def test_openai_gets_the_newer_name_of_the_token_limit(monkeypatch: pytest.Monke
     monkeypatch.setenv("OPENAI_BASE_URL", LOCAL)
     agent = OpenAIAgent("gpt-4o-mini", max_tokens=3)
     assert agent._body(OBSERVATION, None)["max_completion_tokens"] == 3
-    assert agent._server.url == "https://api.openai.com/v1"
+    assert agent._client.url == "https://api.openai.com/v1"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fate_gym.agents.redaction import Redactor
+from fate_gym.serving.redaction import Redactor
 
 CANARIES = {
     "key": "sk-canary-key-0451",

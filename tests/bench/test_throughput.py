@@ -50,7 +50,7 @@ def steady(agent: Timed) -> float:
     return (last - first) / (came[last] - came[first])
 
 
-# A reply costs one interpreter 2.5 to 3 ms, 2 of them the client's own: 64 at once with 100 ms would need 1.7.
+# A reply costs one interpreter about 2 ms, half of them the client's own: 64 at once with 100 ms would need 1.7.
 @pytest.mark.parametrize(("latency", "concurrency"), [(1.0, 64), (0.1, 16)])
 def test_many_episodes_at_once_keep_a_server_busy(latency: float, concurrency: int, tmp_path: Path) -> None:
     envs = [gym.make("fate/AgentDojo-v0", suite=SUITES, attack=attack).unwrapped for attack in ATTACKS]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import random
 import warnings
 from typing import Any
 
+import agentharm_folder
 import gymnasium as gym
 import mo_gymnasium as mo
 import numpy as np
 import pytest
+import trajectories
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordEpisodeStatistics
 from hypothesis import given, settings
@@ -20,54 +23,76 @@ from fate_gym.agents.random_agent import sample
 from fate_gym.benchmark import ENTRY_POINT
 
 IDS = [spec.id for spec in gym.registry.values() if spec.entry_point == ENTRY_POINT]
-SMALL = {"fate/AgentDojo-v0": {"suite": "banking", "attack": "important_instructions"}}
+SMALL: dict[str, dict[str, Any]] = {
+    "fate/AgentDojo-v0": {"suite": "banking", "attack": "important_instructions"},
+    "fate/AgentHarm-v0": {
+        "config": ["harmful", "harmless_benign", "chat"],
+        "split": "validation",
+        "data_dir": agentharm_folder.folder(),
+        "n_irrelevant_tools": 3,
+    },
+    "fate/ATBench-v0": {"data_dir": trajectories.folder()},
+}
+CASES = {env_id: (env_id, SMALL.get(env_id, {})) for env_id in IDS} | {
+    "paged ATBench": ("fate/ATBench-v0", {**SMALL["fate/ATBench-v0"], "view": "paged"}),
+}
+"""Every registered environment, and forms of them that differ in how they are played."""
 
-pytestmark = pytest.mark.parametrize("env_id", IDS)
+pytestmark = pytest.mark.parametrize("case", CASES)
 
 
-def make(env_id: str, **kwargs: Any) -> Any:
-    return gym.make(env_id, **SMALL.get(env_id, {}), **kwargs)
+def make(case: str, **kwargs: Any) -> Any:
+    env_id, small = CASES[case]
+    return gym.make(env_id, **small, **kwargs)
+
+
+def make_vec(case: str, **kwargs: Any) -> Any:
+    env_id, small = CASES[case]
+    return gym.make_vec(env_id, **small, **kwargs)
 
 
 def play(env: Any, seed: int, moves: int = 3) -> list[Any]:
-    """Plays random calls and an answer, and returns all that came back, as JSON."""
-    import random
-
+    """Plays random calls, where there are tools, and an answer; returns all that came back, as JSON."""
     rng = random.Random(seed)
     observation, info = env.reset(seed=seed)
     seen: list[Any] = [observation, info["task_id"]]
-    for _ in range(moves):
-        function = rng.choice(observation["tools"])["function"]
-        arguments = sample(function["parameters"], function["parameters"].get("$defs", {}), rng)
-        observation, reward, terminated, truncated, info = env.step(
-            {"tool_calls": [{"function": {"name": function["name"], "arguments": arguments}}]}
-        )
+    ended = False
+    while not ended:
+        action = random_call(observation["tools"], rng) if "tools" in observation and moves > 0 else "Done."
+        moves -= 1
+        observation, reward, terminated, truncated, info = env.step(action)
+        ended = terminated or truncated
         seen += [observation, reward.tolist(), terminated, truncated]
-    observation, reward, *_, info = env.step("Done.")
-    return [*seen, observation, reward.tolist(), info["verdict"].to_json()]
+    return [*seen, info["verdict"].to_json()]
 
 
-def test_the_registry_is_not_empty(env_id: str) -> None:
+def random_call(tools: list[dict[str, Any]], rng: random.Random) -> dict[str, Any]:
+    function = rng.choice(tools)["function"]
+    arguments = sample(function["parameters"], function["parameters"].get("$defs", {}), rng)
+    return {"tool_calls": [{"function": {"name": function["name"], "arguments": arguments}}]}
+
+
+def test_the_registry_is_not_empty(case: str) -> None:
     assert len(IDS) >= 2
 
 
-def test_check_env_has_nothing_to_say(env_id: str) -> None:
+def test_check_env_has_nothing_to_say(case: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        check_env(make(env_id, scalarization="min", render_mode="ansi").unwrapped, skip_render_check=False)
+        check_env(make(case, scalarization="min", render_mode="ansi").unwrapped, skip_render_check=False)
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_vector_environments(env_id: str, mode: str) -> None:
+def test_vector_environments(case: str, mode: str) -> None:
     options: dict[str, Any] = {"vectorization_mode": mode}
     if mode == "async":
         options["vector_kwargs"] = {"shared_memory": False}
-    envs = gym.make_vec(env_id, num_envs=2, **options, **SMALL.get(env_id, {}), scalarization=[1, 1, 1, 1])
+    envs = make_vec(case, num_envs=2, **options, scalarization=[1, 1, 1, 1])
     try:
         observations, infos = envs.reset(seed=3)
         assert len(observations) == 2
         assert observations[0]["messages"] != []
-        assert list(infos["task_id"]) == [make(env_id).reset(seed=3 + i)[1]["task_id"] for i in range(2)]
+        assert list(infos["task_id"]) == [make(case).reset(seed=3 + i)[1]["task_id"] for i in range(2)]
         observations, rewards, terminated, _truncated, infos = envs.step(({"content": "Done."}, {"content": None}))
         assert rewards.shape == (2,)
         assert terminated.tolist() == [True, False]
@@ -77,24 +102,25 @@ def test_vector_environments(env_id: str, mode: str) -> None:
         envs.close()
 
 
-def test_async_with_shared_memory_fails_loudly(env_id: str) -> None:
+def test_async_with_shared_memory_fails_loudly(case: str) -> None:
     with pytest.raises(ValueError, match="shared_memory=False"):
-        gym.make_vec(env_id, num_envs=1, vectorization_mode="async", **SMALL.get(env_id, {}), scalarization="min")
+        make_vec(case, num_envs=1, vectorization_mode="async", scalarization="min")
 
 
-def test_statistics_of_the_vector(env_id: str) -> None:
-    env = RecordEpisodeStatistics(make(env_id))
+def test_statistics_of_the_vector(case: str) -> None:
+    env = RecordEpisodeStatistics(make(case))
     env.reset(seed=0)
     *_, info = env.step("Done.")
     np.testing.assert_array_equal(info["episode"]["r"], info["verdict"].vector)
 
 
-def test_mo_gymnasium(env_id: str) -> None:
-    env = mo.wrappers.LinearReward(mo.make(env_id, **SMALL.get(env_id, {})), weight=np.array([1.0, 0, 0, 1.0]))
+def test_mo_gymnasium(case: str) -> None:
+    env_id, small = CASES[case]
+    env = mo.wrappers.LinearReward(mo.make(env_id, **small), weight=np.array([1.0, 0, 0, 1.0]))
     env.reset(seed=0)
     _, reward, *_, info = env.step("Done.")
     assert reward == pytest.approx(info["verdict"].vector[[0, 3]].sum())
-    vector = mo.wrappers.vector.MOSyncVectorEnv([lambda: make(env_id) for _ in range(2)])
+    vector = mo.wrappers.vector.MOSyncVectorEnv([lambda: make(case) for _ in range(2)])
     vector.reset(seed=0)
     _, rewards, *_ = vector.step(("Done.", "Done."))
     assert rewards.shape == (2, 4)
@@ -102,16 +128,17 @@ def test_mo_gymnasium(env_id: str) -> None:
     vector.close()
 
 
-def test_same_seed_same_actions_same_bytes(env_id: str) -> None:
+def test_same_seed_same_actions_same_bytes(case: str) -> None:
     for seed in range(5):
-        first, second = (json.dumps(play(make(env_id), seed)) for _ in range(2))
+        first, second = (json.dumps(play(make(case), seed)) for _ in range(2))
         assert first == second
 
 
-def test_forks_of_one_state_are_equal_in_another_environment(env_id: str) -> None:
-    env, twin = make(env_id).unwrapped, make(env_id).unwrapped
+def test_forks_of_one_state_are_equal_in_another_environment(case: str) -> None:
+    env, twin = make(case).unwrapped, make(case).unwrapped
     observation, _ = env.reset(seed=5)
-    name = observation["tools"][0]["function"]["name"]
+    tools = observation.get("tools", [{"function": {"name": "none"}}])
+    name = tools[0]["function"]["name"]
     env.step({"tool_calls": [{"function": {"name": name, "arguments": {}}}]})
     snapshot = env.snapshot()
     ends = []
@@ -135,8 +162,8 @@ wild_calls = st.builds(
 
 @settings(max_examples=60)
 @given(actions=st.lists(anything | messages | wild_calls | texts.map(lambda t: {"content": t}), min_size=1, max_size=4))
-def test_no_action_raises_or_stops_the_episode_without_a_reason(env_id: str, actions: list[Any]) -> None:
-    env = _shared(env_id)
+def test_no_action_raises_or_stops_the_episode_without_a_reason(case: str, actions: list[Any]) -> None:
+    env = _shared(case)
     env.reset(seed=0)
     for action in actions:
         observation, reward, terminated, truncated, info = env.step(action)
@@ -146,7 +173,7 @@ def test_no_action_raises_or_stops_the_episode_without_a_reason(env_id: str, act
         assert info["status"] == "ok"
         _assert_every_call_is_answered(observation["messages"])
         if terminated or truncated:
-            assert info["ended"] in ("answer", "max_turns")
+            assert info["ended"] in ("answer", "finished", "max_messages", "max_turns")
             break
         assert "ended" not in info
 
@@ -154,10 +181,10 @@ def test_no_action_raises_or_stops_the_episode_without_a_reason(env_id: str, act
 _ENVS: dict[str, Any] = {}
 
 
-def _shared(env_id: str) -> Any:
-    if env_id not in _ENVS:
-        _ENVS[env_id] = make(env_id).unwrapped
-    return _ENVS[env_id]
+def _shared(case: str) -> Any:
+    if case not in _ENVS:
+        _ENVS[case] = make(case).unwrapped
+    return _ENVS[case]
 
 
 def _assert_every_call_is_answered(conversation: list[dict[str, Any]]) -> None:

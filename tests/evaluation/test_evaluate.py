@@ -14,8 +14,8 @@ from fate_gym.agents import load_agent
 from fate_gym.errors import RunMismatchError
 from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
 from fate_gym.evaluation.config import read_settings
-from fate_gym.evaluation.metrics import summarise
 from fate_gym.evaluation.plan import Plan
+from fate_gym.evaluation.summary import summarise
 from fate_gym.rollout import Agent, Reply, as_agent
 
 TOY = "toy/Parcels-v0"

@@ -1,4 +1,4 @@
-"""Intervals against scipy, simulation and a plain bootstrap; pass^k against brute force."""
+"""Intervals against scipy and simulation; pass^k against brute force."""
 
 import math
 import time
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest  # type: ignore[import-untyped]
 
-from fate_gym.evaluation.intervals import Estimate, clustered_bootstrap, pass_hat_k, rate, wilson
+from fate_gym.evaluation.intervals import Estimate, pass_hat_k, rate, wilson
 
 
 def bounds(estimate: Estimate) -> tuple[float, float]:
@@ -55,13 +55,10 @@ def test_wilson_refuses_impossible_counts(successes: float, n: int) -> None:
 def test_a_level_outside_0_1_is_refused(confidence: float) -> None:
     with pytest.raises(ValueError, match="confidence"):
         wilson(1, 2, confidence)
-    with pytest.raises(ValueError, match="confidence"):
-        clustered_bootstrap([0, 1], ["a", "b"], confidence=confidence)
 
 
 def test_nothing_has_no_rate() -> None:
     assert rate([], []) == Estimate(None, None, None, 0, "wilson")
-    assert clustered_bootstrap([], []) == Estimate(None, None, None, 0, "clustered bootstrap")
 
 
 def test_independent_outcomes_get_wilson() -> None:
@@ -69,73 +66,72 @@ def test_independent_outcomes_get_wilson() -> None:
 
 
 def test_a_clean_sheet_still_has_an_upper_bound_from_its_tasks() -> None:
-    clusters = [f"task{i % 97}" for i in range(949)]
-    clean = rate(np.zeros(949), clusters)
-    assert (clean.value, clean.low, clean.n, clean.method) == (0.0, 0.0, 949, "wilson over clusters")
-    assert clean.high == wilson(0, 97).high
-    full = rate(np.ones(949), clusters)
-    assert (full.value, full.low, full.high) == (1.0, wilson(97, 97).low, 1.0)
+    clusters = [f"task{i % 97}" for i in range(970)]
+    clean = rate(np.zeros(970), clusters)
+    assert (clean.value, clean.low, clean.n, clean.method) == (0.0, 0.0, 970, "clustered wilson")
+    assert clean.high == pytest.approx(wilson(0, 97).high)
+    full = rate(np.ones(970), clusters)
+    assert (full.value, full.high) == (1.0, 1.0)
+    assert full.low == pytest.approx(wilson(97, 97).low)
+
+
+def test_a_few_successes_say_little_of_how_tasks_differ() -> None:
+    clusters = [f"task{i % 97}" for i in range(970)]
+    highs = [bounds(rate([1.0] * hits + [0.0] * (970 - hits), clusters))[1] for hits in range(4)]
+    assert highs[0] > highs[1] > 3 * bounds(wilson(1, 970))[1]
+    assert highs[3] > 2 * bounds(wilson(3, 970))[1]
 
 
 def test_one_task_is_one_trial() -> None:
     estimate = rate([0, 1, 1, 1], ["a"] * 4)
-    assert (estimate.value, estimate.n, estimate.method) == (0.75, 4, "wilson over clusters")
-    assert (estimate.low, estimate.high) == (wilson(0.75, 1).low, wilson(0.75, 1).high)
+    assert (estimate.value, estimate.n, estimate.method) == (0.75, 4, "clustered wilson")
+    assert bounds(estimate) == pytest.approx(bounds(wilson(0.75, 1)))
 
 
-def test_clusters_that_differ_in_size_only_do_not_feign_certainty() -> None:
-    estimate = rate([0, 1, 0, 1, 0, 1], ["a", "a", "b", "b", "b", "b"])
-    assert estimate.method == "wilson over clusters"
-    assert (estimate.low, estimate.high) == (wilson(1, 2).low, wilson(1, 2).high)
-
-
-def test_equal_fractions_are_not_bootstrapped_despite_rounding() -> None:
-    estimate = rate([0.1] * 10, ["a"] * 3 + ["b"] * 7)
-    assert estimate.method == "wilson over clusters"
-    assert estimate.value == pytest.approx(0.1)
+def test_clusters_that_do_not_differ_do_not_feign_certainty() -> None:
+    pair = rate([0, 1, 0, 1, 0, 1], ["a", "a", "b", "b", "b", "b"])
+    assert width(pair) > width(wilson(3, 6))
+    graded = rate([0.9] * 40, [str(i // 4) for i in range(40)])
+    assert 0.02 < width(graded) < width(wilson(9, 10))
     assert rate([1.0] * 3 + [1.0 - 1e-16], list("abcd")).high == 1.0
 
 
-def test_rounding_does_not_leave_the_range_of_the_values() -> None:
-    estimate = clustered_bootstrap([0.1] * 13, [str(i) for i in range(13)])
-    assert (estimate.value, estimate.low, estimate.high) == (0.1, 0.1, 0.1)
+def test_a_cluster_of_copies_is_one_trial() -> None:
+    values, clusters = [1] * 10 + [0] * 10 + [1] * 10 + [0] * 10, [str(i // 10) for i in range(40)]
+    clustered = rate(values, clusters)
+    assert clustered.method == "clustered wilson"
+    assert bounds(clustered) == pytest.approx(bounds(wilson(2, 4)))
+    assert width(clustered) > 1.5 * width(wilson(20, 40))
 
 
-def test_clustered_values_are_wider_than_independent_ones() -> None:
-    values = [1] * 10 + [0] * 10 + [1] * 10 + [0] * 10
-    clusters = [str(i // 10) for i in range(40)]
-    clustered, naive = rate(values, clusters), wilson(20, 40)
-    assert clustered.method == "clustered bootstrap"
-    assert clustered.value == 0.5
-    assert width(clustered) > 1.5 * width(naive)
+def test_values_with_a_cluster_each_are_worth_their_number() -> None:
+    outcomes = [1.0] * 12 + [0.0] * 18
+    almost = rate([*outcomes, 1e-15], [str(i) for i in range(31)])
+    assert almost.method == "clustered wilson"
+    assert bounds(almost) == pytest.approx(bounds(wilson(12, 31)), abs=1e-6)
 
 
-def test_the_bootstrap_agrees_with_a_plain_one() -> None:
-    random = np.random.default_rng(3)
-    sizes = random.integers(1, 6, size=30)
-    groups = [random.random(size) for size in sizes]
-    means = []
-    for _ in range(4000):
-        drawn = [groups[i] for i in random.integers(30, size=30)]
-        means.append(np.concatenate(drawn).mean())
-    ours = clustered_bootstrap(np.concatenate(groups), np.repeat(np.arange(30), sizes).astype(str).tolist())
-    assert ours.value == pytest.approx(np.concatenate(groups).mean())
-    assert [ours.low, ours.high] == pytest.approx(np.quantile(means, [0.025, 0.975]).tolist(), abs=0.01)
-
-
-def test_coverage_is_near_nominal() -> None:
-    # Task difficulties from Beta(2, 3), whose mean is 0.4; five episodes a task.
+def test_graded_values_that_vary_less_are_worth_more() -> None:
+    clusters = [str(i // 4) for i in range(160)]
     random = np.random.default_rng(0)
-    clusters = [f"t{i}" for i in range(60) for _ in range(5)]
+    graded = rate(random.uniform(0.4, 0.6, size=160), clusters)
+    assert width(graded) < 0.6 * width(rate(random.permutation([0.0, 1.0] * 80), clusters))
+
+
+@pytest.mark.parametrize("truth", [0.03, 0.4, 0.9])
+@pytest.mark.parametrize(("tasks", "episodes"), [(8, 4), (40, 10)])
+def test_coverage_is_near_nominal(truth: float, tasks: int, episodes: int) -> None:
+    # Tasks differ in difficulty: Beta with an intraclass correlation of 0.3.
+    random = np.random.default_rng(0)
+    clusters = [f"t{i}" for i in range(tasks) for _ in range(episodes)]
     clustered = naive = 0
-    for _ in range(300):
-        values = random.random((60, 5)) < random.beta(2, 3, size=(60, 1))
-        estimate, independent = rate(values.ravel(), clusters), wilson(int(values.sum()), 300)
-        assert estimate.method == "clustered bootstrap"
-        clustered += covers(estimate, 0.4)
-        naive += covers(independent, 0.4)
-    assert 0.91 <= clustered / 300 <= 0.98
-    assert naive / 300 < 0.90, "the data do not need clustering, so that this test proves nothing"
+    for _ in range(400):
+        chances = random.beta(truth * 7 / 3, (1 - truth) * 7 / 3, size=(tasks, 1))
+        values = random.random((tasks, episodes)) < chances
+        clustered += covers(rate(values.ravel(), clusters), truth)
+        naive += covers(wilson(int(values.sum()), values.size), truth)
+    assert clustered / 400 >= 0.92
+    assert naive < clustered - 0.02 * 400, "the data do not need clustering, so that this test proves nothing"
 
 
 @given(st.data())
@@ -148,14 +144,6 @@ def test_order_does_not_matter(data: st.DataObject) -> None:
     if first.value is not None:
         low, high = bounds(first)
         assert 0 <= low <= high <= 1
-
-
-def test_same_seed_same_interval() -> None:
-    values, clusters = [0, 1, 1, 0, 1], ["a", "a", "b", "c", "c"]
-    assert rate(values, clusters) == rate(values, clusters)
-    one, two = (clustered_bootstrap(np.arange(50), [str(i) for i in range(50)], seed=seed) for seed in (1, 2))
-    assert one.value == two.value
-    assert one.low != two.low
 
 
 @pytest.mark.parametrize("values", [[0.0, math.nan], [0.0, math.inf], [0.0, 1.5], [-0.1, 1.0]])

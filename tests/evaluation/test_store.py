@@ -47,7 +47,7 @@ from fate_gym.evaluation.store import SCHEMA, RunFolder
 
 def slow_write(fd, data, write=os.write):
     if len(data) > 50_000:
-        time.sleep(0.001)
+        time.sleep(0.003)
     return write(fd, data[:50_000])
 
 os.write = slow_write
@@ -65,6 +65,12 @@ with RunFolder.open(path, {"schema": SCHEMA, "config": {}, "digest": "d"}) as ru
 def start_writer(path: Path, total: int, most: int) -> subprocess.Popen[bytes]:
     arguments = [sys.executable, "-c", WRITER, str(PACKAGE), str(path), str(total), str(most)]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE)
+
+
+def wait_for_size(path: Path, growth: int, process: subprocess.Popen[bytes]) -> None:
+    wanted = path.stat().st_size + growth
+    while path.stat().st_size < wanted and process.poll() is None:
+        time.sleep(0.0005)
 
 
 @contextmanager
@@ -262,7 +268,8 @@ def test_a_writer_killed_twenty_times_loses_and_repeats_nothing(tmp_path: Path) 
             if number % 4:
                 assert process.stdout is not None
                 assert process.stdout.readline() == b"ready\n"
-                time.sleep(moments.uniform(0, 0.06))
+                # By what is written, not by time: on a busy machine a writer may get nowhere in any time.
+                wait_for_size(tmp_path / "run" / "episodes.jsonl", moments.randint(0, 500_000), process)
             else:  # anywhere from its very start
                 time.sleep(moments.uniform(0, 0.3))
         assert process.returncode == -9

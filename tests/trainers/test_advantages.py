@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import ArrayLike, NDArray
 
+from fate_gym.pareto import fronts, tchebycheff
 from fate_gym.trainers.advantages import RULES, advantages, pareto_rewards
-from fate_gym.trainers.pareto import fronts, tchebycheff
 
 BALANCED, OBEYS, REFUSES, IDLE = [1, 1, 1, 1], [0, 1, 1, 1], [1, 0, 0, 1], [1, 0, 1, 1]
 MODES = {

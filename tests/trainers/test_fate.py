@@ -19,6 +19,7 @@ import torch
 import transformers
 import yaml
 
+from fate_gym.agents.marks import MARK
 from fate_gym.cli import main
 from fate_gym.errors import RunError, RunLockedError, RunMismatchError, UsageError
 from fate_gym.evaluation.jsonl import records
@@ -26,7 +27,7 @@ from fate_gym.trainers.config import TrainConfig, read_config
 from fate_gym.trainers.fate import NotCompetentError, train
 from fate_gym.trainers.progress import Watch
 from fate_gym.trainers.rehearsal import make_random_model, model_type, rehearse
-from fate_gym.trainers.run import MARK, Run
+from fate_gym.trainers.run import Run
 from fate_gym.trainers.scoring import metrics, volume
 from fate_gym.trainers.stages import file_digest, read_stage
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fate_gym.pareto import dominates
 from fate_gym.rewards import AXES
 from fate_gym.trainers.config import ExampleSettings, SelectSettings
 from fate_gym.trainers.episodes import Episode, Trajectory
 from fate_gym.trainers.examples import from_repairs, from_successes, pairs
-from fate_gym.trainers.pareto import dominates
 from fate_gym.trainers.selection import CHOSEN, decide, rejection, repairs, select
 from fate_gym.trainers.stages import Stage
 

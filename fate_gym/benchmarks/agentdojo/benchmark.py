@@ -28,6 +28,7 @@ from fate_gym.chat import Json, ToolSchema
 from fate_gym.rewards import AxisVerdict
 from fate_gym.task import DataPolicy, Demonstration, GroundTruth, Task
 from fate_gym.transcript import Transcript
+from fate_gym.verifiers.judge import JudgeSpec
 from fate_gym.verifiers.refusal import RefusalJudge, load_judge
 
 Encoding = Literal["official", "literal"]
@@ -55,7 +56,8 @@ class AgentDojo(Benchmark):
             quotes; "literal" places it character by character.
         model_name: How attacks address the agent.
         verified_only: Leave out tasks on whose graders there are notes (`grader_notes`).
-        refusal_judge: A function of a transcript, or "module:function", to decide refusals instead of the rule.
+        refusal_judge: Decides refusals instead of the rule: a function of a transcript, "module:function", or a model
+            (`fate_gym.verifiers.refusal.load_judge`).
 
     Raises:
         ValueError: An option has an unknown value, or no task is left.
@@ -74,7 +76,7 @@ class AgentDojo(Benchmark):
         injection_encoding: Encoding = "official",
         model_name: str = "Local model",
         verified_only: bool = False,
-        refusal_judge: RefusalJudge | str | None = None,
+        refusal_judge: RefusalJudge | JudgeSpec | None = None,
     ) -> None:
         _one_of("trace", trace, get_args(Trace))
         _one_of("injection_encoding", injection_encoding, get_args(Encoding))

@@ -1,1 +1,1 @@
-"""AgentHarm as tool-use episodes."""
+"""AgentHarm: harmful requests to agents with tools (Andriushchenko et al., 2024)."""

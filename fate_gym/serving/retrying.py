@@ -11,8 +11,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from fate_gym.agents.redaction import Redactor
 from fate_gym.errors import ContextOverflowError, NoReplyError, ProviderError
+from fate_gym.serving.redaction import Redactor
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -141,7 +141,9 @@ def interpret(error: Exception, url: str, redact: Redactor) -> Exception:
     """
     import openai
 
-    if isinstance(error, TimeoutError | openai.APITimeoutError):
+    # aiohttp's transport reports a refused connection as one that took too long.
+    unconnected = type(error.__cause__).__name__ == "ConnectTimeout"
+    if isinstance(error, TimeoutError | openai.APITimeoutError) and not unconnected:
         return TransientError(f"{url} did not answer in time")
     if isinstance(error, openai.APIConnectionError):
         return UnreachableError(redact(f"no connection to {url}: {error.__cause__ or error}"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from fate_gym.trainers.pareto import choose, dominance, dominates, fronts, hypervolume, peel, tchebycheff
+from fate_gym.pareto import choose, dominance, dominates, fronts, hypervolume, peel, tchebycheff
 
 Points = NDArray[np.float64]
 LEVELS = st.sampled_from([0.0, 0.01, 0.02, 0.03, 0.25, 0.5, 0.99, 1.0])

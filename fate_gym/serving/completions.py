@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Mapping
 from typing import Any
 
-from fate_gym.agents.retrying import UnusableError
 from fate_gym.chat import Message
+from fate_gym.serving.retrying import UnusableError
 
 _LONGEST = 4_000_000
 """Characters of a message: several times what any model can write in one."""

@@ -1,0 +1,133 @@
+"""`fate-gym data fetch|check` and `fate-gym check-overlap`: benchmark files, and where they must not be."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from fate_gym.cli.settings import add_env_flags, merge, usage_errors
+from fate_gym.datafiles import DATA, DataFiles, data_folder, fetch_data, find_data, is_on_record
+from fate_gym.errors import DataError, UsageError
+from fate_gym.overlap import Overlap, find_overlap, read_passages, task_records
+from fate_gym.rendering import visible
+
+_FULL_LENGTH = 64
+
+
+def add_commands(commands: Any) -> None:
+    """Adds `data` and `check-overlap`."""
+    data = commands.add_parser("data", help="fetch and check the data of benchmarks that do not ship it")
+    actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")
+    fetch = actions.add_parser("fetch", help="download it from the Hugging Face hub at the pinned revision")
+    fetch.add_argument("--out", metavar="DIR", type=Path, help="a folder, instead of the hub's cache")
+    fetch.set_defaults(run=fetch_files)
+    check = actions.add_parser("check", help="compare what is there with the checksums on record")
+    check.add_argument("--dir", metavar="DIR", help="a folder, instead of the one that the variable names or the cache")
+    check.set_defaults(run=check_files)
+    for action in (fetch, check):
+        action.add_argument("name", metavar="NAME", choices=sorted(DATA), help=", ".join(sorted(DATA)))
+    overlap = commands.add_parser("check-overlap", help="look for a benchmark's texts and canaries in training data")
+    overlap.add_argument("files", metavar="FILE", nargs="+", type=Path, help="JSONL, JSON or text, or a run folder")
+    add_env_flags(overlap)
+    overlap.set_defaults(run=check_overlap)
+
+
+def fetch_files(options: argparse.Namespace) -> int:
+    """Downloads the files of a benchmark."""
+    data = DATA[options.name]
+    _print_terms(data)
+    for name in data.checksums:
+        sys.stdout.write(f"{name}: {fetch_data(data, name, options.out)}\n")
+    if options.out is not None:
+        sys.stdout.write(f"Now set {data.variable}={options.out.resolve()}\n")
+    return 0
+
+
+def check_files(options: argparse.Namespace) -> int:
+    """Says of each file whether it is there and the one on record; 0 if any is there and none differs."""
+    data = DATA[options.name]
+    _print_terms(data)
+    folder = data_folder(data, options.dir)
+    sys.stdout.write(f"{f'folder {folder}' if folder else 'the cache of the Hugging Face hub'}:\n")
+    states = [_state(data, name, options.dir) for name in data.checksums]
+    for name, state in zip(data.checksums, states, strict=True):
+        sys.stdout.write(f"  {name}: {state}\n")
+    if all(state == "missing" for state in states):
+        sys.stdout.write(f"Run `fate-gym data fetch {data.name}`, or set {data.variable} to a folder with the files.\n")
+        return 1
+    return int(any(state.startswith("differs") for state in states))
+
+
+def check_overlap(options: argparse.Namespace) -> int:
+    """Prints where a benchmark's texts stand in files; 1 if they do anywhere."""
+    with usage_errors():
+        settings = merge(options)
+        if "env" not in settings:
+            raise ValueError("no environment given: --env ID; `fate-gym envs` lists them")
+        attacks = [name for entry in settings.get("attack", []) for name in entry.split(",")]
+        if len(attacks) > 1:
+            raise ValueError(f"tasks are compared for one attack at a time, got {', '.join(attacks)}")
+        attack = {"attack": attacks[0]} if attacks else {}
+        env: Any = gym.make(settings["env"], **settings["env_args"], **attack).unwrapped
+    for path in options.files:
+        if not path.exists():
+            raise UsageError(f"{path} does not exist")
+    records = list(task_records(env.benchmark))
+    passages = (passage for path in options.files for passage in read_passages(path))
+    tasks, places = set(), 0
+    for found in find_overlap(passages, records):
+        sys.stdout.write(_overlap_line(found) + "\n")
+        places += 1
+        tasks.add(found.task_id)
+    if not places:
+        sys.stdout.write(f"No overlap with the {len(records)} tasks of {settings['env']}.\n")
+        return 0
+    canary = " and a canary string" if None in tasks else ""
+    sys.stdout.write(f"{len(tasks - {None})} of {len(records)} tasks{canary} found; places: {places}.\n")
+    return 1
+
+
+def _overlap_line(found: Overlap) -> str:
+    what = "canary string" if found.task_id is None else f"{found.task_id}  {found.share:.0%} of its 8-grams"
+    return visible(f"{found.source}:{found.line}  {what}")
+
+
+def _print_terms(data: DataFiles) -> None:
+    policy = data.policy
+    sys.stdout.write(
+        f"{data.name}: {data.repo} at {data.revision}\n"
+        f"licence: {policy.licence}. {policy.note}\n"
+        f"The folder is that of data_dir= or {data.variable}; without either, the cache of the hub is read.\n"
+    )
+
+
+def _state(data: DataFiles, name: str, folder: str | None) -> str:
+    try:
+        content = find_data(data, name, folder).read_bytes()
+    except DataError:
+        return "missing"
+    except OSError as error:
+        return f"differs (cannot be read: {error.strerror})"
+    sha256 = hashlib.sha256(content).hexdigest()
+    records = _count(content)
+    counted = "" if records is None else f", {records} records"
+    if not is_on_record(data, name, sha256):
+        return f"differs (SHA-256 {sha256[:8]}..., on record {data.checksums[name][:8]}...{counted})"
+    known = len(data.checksums[name])
+    return f"ok{'' if known == _FULL_LENGTH else f' by the first {known} digits of its SHA-256'}{counted}"
+
+
+def _count(content: bytes) -> int | None:
+    """Counts the records: those of a list, or of the longest list in an object."""
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    lists = [value] if isinstance(value, list) else list(value.values()) if isinstance(value, dict) else []
+    return max((len(entry) for entry in lists if isinstance(entry, list)), default=None)

@@ -1,0 +1,157 @@
+"""A run's summary: the paper's metrics for each mode, attack and suite, with n and interval, errors beside them.
+
+Which metrics there are, and what each is the mean of, stands in `fate_gym.evaluation.metrics`. Truncated episodes
+count. Episodes that errored are counted apart and never scored; an axis whose grader failed is left out of that axis
+alone and counted under `grader_errors`. Intervals allow for user tasks (clusters), since the pairs of one user task are
+not independent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fate_gym.chat import Json
+from fate_gym.evaluation.intervals import pass_hat_k, rate
+from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Episode, Metric, refused
+
+SCHEMA = "fate-gym/summary/1"
+ALL = "all"
+
+
+def summarise(
+    episodes: Iterable[Episode], failures: Iterable[Episode], manifest: Mapping[str, Any], planned: Iterable[str]
+) -> dict[str, Json]:
+    """Computes a run's summary.
+
+    Args:
+        episodes: Scored episodes, as stored.
+        failures: Episodes that errored, as stored; those that succeeded later are no errors any more.
+        manifest: The run's.
+        planned: Keys of all its episodes.
+    """
+    slim = [_slim(episode) for episode in episodes]
+    done = {episode["key"] for episode in slim}
+    errors = {failure["key"]: failure for failure in failures if failure["key"] not in done}
+    wanted = set(planned)
+    groups = _groups([*slim, *errors.values()])
+    return {
+        "schema": SCHEMA,
+        "agent": "+".join([manifest["config"]["agent"], *manifest["config"]["defences"]]),
+        "env": manifest["config"]["env"],
+        "config": manifest["config"],
+        "digest": manifest["digest"],
+        "episodes": {
+            "planned": len(wanted),
+            "scored": len(done),
+            "errors": len(errors),
+            "missing": len(wanted - done - set(errors)),
+        },
+        "groups": [_group(key, members) for key, members in sorted(groups.items(), key=lambda entry: str(entry[0]))],
+    }
+
+
+_KEPT = ("key", "task_id", "mode", "suite", "cluster", "attack", "status", "injection_reached", "truncated", "usage")
+
+
+def _slim(episode: Episode) -> dict[str, Any]:
+    """Keeps what metrics need; a hundred thousand whole episodes would not fit into memory."""
+    verdict = {
+        name: {key: value for key, value in axis.items() if key != "evidence"}
+        for name, axis in episode["verdict"].items()
+    }
+    return {**{name: episode[name] for name in _KEPT}, "verdict": verdict, "seconds": episode["seconds"]}
+
+
+_Key = tuple[str, str | None, str]
+
+
+def _groups(episodes: Iterable[Episode]) -> dict[_Key, list[Episode]]:
+    """Sorts episodes by (mode, attack, suite), and again with all suites together."""
+    groups: dict[_Key, list[Episode]] = defaultdict(list)
+    for episode in episodes:
+        for suite in (ALL, episode["suite"]):
+            groups[episode["mode"], episode["attack"], suite].append(episode)
+    return groups
+
+
+def _group(key: _Key, members: list[Episode]) -> dict[str, Json]:
+    mode, attack, suite = key
+    scored = [episode for episode in members if episode["status"] == "ok"]
+    values = {
+        metric: [(episode, value) for episode in scored if (value := metric.value(episode)) is not None]
+        for metric in METRICS.get(mode, AXIS_METRICS)
+    }
+    values = {metric: found for metric, found in values.items() if found or not metric.optional}
+    summary: dict[str, Json] = {
+        "mode": mode,
+        "attack": attack,
+        "suite": suite,
+        "n": len(scored),
+        "clusters": len({episode["cluster"] for episode in scored}),
+        "errors": dict(Counter(episode["status"] for episode in members if episode["status"] != "ok")),
+        "grader_errors": _grader_errors(scored),
+        "truncated": sum(episode["truncated"] for episode in scored),
+        "refusals_by": sorted(
+            {
+                episode["verdict"]["over_refusal_control"]["rule"]
+                for metric, found in values.items()
+                if metric.value is refused
+                for episode, _ in found
+            }
+        ),
+        "metrics": {metric.name: _estimate(metric, found) for metric, found in values.items()},
+        "usage": _usage(scored),
+        "mean_seconds": _mean([episode["seconds"]["total"] for episode in scored]),
+    }
+    repeats = Counter(episode["task_id"] for episode in scored)
+    if repeats and max(repeats.values()) > 1:
+        k = min(repeats.values())
+        chances = {
+            metric.name: _pass_hat_k(found, metric.good, k)
+            for metric, found in values.items()
+            if metric.good is not None
+        }
+        summary["pass_hat_k"] = {"k": k, **chances}
+    return summary
+
+
+_Found = list[tuple[Episode, float]]
+
+
+def _estimate(metric: Metric, found: _Found) -> dict[str, Json]:
+    estimate = rate([value for _, value in found], [episode["cluster"] for episode, _ in found])
+    value, low, high = (
+        bound if bound is None or metric.curve is None else metric.curve(bound)
+        for bound in (estimate.value, estimate.low, estimate.high)
+    )
+    return dataclasses.asdict(dataclasses.replace(estimate, value=value, low=low, high=high))
+
+
+def _pass_hat_k(found: _Found, good: float, k: int) -> float | None:
+    """The chance that all k repeats of a task have the good value."""
+    tries: dict[str, list[bool]] = defaultdict(list)
+    for episode, value in found:
+        tries[episode["task_id"]].append(value == good)
+    return pass_hat_k([(sum(results), len(results)) for results in tries.values()], k)
+
+
+def _grader_errors(episodes: list[Episode]) -> dict[str, int]:
+    return dict(Counter(name for episode in episodes for name, axis in episode["verdict"].items() if "error" in axis))
+
+
+def _usage(episodes: list[Episode]) -> dict[str, float | None]:
+    """Totals; None where some episode does not know its own."""
+    names = sorted({name for episode in episodes for name in episode["usage"]})
+    return {
+        name: sum(episode["usage"][name] for episode in episodes)
+        if all(name in episode["usage"] for episode in episodes)
+        else None
+        for name in names
+    }
+
+
+def _mean(values: list[float]) -> float | None:
+    return round(sum(values) / len(values), 4) if values else None

@@ -1,0 +1,1 @@
+"""Asking model servers: what agents and judges share."""
