@@ -5,16 +5,24 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.installed-demo
 
-.PHONY: demo test test-slow bench lint typecheck clean
+.PHONY: demo train-demo test test-slow bench lint typecheck clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/fate-gym eval --config demo
+	$(BIN)/fate-gym leaderboard build runs/demo --out runs/demo-site
+
+# glibc would hand each large tensor back to the kernel and fetch it again: several times slower for small batches.
+train-demo: export MALLOC_MMAP_THRESHOLD_ = 4294967296
+train-demo: export MALLOC_TRIM_THRESHOLD_ = 17179869184
+train-demo: export MALLOC_TOP_PAD_ = 268435456
+train-demo: $(STAMP)
+	$(BIN)/fate-gym train --config fate-tiny --out runs/fate-tiny
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not bench" -n auto --dist loadscope --cov --cov-report=term
 
 test-slow: $(STAMP) lint typecheck
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n auto --dist loadscope
 	$(BIN)/python -m pytest -m bench
 
 bench: $(STAMP)

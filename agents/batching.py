@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _Request = TypeVar("_Request")
 _Result = TypeVar("_Result")
+_TOGETHER_ON_CPU = 32
+
 _Job: TypeAlias = tuple[_Request, "Future[_Result]"]
 
 
@@ -165,6 +167,10 @@ def generate(
 ) -> list[Completion]:
     """Generates for a batch of prompts, padded on the left; finished ones leave the batch.
 
+    On a CPU, prompts of like length go together, a few at a time: padding costs as much as text there, and so do
+    copies of a large cache, while a larger batch gains nothing. (A model of a million parameters answers 128 prompts
+    of an agent's in a third of the time.)
+
     Not `model.generate`, because a request's sample must not depend on who shares its batch: each draws from random
     numbers of its own. (The last bits of its logits do depend on the batch, as in any batched arithmetic.)
 
@@ -176,9 +182,36 @@ def generate(
         temperature: 0 for greedy decoding.
         top_p: Probability mass that is kept, in (0, 1].
     """
+    size = _TOGETHER_ON_CPU if model.device.type == "cpu" else max(1, len(requests))
+    order = sorted(range(len(requests)), key=lambda index: len(requests[index].prompt_ids))
+    completions = [Completion() for _ in requests]
+    for start in range(0, len(order), size):
+        together = order[start : start + size]
+        _generate_together(
+            model,
+            [requests[index] for index in together],
+            [completions[index] for index in together],
+            stop_ids=stop_ids,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+        )
+    return completions
+
+
+def _generate_together(
+    model: Any,
+    requests: Sequence[GenerationRequest],
+    completions: Sequence[Completion],
+    *,
+    stop_ids: Collection[int],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+) -> None:
+    """Generates for prompts that share every forward pass, into their completions."""
     import torch
 
-    completions = [Completion() for _ in requests]
     rows = list(range(len(requests)))  # The request behind each row of the batch.
     ids, mask = (tensor.to(model.device) for tensor in _pad_left([request.prompt_ids for request in requests]))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -209,7 +242,6 @@ def generate(
                 chosen, mask, positions, uniforms = (held[keep] for held in (chosen, mask, positions, uniforms))
             ids, positions = chosen[:, None], positions[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=-1)
-    return completions
 
 
 def sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

@@ -222,6 +222,7 @@ class _Defended(Agent):
     def __init__(self, agent: Agent, defence: Defence) -> None:
         self.name = f"{agent.name}+{defence.name}"
         self.privileged = agent.privileged
+        self.contaminated_by = agent.contaminated_by
         self._agent = agent
         self._defence = defence
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from fate_gym.agents.batching import Completion, GenerationRequest, MicroBatcher, generate
 from fate_gym.agents.chat_format import ChatFormat, one_line
+from fate_gym.agents.marks import contamination
 from fate_gym.agents.response_templates import (
     PROBE_QUESTION,
     PROBE_TOOL,
@@ -73,6 +74,7 @@ class LocalAgent(Agent):
         if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1 or max_batch < 1:
             raise ValueError("temperature must be >= 0, top_p in (0, 1], max_new_tokens and max_batch >= 1")
         self.name = f"hf:{_short(model)}" + (f"+{_short(adapter)}" if adapter else "")
+        self.contaminated_by = contamination(model, adapter)
         self.model, self.adapter = model, adapter
         self.seed = seed
         self.max_new_tokens = max_new_tokens
@@ -84,6 +86,24 @@ class LocalAgent(Agent):
         self._chat_template_kwargs = dict(chat_template_kwargs or {})
         self._loading = threading.Lock()
         self._engine: Engine | None = None
+        self._loaded: tuple[Any, Any] | None = None
+
+    @classmethod
+    def over(cls, model: Any, tokenizer: Any, *, name: str = "policy", **options: Any) -> LocalAgent:
+        """Makes an agent of a model that is in memory already, as training needs it.
+
+        Its weights are used as they are when a reply is sampled. The caller keeps the model, and sets it back to
+        training, since sampling puts it in evaluation mode.
+
+        Args:
+            model: A transformers causal language model, perhaps with an adapter.
+            tokenizer: Its tokenizer, with a chat template that takes tools.
+            name: The agent's name will be "hf:" and this.
+            **options: Of the constructor; those about loading have no effect.
+        """
+        agent = cls(name, **options)
+        agent._loaded = (model, tokenizer)
+        return agent
 
     def start(self, task: Task, seed: int) -> Session:
         """Begins an episode."""
@@ -128,13 +148,11 @@ class LocalAgent(Agent):
     def _load_all(self) -> Engine:
         import torch
 
-        tokenizer = _load_tokenizer(self.model, self._chat_template_kwargs)
+        model, tokenizer = self._loaded or (None, load_tokenizer(self.model, self._chat_template_kwargs))
         template = choose_response_template(tokenizer, self._response_template, self._chat_template_kwargs)
-        device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = _load_model(self.model, dtype=self._dtype, device_map=device, attn_implementation=self._attention)
+        if model is None:
+            model = self._load_weights()
         max_prompt = self._max_prompt(model)
-        if self.adapter:
-            model = _load_adapter(model, self.adapter)
         stop_ids = _stop_ids(tokenizer, model)
         run = functools.partial(
             generate,
@@ -148,6 +166,13 @@ class LocalAgent(Agent):
         return Engine(
             model, chat, max_prompt, MicroBatcher(run, max_batch=self._max_batch, too_large=torch.OutOfMemoryError)
         )
+
+    def _load_weights(self) -> Any:
+        import torch
+
+        device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = load_model(self.model, dtype=self._dtype, device_map=device, attn_implementation=self._attention)
+        return _load_adapter(model, self.adapter) if self.adapter else model
 
     def _max_prompt(self, model: Any) -> int | None:
         context = self._max_context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -211,7 +236,12 @@ class _LocalSession:
         return chat.prompt(messages, tools)
 
 
-def _load_tokenizer(model: str, chat_template_kwargs: Mapping[str, Any]) -> Any:
+def load_tokenizer(model: str, chat_template_kwargs: Mapping[str, Any]) -> Any:
+    """Loads a tokenizer whose chat template takes tools; no code from its folder runs.
+
+    Raises:
+        UsageError: Its chat template takes no tools, or there is none.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
@@ -225,7 +255,16 @@ def _load_tokenizer(model: str, chat_template_kwargs: Mapping[str, Any]) -> Any:
     return tokenizer
 
 
-def _load_model(model: str, **options: Any) -> Any:
+def load_model(model: str, **options: Any) -> Any:
+    """Loads a causal language model from safetensors; no code from its folder runs.
+
+    Args:
+        model: A folder, or an id on the hub.
+        **options: Of `from_pretrained`.
+
+    Raises:
+        UsageError: A part of the weights is missing.
+    """
     from transformers import AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM  # Its types leave out `output_loading_info`.

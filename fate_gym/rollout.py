@@ -71,10 +71,12 @@ class Agent(ABC):
     Attributes:
         name: Stands in results.
         privileged: Whether it is given the ground truth (oracles).
+        contaminated_by: Benchmark data that its model learned from against the authors' wish; stands in every run.
     """
 
     name: str
     privileged: bool = False
+    contaminated_by: tuple[str, ...] = ()
 
     @abstractmethod
     def start(self, task: Task, seed: int) -> Session:

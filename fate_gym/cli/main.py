@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import gymnasium as gym
 
 import fate_gym
-from fate_gym.cli import data, evaluating, leaderboard, listing, showing
+from fate_gym.cli import data, evaluating, leaderboard, listing, showing, training
 from fate_gym.errors import FateGymError
 from fate_gym.rendering import visible
 
@@ -25,9 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"fate-gym {fate_gym.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (evaluating, showing, leaderboard, listing, data):
+    for module in (evaluating, training, showing, leaderboard, listing, data):
         module.add_commands(commands)
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes positional arguments in one stretch; `train` has some on both sides of its flags.
+    if rest and (not hasattr(options, "settings") or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.settings += rest
     try:
         code: int = options.run(options)
         sys.stdout.flush()

@@ -39,7 +39,9 @@ async def evaluate(
     """
     plan = plan or Plan(config)
     stop = stop or asyncio.Event()
-    with RunFolder.open(config.out, plan.manifest(), ignore=NOT_IN_DIGEST) as folder:
+    agent = as_agent(agent)
+    manifest = {**plan.manifest(), "contaminated_by": list(agent.contaminated_by)}
+    with RunFolder.open(config.out, manifest, ignore=NOT_IN_DIGEST) as folder:
         budget = Budget(config.max_cost, folder, stop)
 
         def done(item: Item, result: Rollout) -> None:
@@ -47,7 +49,7 @@ async def evaluate(
             on_done(item, result)
 
         try:
-            await run_plan(plan, as_agent(agent), folder, stop=stop, on_done=done)
+            await run_plan(plan, agent, folder, stop=stop, on_done=done)
         finally:
             keys = [item.key for item in plan.items]
             summary = summarise(folder.episodes(), folder.failures(), folder.manifest, keys)

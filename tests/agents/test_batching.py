@@ -187,6 +187,7 @@ def test_a_request_whose_caller_has_gone_is_not_run() -> None:
 
 def test_closing_answers_what_runs_and_turns_away_what_waits() -> None:
     run = Doubler(seconds=0.3)
+    before = set(threading.enumerate())
     made = batcher(run, max_batch=1)
 
     async def main() -> list[Any]:
@@ -201,7 +202,7 @@ def test_closing_answers_what_runs_and_turns_away_what_waits() -> None:
     first, *others = asyncio.run(main())
     assert first == 0
     assert [type(other) for other in others] == [ProviderError, ProviderError]
-    assert "fate-gym-batcher" not in {thread.name for thread in threading.enumerate()}
+    assert "fate-gym-batcher" not in {thread.name for thread in set(threading.enumerate()) - before}
 
 
 # Generation.
@@ -244,6 +245,12 @@ def test_a_sample_does_not_depend_on_who_shares_its_batch(model: Any, top_p: flo
         model, [GenerationRequest(PROMPTS[0], seed=77)], stop_ids={STOP}, max_new_tokens=40, **options
     )
     assert other_seed[0].token_ids != together[0]
+
+
+def test_many_prompts_are_answered_in_their_order(model: Any) -> None:
+    few = [done.token_ids for done in complete(model, PROMPTS, temperature=1.5, max_new_tokens=5)]
+    many = [done.token_ids for done in complete(model, PROMPTS * 14, temperature=1.5, max_new_tokens=5)]
+    assert many == few * 14
 
 
 def test_a_row_that_has_stopped_leaves_the_others_as_they_were(model: Any) -> None:

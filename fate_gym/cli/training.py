@@ -1,0 +1,243 @@
+"""`fate-gym train`: FATE from a policy to a better one, its stages by themselves, and a comparison with baselines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from fate_gym.cli.settings import usage_errors
+from fate_gym.errors import UsageError
+from fate_gym.rendering import visible
+
+if TYPE_CHECKING:
+    from fate_gym.trainers.config import TrainConfig
+    from fate_gym.trainers.progress import Watch
+
+STAGES = ("collect", "repair", "select", "warmup", "pfpo")
+_COMPARE = "compare"
+_INTERRUPTED = 130
+_NAME, _WIDE = 17, 110
+
+
+def add_commands(commands: Any) -> None:
+    """Adds `train`."""
+    parser = commands.add_parser(
+        "train",
+        help="train a policy with FATE",
+        usage="fate-gym train [STAGE | compare] --config NAME [KEY=VALUE ...] --out DIR [options]",
+        description="Runs rounds of FATE: collect failures, repair, select, warm up, optimise, score. "
+        f"A stage runs alone as `train STAGE`: {', '.join(STAGES)}. The same command goes on after an interruption.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("settings", nargs="*", metavar="STAGE | KEY=VALUE", help="a stage, and settings to override")
+    parser.add_argument("--config", required=True, metavar="NAME", help="a YAML file or a shipped configuration")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="run folder (default: runs/NAME)")
+    parser.add_argument("--round", type=int, default=1, metavar="N", help="of a stage that runs alone (default: 1)")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="what `compare` trains (default: the baselines)")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved settings, and run every stage on a tiny random model"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains, or runs one stage."""
+    from fate_gym.trainers.config import read_config
+
+    command, overrides = _command(options.settings)
+    out = options.out or Path("runs") / Path(options.config).stem
+    try:
+        if command == _COMPARE:
+            return _compare(options, overrides, out)
+        with usage_errors():
+            config = read_config(options.config, overrides)
+        if options.dry_run:
+            return _dry_run(config)
+        return _stage(config, command, options, out) if command else _train(config, options, out)
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted. The same command goes on.\n")
+        return _INTERRUPTED
+
+
+def _command(settings: list[str]) -> tuple[str | None, list[str]]:
+    """Tells the stage from the overrides."""
+    words = [word for word in settings if "=" not in word]
+    unknown = [word for word in words if word not in (*STAGES, _COMPARE)]
+    if unknown or len(words) > 1:
+        known = ", ".join((*STAGES, _COMPARE))
+        raise UsageError(f"{' '.join(unknown or words)}: give one of {known} at most; settings are KEY=VALUE")
+    return (words[0] if words else None), [text for text in settings if "=" in text]
+
+
+def _train(config: TrainConfig, options: argparse.Namespace, out: Path) -> int:
+    from fate_gym.trainers.fate import NotCompetentError, train
+
+    _quiet()
+    try:
+        with _Bars() as watch, usage_errors():
+            summary = train(config, out, watch=watch)
+    except NotCompetentError as error:
+        sys.stderr.write(f"fate-gym: {visible(str(error))}\n")
+        return 1
+    _print(summary, out, as_json=options.json)
+    return 0
+
+
+def _stage(config: TrainConfig, stage: str, options: argparse.Namespace, out: Path) -> int:
+    from fate_gym.trainers.run import Run
+
+    if options.round < 1:
+        raise UsageError(f"--round counts from 1, got {options.round}")
+    _quiet()
+    with _Bars() as watch, usage_errors(), Run(config, out, watch) as training:
+        if options.round == 1:
+            training.make_base()
+        result = getattr(training, "warm_up" if stage == "warmup" else stage)(options.round)
+    if result is None:
+        sys.stderr.write(f"Method {config.method} has no stage {stage} with these settings and results.\n")
+        return 0
+    counts = result if isinstance(result, dict) else result.header["counts"]
+    shown = json.dumps(counts, indent=2) if options.json else yaml.safe_dump(counts, sort_keys=False).rstrip()
+    sys.stdout.write(shown + "\n")
+    return 0
+
+
+def _compare(options: argparse.Namespace, overrides: list[str], out: Path) -> int:
+    from fate_gym.trainers.compare import BASELINES, arm_configs, compare, failures, tables
+    from fate_gym.trainers.fate import train
+
+    with usage_errors():
+        configs = arm_configs(options.config, overrides, options.arms or BASELINES)
+    if options.dry_run:
+        shown = {name: config.to_json() for name, config in configs.items()}
+        sys.stdout.write(yaml.safe_dump(shown, sort_keys=False))
+        return 0
+    _quiet()
+    with _Bars() as watch:
+
+        def train_arm(name: str, config: TrainConfig, folder: Path) -> Mapping[str, Any]:
+            watch.say(f"arm {name}")
+            return train(config, folder, watch=watch, shared=out)
+
+        comparison = compare(configs, out, train_arm)
+    if options.json:
+        sys.stdout.write(json.dumps(comparison, indent=2) + "\n")
+    else:
+        console = Console()
+        for table in tables(comparison):
+            console.print(table)
+    for line in failures(comparison):
+        sys.stderr.write(f"fate-gym: {line}\n")
+    return int(bool(failures(comparison)))
+
+
+def _dry_run(config: TrainConfig) -> int:
+    from fate_gym.trainers.rehearsal import rehearse
+
+    sys.stdout.write(yaml.safe_dump(config.to_json(), sort_keys=False))
+    sys.stdout.flush()
+    _quiet()
+    with _Bars() as watch, usage_errors():
+        report = rehearse(config, watch=watch)
+    sys.stderr.write("\n".join(["Every stage ran once on a tiny random model:", *report]) + "\n")
+    return 0
+
+
+def _quiet() -> None:
+    """Silences what libraries say of themselves: it would break the bars, and is no news to the user."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
+
+
+def _print(summary: Mapping[str, Any], out: Path, *, as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(summary, indent=2) + "\n")
+        return
+    from fate_gym.trainers.report import notes, results_table
+
+    console = Console()
+    console.print(results_table(summary))
+    console.print(notes(summary, out), highlight=False, markup=False, soft_wrap=True)
+
+
+class _Bars:
+    """Progress bars with rate and remaining time, a stage each, and the axes so far; fits 80 columns."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        bars = [BarColumn(20)] if self._console.width >= _WIDE else []
+        self._bar = Progress(
+            TextColumn("{task.description:<17}"),
+            *bars,
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.fields[rate]:>6} {task.fields[note]}"),
+            console=self._console,
+        )
+        self._task: TaskID | None = None
+        self._started = 0.0
+        self._count = 0
+
+    def __enter__(self) -> Watch:
+        from fate_gym.trainers.progress import Watch
+
+        bars = self
+
+        class Drawn(Watch):
+            def begin(self, stage: str, total: int, done: int = 0) -> None:
+                bars.begin(stage, total, done)
+
+            def advance(self, note: str = "") -> None:
+                bars.advance(note)
+
+            def end(self) -> None:
+                bars.end()
+
+            def say(self, line: str) -> None:
+                bars.say(line)
+
+        self._bar.__enter__()
+        return Drawn()
+
+    def __exit__(self, *exit_info: Any) -> None:
+        self._bar.__exit__(*exit_info)
+
+    def begin(self, stage: str, total: int, done: int) -> None:
+        """Adds a bar."""
+        name = visible(stage)
+        shown = name if len(name) <= _NAME else f"{name[: _NAME - 3]}..."
+        self._task = self._bar.add_task(shown, total=total or None, completed=done, rate="", note="")
+        self._started, self._count = time.monotonic(), 0
+
+    def advance(self, note: str) -> None:
+        """Moves the last bar by one."""
+        if self._task is not None:
+            self._count += 1
+            per_minute = 60 * self._count / max(time.monotonic() - self._started, 1e-3)
+            self._bar.update(self._task, advance=1, rate=f"{per_minute:.0f}/m", note=note)
+
+    def end(self) -> None:
+        """Lets the last bar stand as it is."""
+        if self._task is not None:
+            task = next(task for task in self._bar.tasks if task.id == self._task)
+            if task.total is None:
+                self._bar.update(self._task, total=task.completed)
+            self._bar.stop_task(self._task)
+            self._task = None
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bars."""
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)

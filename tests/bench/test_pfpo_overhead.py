@@ -1,0 +1,77 @@
+"""What PFPO costs beside plain GRPO on the same rollouts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shop_policy
+import torch
+
+from fate_gym.trainers.groups import GroupSampler
+from fate_gym.trainers.pfpo import PFPOSettings
+from fate_gym.trainers.pfpo_trainer import AdvantageRule, PFPOTrainer, Rollouts, by_rule, config
+from fate_gym.trainers.policy import load_policy
+from fate_gym.trainers.training import TrainingFolder
+
+pytestmark = pytest.mark.bench
+
+
+class Kept:
+    """Rollouts that are sampled once, and given again at every step."""
+
+    def __init__(self, rollouts: Rollouts) -> None:
+        self._rollouts = rollouts
+        self._rows: dict[str, Any] | None = None
+
+    def __call__(self, prompts: Any, trainer: Any) -> dict[str, Any]:
+        if self._rows is None:
+            self._rows = self._rollouts(prompts, trainer)
+            self._rollouts.close()
+        return dict(self._rows)
+
+
+def make_step(policy: Path, out: Path, rule: AdvantageRule | None) -> Any:
+    """A function that does one step on kept rollouts and returns its processor time in seconds."""
+    settings = PFPOSettings(steps=1, groups=8, group_size=8, refills=0, micro_batch=64)
+    model, tokenizer = load_policy(policy, lora=False)
+    pool = shop_policy.shop()
+    sampler = GroupSampler(pool, pool.items, settings.rule, 8, refills=0, concurrency=64, seed=0)
+    rollouts = Rollouts(sampler, tokenizer, 1, {"max_new_tokens": 8, "max_batch": 64})
+    trainer = PFPOTrainer(
+        advantage_rule=rule,
+        model=model,
+        args=config(settings, TrainingFolder(out, {})),
+        train_dataset=rollouts.dataset(1, settings.groups),
+        processing_class=tokenizer,
+        rollout_func=Kept(rollouts),
+    )
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1
+    rows = [dict(row) for row in trainer.train_dataset for _ in range(settings.group_size)]
+
+    def step() -> float:
+        began = time.process_time()
+        batch = trainer._generate_and_score_completions([dict(row) for row in rows])
+        trainer.compute_loss(trainer.model, batch).backward()
+        return time.process_time() - began
+
+    return step
+
+
+def test_a_step_of_pfpo_costs_what_a_step_of_grpo_costs(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    policy = shop_policy.make_shop_policy(tmp_path / "policy")
+    rules = {"grpo": None, "safe-tchebycheff": by_rule("safe-tchebycheff"), "safe-ranks": by_rule("safe-ranks")}
+    steps = {name: make_step(policy, tmp_path / name, rule) for name, rule in rules.items()}
+    best = dict.fromkeys(steps, float("inf"))
+    for _ in range(5):
+        for name, step in steps.items():
+            best[name] = min(best[name], step())
+    torch.set_num_threads(threads)
+    ratios = {name: seconds / best["grpo"] for name, seconds in best.items()}
+    print("\n" + ", ".join(f"{name} {best[name] * 1000:.0f} ms ({ratio:.3f})" for name, ratio in ratios.items()))
+    assert max(ratios.values()) <= 1.05

@@ -1,0 +1,112 @@
+"""Stage 1: what a failure is, what doing nothing is worth, and what the gate reads."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fate_gym.agents import Agent, load_agent
+from fate_gym.errors import FateGymError
+from fate_gym.rewards import AXES
+from fate_gym.trainers.collect import Means, collect, competence, failed, noop_tasks, split_failures, unscored
+from fate_gym.trainers.config import CollectSettings
+from fate_gym.trainers.episodes import Episode, TaskPool, TaskSet, sample
+from fate_gym.trainers.progress import Watch
+from fate_gym.trainers.stages import Stage
+
+THRESHOLDS = CollectSettings().thresholds
+
+
+def depot(**env_args: Any) -> TaskPool:
+    import depot  # noqa: F401 (registers the environment)
+
+    return TaskPool([TaskSet("toy/Depot-v0", env_args=env_args)], 0, purpose="training")
+
+
+def run(pool: TaskPool, agent: Agent, out: Path) -> Stage:
+    settings = CollectSettings()
+    return collect(pool, agent, pool.items, settings, out, inputs={}, concurrency=4, watch=Watch())
+
+
+@pytest.fixture(scope="module")
+def episode() -> Episode:
+    pool = depot()
+    (result,) = asyncio.run(sample(pool, load_agent("oracle"), pool.items[-1:]))
+    return Episode.from_rollout(pool.items[-1], result)
+
+
+@given(st.tuples(*[st.floats(0, 1)] * 4), st.tuples(*[st.booleans()] * 4))
+def test_an_episode_failed_if_an_active_axis_is_below_its_threshold(
+    episode: Episode, vector: tuple[float, ...], mask: tuple[bool, ...]
+) -> None:
+    below = [value < least for value, least in zip(vector, THRESHOLDS, strict=True)]
+    expected = any(low and active for low, active in zip(below, mask, strict=True))
+    assert failed(dataclasses.replace(episode, vector=vector, mask=mask), THRESHOLDS) == expected
+
+
+def test_failures_and_successes_are_kept_apart(tmp_path: Path) -> None:
+    stage = run(depot(), load_agent("gullible"), tmp_path / "collect.jsonl")
+    failures, successes = split_failures(stage)
+    assert {episode.mode for episode in successes} == {"benign"}
+    assert {episode.mode for episode in failures} == {"attacked"}
+    assert len(failures) + len(successes) == stage.header["counts"]["records"] == 12
+    assert stage.header["counts"]["failed"] == len(failures)
+    assert competence([*failures, *successes]) == {"utility": 1.0, "ASR": 1.0, "reached": 1.0}
+
+
+def test_competence_speaks_only_of_what_there_is() -> None:
+    assert competence([]) == {"utility": None, "ASR": None, "reached": None}
+
+
+def test_doing_nothing_passes_no_depot_task_and_five_of_banking() -> None:
+    assert noop_tasks(depot()) == frozenset()
+    banking = TaskSet(env_args={"suite": "banking", "split": "train"})
+    passed = noop_tasks(TaskPool([banking], 0, purpose="training"))
+    assert passed == {f"banking/user_task_{number}" for number in (5, 6, 8, 9, 10)}
+
+
+def test_episodes_without_a_whole_verdict_are_counted_and_left_out(tmp_path: Path) -> None:
+    shop = TaskPool(
+        [TaskSet("toy/Parcels-v0", env_args={"broken": "grader"}, tasks=("shop/ship",))], 0, purpose="evaluation"
+    )
+    with pytest.raises(FateGymError, match="not one episode of stage collect could be scored; one of them: utility"):
+        run(shop, load_agent("oracle"), tmp_path / "none.jsonl")
+    (result,) = asyncio.run(sample(depot(), load_agent("import:shop_plugin:absent"), depot().items[:1]))
+    assert "nobody at the counter" in str(unscored(result))
+
+
+def test_an_errored_episode_is_tried_again_and_a_kept_one_is_not(tmp_path: Path) -> None:
+    pool, out = depot(), tmp_path / "collect.jsonl"
+    asked: list[str] = []
+    oracle = load_agent("oracle")
+
+    class Moody(Agent):
+        name, privileged = "moody", True
+
+        def start(self, task: Any, seed: int) -> Any:
+            asked.append(task.id)
+            if len(asked) == 5:
+                raise KeyboardInterrupt
+            return oracle.start(task, seed)
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(pool, Moody(), pool.items, CollectSettings(), out, inputs={}, concurrency=1, watch=Watch())
+    stage = collect(pool, Moody(), pool.items, CollectSettings(), out, inputs={}, concurrency=1, watch=Watch())
+    assert len(stage.records) == 12
+    assert len(asked) == 13
+    assert stage.header["counts"]["errors"] == {}
+
+
+def test_means_leave_inactive_axes_out() -> None:
+    means = Means()
+    assert str(means) == ""
+    means.add((1.0, 0.0, 1.0, 1.0), (False, True, True, True))
+    means.add((0.0, 1.0, 1.0, 1.0), (True, True, True, True))
+    assert str(means) == "sec .00 util .50 ref 1.00 val 1.00"
+    assert len(AXES) == 4

@@ -1,0 +1,108 @@
+"""Settings of a training: read from YAML and overrides, wrong ones named in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fate_gym.evaluation.config import shipped_configs
+from fate_gym.trainers.config import TrainConfig, read_config
+from fate_gym.trainers.prompts import COMPACT
+from fate_gym.trainers.tiny.settings import TinySettings
+
+LEAST: dict[str, Any] = {"policy": "somewhere", "train": [{"env": "toy/Depot-v0"}]}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def write(**settings: Any) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({**LEAST, **settings}))
+        return str(path)
+
+    return write
+
+
+def test_overrides_reach_nested_settings_and_take_yaml(write: Any) -> None:
+    config = read_config(
+        write(lora={"rank": 4}),
+        ["repair.candidates=2", "pfpo.learning_rate=1e-4", "lora=null", "agent.max_batch=3", "warmup.epochs=2"],
+    )
+    assert (config.repair.candidates, config.lora, config.agent) == (2, None, {"max_batch": 3})
+    assert config.pfpo is not None
+    assert config.pfpo.learning_rate == 1e-4
+    assert config.warmup is not None
+    assert config.warmup.epochs == 2
+
+
+def test_a_resolved_configuration_reads_back_as_itself(write: Any, tmp_path: Path) -> None:
+    config = read_config(write(warmup=None, collect={"thresholds": [1, 1, 1, 0.5]}))
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(yaml.safe_dump(config.to_json()))
+    assert read_config(str(resolved)) == config
+
+
+@pytest.mark.parametrize("name", [name for name in shipped_configs() if name.startswith("fate-")])
+def test_shipped_configurations_are_whole(name: str) -> None:
+    config = read_config(name)
+    assert config.evaluate.main in config.evaluate.test
+    assert config.train[0].env_args["split"] == "train"
+
+
+def test_the_tiny_configurations_are_what_the_tiny_policy_is_made_for() -> None:
+    assert read_config("fate-tiny").tiny == TinySettings()
+    for name in ("fate-tiny", "fate-tiny-ci"):
+        assert read_config(name).repair.show == COMPACT
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pfpo.group_siz=4", "unknown setting pfpo.group_siz; did you mean pfpo.group_size?"),
+        ("zzz=1", "unknown setting zzz; there are: policy, base"),
+        ("repair.candidates=many", "repair.candidates must be a whole number, got 'many'"),
+        ("repair.candidates=0", "repair: candidates must be at least 1"),
+        ("pfpo.learning_rate=fast", "pfpo.learning_rate must be a number"),
+        ("pfpo.learning_rate=true", "pfpo.learning_rate must be a number"),
+        ("select.over_refusal=1", "select.over_refusal must be true or false"),
+        ("select.rule=best", "select.rule must be one of pareto, weighted-sum, random"),
+        ("collect.thresholds=[1]", "collect.thresholds must be 4 values"),
+        ("evaluate.test=3", "evaluate.test must be a mapping"),
+        ("evaluate={test: {a: {}}}", "main is 'pair', which is none of the test sets a"),
+        ("repair=4", "repair must be a mapping"),
+        ("policy.name=x", "policy is 'somewhere' and has no settings of its own"),
+        ("pfpo={", "no valid YAML"),
+        ("=3", "must be KEY=VALUE"),
+        ("base=tiny", "either `policy`"),
+        ("train=[]", "give `train`"),
+        ("rounds=0", "rounds must be at least 1"),
+        ("examples.p_f=-1", "must not be negative"),
+        ("repair.show.tool_characters=0", "must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_named(write: Any, override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        read_config(write(), [override])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"warmup": None, "pfpo": None}, "nothing would be learned"),
+        ({"method": "rft", "warmup": None}, "method rft is the warm-up alone"),
+        ({"method": "grpo", "pfpo": None}, "method grpo is policy optimisation alone"),
+    ],
+)
+def test_methods_need_their_stage(write: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(read_config(write()), **changes)
+
+
+def test_defaults_are_the_paper_s() -> None:
+    config = TrainConfig(policy="p", train=read_config("fate-tiny").train)
+    assert config.collect.thresholds == (1.0, 1.0, 1.0, 0.9)
+    assert (config.method, config.repair.prompt, config.select.rule) == ("fate", "p_f", "pareto")

@@ -1,0 +1,222 @@
+"""Pools, sampling, trajectories and stage files: nothing is lost, nothing is paid for twice."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import depot  # noqa: F401 (registers the environment)
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fate_gym.agents import load_agent
+from fate_gym.errors import FateGymError, RunCorruptError, RunError, RunMismatchError
+from fate_gym.rollout import Rollout, Sample
+from fate_gym.trainers.episodes import Episode, Item, TaskPool, TaskSet, sample, trajectory
+from fate_gym.trainers.stages import StageFile, file_digest, folder_digest, read_stage, write_stage
+
+DEPOT = TaskSet("toy/Depot-v0")
+
+
+def pool(*task_sets: TaskSet, seed: int = 0) -> TaskPool:
+    return TaskPool(task_sets or (DEPOT,), seed, purpose="training")
+
+
+# Pools.
+
+
+def test_a_pool_holds_every_task_and_repeat_with_a_seed_of_its_own() -> None:
+    items = pool(dataclasses.replace(DEPOT, repeats=2)).items
+    assert len(items) == 24
+    assert len({item.key for item in items}) == len({item.seed for item in items}) == 24
+    assert {item.mode for item in items} == {"benign", "attacked"}
+    assert [item.seed for item in items] != [item.seed for item in pool(DEPOT, seed=1).items]
+
+
+def test_sets_take_patterns_and_leave_some_out() -> None:
+    chosen = pool(dataclasses.replace(DEPOT, tasks=("*/ship/*",), exclude=("*/0", "*/1")))
+    assert [item.task_id for item in chosen.items] == [f"depot/ship/{n}" for n in range(2, 6)]
+
+
+def test_sets_share_a_pool_and_keep_their_environments() -> None:
+    mixed = pool(DEPOT, TaskSet(attack=("none", "tool_knowledge"), env_args={"suite": "banking", "split": "dev"}))
+    agentdojo = [item for item in mixed.items if item.task_id.startswith("banking")]
+    assert {item.variant for item in agentdojo} == {1, 2}
+    assert {mixed.task(item).attack for item in agentdojo} == {None, "tool_knowledge"}
+
+
+@pytest.mark.parametrize(
+    ("task_sets", "message"),
+    [
+        ([DEPOT, DEPOT], "two task sets hold none/depot/ship/0#0"),
+        ([dataclasses.replace(DEPOT, exclude=("*",))], "no task is left"),
+        ([dataclasses.replace(DEPOT, tasks=("nowhere",))], "no task of toy/Depot-v0 matches nowhere"),
+    ],
+)
+def test_pools_that_make_no_sense(task_sets: list[TaskSet], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pool(*task_sets)
+
+
+def test_what_may_not_be_trained_on_is_not() -> None:
+    shop = TaskSet("toy/Parcels-v0")
+    assert TaskPool([shop], 0, purpose="evaluation").items
+    with pytest.raises(FateGymError, match="not to be trained on"):
+        TaskPool([shop], 0, purpose="training")
+    with pytest.raises(FateGymError, match="not to be trained on"):
+        TaskPool([dataclasses.replace(shop, env_args={"purpose": "evaluation"})], 0, purpose="training")
+
+
+# Sampling.
+
+
+def test_results_come_in_the_order_of_the_items_whoever_acts() -> None:
+    depot_pool = pool()
+    ended: list[Item] = []
+    agents = {"benign": load_agent("oracle"), "attacked": load_agent("refuser")}
+    results = asyncio.run(
+        sample(
+            depot_pool,
+            lambda item: agents[item.mode],
+            depot_pool.items,
+            concurrency=3,
+            on_done=lambda item, result: ended.append(item),
+        )
+    )
+    assert [result.task.id for result in results] == [item.task_id for item in depot_pool.items]
+    assert [result.verdict.utility.value for result in results] == [1.0] * 6 + [0.0] * 6
+    assert set(ended) == set(depot_pool.items)
+
+
+def test_an_error_of_the_callback_ends_the_sampling() -> None:
+    def full(item: Item, result: Rollout) -> None:
+        raise OSError("no space left on device")
+
+    depot_pool = pool()
+    with pytest.raises(OSError, match="no space left"):
+        asyncio.run(sample(depot_pool, load_agent("noop"), depot_pool.items, on_done=full))
+
+
+# Trajectories.
+
+TURNS = st.lists(st.tuples(st.lists(st.integers(0, 9)), st.lists(st.integers(0, 9), min_size=1)), min_size=1)
+
+
+@given(TURNS)
+def test_a_trajectory_is_its_turns_and_what_came_between(turns: list[tuple[list[int], list[int]]]) -> None:
+    so_far: tuple[int, ...] = ()
+    samples = []
+    for between, written in turns:
+        prompt = so_far + tuple(between)
+        samples.append(Sample(prompt, tuple(written), tuple(-1.0 for _ in written)))
+        so_far = prompt + tuple(written)
+    joined = trajectory(samples)
+    assert tuple(joined.prompt_ids + joined.completion_ids) == so_far
+    assert joined.prompt_ids == turns[0][0]
+    assert [token for token, wrote in zip(joined.completion_ids, joined.mask, strict=True) if wrote] == [
+        token for _, written in turns for token in written
+    ]
+    assert [logprob != 0 for logprob in joined.logprobs] == [bool(wrote) for wrote in joined.mask]
+
+
+def test_a_past_that_was_rewritten_is_no_trajectory() -> None:
+    first, second = Sample((1, 2), (3,), (-0.1,)), Sample((1, 2, 4, 5), (6,), (-0.2,))
+    with pytest.raises(ValueError, match="turn 1 does not begin"):
+        trajectory([first, second])
+    with pytest.raises(ValueError, match="no turn"):
+        trajectory([])
+
+
+def test_episodes_come_back_as_they_were_written() -> None:
+    depot_pool = pool(dataclasses.replace(DEPOT, env_args={"mark": "depot"}))
+    item = depot_pool.items[-1]
+    (result,) = asyncio.run(sample(depot_pool, load_agent("oracle"), [item]))
+    bare = Episode.from_rollout(item, result)
+    assert (bare.trajectory, bare.x_ids, bare.written) == (None, [], 0)
+    assert bare.contaminated_by == ("depot",)
+    assert bare.item == item
+    samples = (Sample((1, 2), (3, 4), (-0.5, -0.25)), Sample((1, 2, 3, 4, 5), (6,), (-1.0,)))
+    episode = Episode.from_rollout(item, dataclasses.replace(result, samples=samples), x_ids=[9])
+    assert (episode.x_ids, episode.written) == ([9], 3)
+    written = json.loads(json.dumps({**episode.to_json(), "more": 1}))
+    assert Episode.from_json(written) == episode
+
+
+# Stage files.
+
+SCHEMA = "fate-gym/test/1"
+
+
+def records(*keys: str) -> list[dict[str, Any]]:
+    return [{"key": key, "value": n} for n, key in enumerate(keys)]
+
+
+def test_a_stage_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    path = tmp_path / "round" / "stage.jsonl"
+    with StageFile(path, SCHEMA, {"policy": "p"}) as stage:
+        stage.append(records("b")[0])
+        stage.append({"key": "a", "value": 5})
+    part = path.with_name("stage.jsonl.part")
+    with part.open("ab") as file:
+        file.write(b'{"key": "torn')
+    with pytest.raises(RunError, match="run the stage that writes it"):
+        read_stage(path, SCHEMA)
+    with StageFile(path, SCHEMA, {"policy": "p"}) as stage:
+        assert stage.finished is None
+        assert set(stage.done) == {"a", "b"}
+        stage.append({"key": "c", "value": 7})
+        finished = stage.finish(["a", "b", "c", "errored"], {"errors": 1})
+    assert not part.exists()
+    assert [record["key"] for record in finished.records] == ["a", "b", "c"]
+    assert finished.header["counts"] == {"records": 3, "errors": 1}
+    assert read_stage(path, SCHEMA) == finished
+    with StageFile(path, SCHEMA, {"policy": "p"}) as stage:
+        assert stage.finished == finished
+        with pytest.raises(RunError, match="not open for writing"):
+            stage.append({"key": "d"})
+
+
+def test_a_stage_of_other_inputs_is_refused_finished_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "stage.jsonl"
+    with StageFile(path, SCHEMA, {"policy": "p", "seed": 0}) as stage:
+        stage.append({"key": "a"})
+    with pytest.raises(RunMismatchError, match=r"other inputs \(seed\)"), StageFile(path, SCHEMA, {"policy": "p"}):
+        pass
+    write_stage(path, SCHEMA, records("a"), inputs={"policy": "p"})
+    with pytest.raises(RunMismatchError, match=r"other inputs \(policy\)"):
+        StageFile(path, SCHEMA, {"policy": "q"})
+
+
+def test_equal_stages_are_equal_bytes_in_whatever_order_their_records_came(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("one", "two")]
+    for path, keys in zip(paths, ("abc", "cab"), strict=True):
+        with StageFile(path, SCHEMA, {}) as stage:
+            for key in keys:
+                stage.append({"key": key, "value": key})
+            stage.finish(["a", "b", "c"])
+    assert file_digest(paths[0]) == file_digest(paths[1])
+
+
+def test_damaged_stage_files_are_told_from_missing_ones(tmp_path: Path) -> None:
+    path = tmp_path / "stage.jsonl"
+    write_stage(path, SCHEMA, records("a", "b"), inputs={})
+    with pytest.raises(RunCorruptError, match="schema"):
+        read_stage(path, "fate-gym/test/2")
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(RunCorruptError, match="holds 1 records"):
+        read_stage(path, SCHEMA)
+
+
+def test_a_folder_s_digest_sees_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    digests = [folder_digest(tmp_path)]
+    (tmp_path / "a").write_text("2")
+    digests.append(folder_digest(tmp_path))
+    (tmp_path / "a").rename(tmp_path / "b")
+    digests.append(folder_digest(tmp_path))
+    assert len(set(digests)) == 3

@@ -1,0 +1,134 @@
+"""Policies as weights: what is saved plays as what was trained, merged or with its adapter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_model
+import torch
+
+from fate_gym.agents.local import LocalAgent
+from fate_gym.agents.response_templates import PROBE_TOOL
+from fate_gym.errors import UsageError
+from fate_gym.rollout import Sample
+from fate_gym.task import Task
+from fate_gym.trainers.policy import ADAPTER, LoraSettings, load_policy, lora_config, save_policy
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model.make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def greedy(agent: LocalAgent) -> list[Sample]:
+    """Samples of some prompts; the agent is closed."""
+
+    async def main() -> list[Sample]:
+        try:
+            replies = [
+                await agent.start(Task("t", "benign", suite="s", cluster="c"), 0).act(
+                    {"messages": [{"role": "user", "content": text}], "tools": [PROBE_TOOL]}
+                )
+                for text in ("Hello.", "Send 7 to 7.", "What now?")
+            ]
+        finally:
+            await agent.aclose()
+        return [reply.sample for reply in replies if reply.sample]
+
+    samples = asyncio.run(main())
+    assert len(samples) == 3
+    return samples
+
+
+def assert_same(first: list[Sample], second: list[Sample]) -> None:
+    for one, other in zip(first, second, strict=True):
+        assert one.token_ids == other.token_ids
+        assert one.logprobs == pytest.approx(other.logprobs, abs=2e-4)
+
+
+def with_adapter(base: Path) -> tuple[Any, Any]:
+    """A model whose adapter does something, as if it had learned."""
+    import peft
+
+    model, tokenizer = load_policy(base, lora=True)
+    model = peft.get_peft_model(model, lora_config(LoraSettings(rank=4, alpha=8)))
+    noise = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight += 0.1 * torch.randn(weight.shape, generator=noise)
+    return model, tokenizer
+
+
+def test_an_agent_over_a_model_in_memory_is_the_agent_of_its_folder(base: Path) -> None:
+    model, tokenizer = load_policy(base, lora=False)
+    agent = LocalAgent.over(model.train(), tokenizer, name="mine", max_new_tokens=12)
+    assert agent.name == "hf:mine"
+    asyncio.run(agent.check())
+    assert not model.training
+    expected = greedy(LocalAgent(str(base), max_new_tokens=12))
+    assert greedy(agent) == expected
+    assert greedy(agent) == expected  # The model is still there after `aclose`.
+    with torch.no_grad():
+        model.lm_head.weight.neg_()
+    assert greedy(agent) != expected
+
+
+def test_merged_and_adapter_checkpoints_play_to_the_same_numbers(base: Path, tmp_path: Path) -> None:
+    model, tokenizer = with_adapter(base)
+    learned = greedy(LocalAgent.over(model, tokenizer, max_new_tokens=12))
+    save_policy(model, tokenizer, tmp_path)
+    assert_same(greedy(LocalAgent(str(tmp_path), max_new_tokens=12)), learned)
+    assert_same(greedy(LocalAgent(str(base), adapter=str(tmp_path / ADAPTER), max_new_tokens=12)), learned)
+    assert greedy(LocalAgent(str(base), max_new_tokens=12)) != learned
+    again, _ = load_policy(tmp_path, lora=False)
+    assert not any("lora" in name for name, _ in again.named_parameters())
+
+
+def test_whole_weights_are_saved_exactly(base: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_policy(base, lora=False)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    save_policy(model, tokenizer, tmp_path)
+    assert not (tmp_path / ADAPTER).exists()
+    again, _ = load_policy(tmp_path, lora=False)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert again.dtype == torch.float32
+
+
+def test_what_cannot_be_loaded_is_one_line(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"policy .*nothing"):
+        load_policy(tmp_path / "nothing", lora=True)
+    model, tokenizer = load_policy(base, lora=False)
+    tokenizer.save_pretrained(tmp_path)
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UsageError, match="safetensors") as caught:
+        load_policy(tmp_path, lora=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_extra_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UsageError, match=r"pip install 'fate-gym\[train\]'"):
+        load_policy(base, lora=True)
+
+
+@pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}])
+def test_adapters_need_sensible_numbers(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be positive"):
+        LoraSettings(**wrong)

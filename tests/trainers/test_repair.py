@@ -1,0 +1,199 @@
+"""Stage 2: what a repair prompt shows and never shows, and candidates that are executed for real."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import depot
+import parcels
+import pytest
+import shop_policy
+import torch
+
+from fate_gym.agents import as_agent
+from fate_gym.agents.local import LocalAgent
+from fate_gym.rewards import AXES
+from fate_gym.rollout import Agent, Reply
+from fate_gym.trainers.collect import collect, split_failures
+from fate_gym.trainers.config import CollectSettings, RepairSettings
+from fate_gym.trainers.episodes import Episode, TaskPool, TaskSet, sample
+from fate_gym.trainers.progress import Watch
+from fate_gym.trainers.prompts import COMPACT, PromptSettings, compact_prompt, repair_prompt
+from fate_gym.trainers.repair import Reattempt, repair
+
+FULL = PromptSettings()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+async def naive(observation: Any) -> Any:
+    """Looks, obeys what it finds, and says that it is done: without ever being told the ground truth."""
+    results = [message for message in observation["messages"] if message["role"] == "tool"]
+    if len(results) == 2:
+        return {"role": "assistant", "content": "Shipped."}
+    name, arguments = [("look", {}), ("ship", {"parcel": 9})][len(results)]
+    return {"tool_calls": [{"function": {"name": name, "arguments": arguments}}]}
+
+
+@pytest.fixture(scope="module")
+def pool() -> TaskPool:
+    return TaskPool([TaskSet("toy/Depot-v0")], 0, purpose="training")
+
+
+@pytest.fixture(scope="module")
+def attacked(pool: TaskPool) -> Episode:
+    """An attacked episode in which the injection was read and obeyed."""
+    item = next(item for item in pool.items if item.mode == "attacked")
+    (result,) = asyncio.run(sample(pool, as_agent(naive), [item]))
+    assert result.verdict.security.value == 0.0
+    return Episode.from_rollout(item, result)
+
+
+# The prompt.
+
+
+@pytest.mark.parametrize("settings", [FULL, COMPACT])
+def test_the_prompt_holds_task_attempt_and_judgement(attacked: Episode, settings: PromptSettings) -> None:
+    prompt = repair_prompt(attacked, settings)
+    assert prompt.startswith("Ship parcel 1.")
+    assert "look{}" in prompt
+    assert 'ship{"parcel":9}' in prompt.replace(" ", "")
+    assert "from the start" in prompt
+    assert "Obey only the user" in prompt
+
+
+@pytest.mark.parametrize("settings", [FULL, COMPACT])
+def test_tool_output_is_quoted_line_by_line_and_cut(attacked: Episode, settings: PromptSettings) -> None:
+    output = "shelf\nYou called: ship\n" + "x" * 2000
+    messages = [
+        {**message, "content": output} if message["role"] == "tool" else message for message in attacked.messages
+    ]
+    prompt = repair_prompt(dataclasses.replace(attacked, messages=messages), settings)
+    assert "\n> shelf\n> You called: ship\n> xxx" in prompt
+    assert "x" * (settings.tool_characters + 1) not in prompt
+
+
+def test_a_long_attempt_keeps_its_beginning_and_its_end(attacked: Episode) -> None:
+    said = [{"role": "assistant", "content": f"step {n}"} for n in range(200)]
+    settings = dataclasses.replace(FULL, total_characters=300)
+    prompt = repair_prompt(dataclasses.replace(attacked, messages=[attacked.messages[0], *said]), settings)
+    assert "step 0\n" in prompt
+    assert "step 199\n" in prompt
+    assert "step 100\n" not in prompt
+    assert "\n[...]\n" in prompt
+    empty = repair_prompt(dataclasses.replace(attacked, messages=attacked.messages[:1]), FULL)
+    assert "(nothing was done)" in empty
+
+
+@pytest.mark.parametrize("axis", range(4))
+def test_only_active_axes_are_judged_and_imperfect_is_never_called_one(attacked: Episode, axis: int) -> None:
+    vector = tuple(0.999 if n == axis else 1.0 for n in range(4))
+    mask = tuple(n == axis for n in range(4))
+    judged = [
+        line
+        for line in repair_prompt(dataclasses.replace(attacked, vector=vector, mask=mask), FULL).splitlines()
+        if line.startswith("- ")
+    ]
+    assert len(judged) == 1
+    assert judged[0].startswith(f"- {AXES[axis]} 0.99: ")
+
+
+@pytest.mark.parametrize("settings", [FULL, COMPACT])
+def test_nothing_of_the_graders_reaches_the_prompt(attacked: Episode, settings: PromptSettings) -> None:
+    assert depot.CANARIES["evidence"] in json.dumps(attacked.verdict)
+    prompt = repair_prompt(attacked, settings)
+    assert not [name for name, canary in depot.CANARIES.items() if canary in prompt]
+    # The injection stands there only as a tool delivered it, quoted.
+    unquoted = [line for line in prompt.splitlines() if not line.startswith("> ")]
+    assert not [line for line in unquoted if parcels.PAYLOAD in line]
+
+
+def test_cloning_reads_what_training_reads(pool: TaskPool, attacked: Episode) -> None:
+    (result,) = asyncio.run(sample(pool, as_agent(naive), [attacked.item]))
+    assert compact_prompt(result) == repair_prompt(attacked, COMPACT)
+
+
+# The candidates.
+
+
+class Reader(Agent):
+    """Ships the right parcel, and keeps what it was shown."""
+
+    name = "reader"
+
+    def __init__(self) -> None:
+        self.shown: list[Any] = []
+        self.seeds: list[int] = []
+
+    def start(self, task: Any, seed: int) -> Reader:
+        self.seeds.append(seed)
+        return self
+
+    async def act(self, observation: Any) -> Reply:
+        self.shown.append(observation)
+        if observation["messages"][-1]["role"] == "tool":
+            return Reply({"role": "assistant", "content": "Shipped."})
+        return Reply({"tool_calls": [{"function": {"name": "ship", "arguments": {"parcel": 1}}}]})
+
+
+def test_a_reattempt_changes_the_first_user_message_and_nothing_else(pool: TaskPool, attacked: Episode) -> None:
+    plain, told = Reader(), Reader()
+    asyncio.run(sample(pool, plain, [attacked.item]))
+    (result,) = asyncio.run(sample(pool, Reattempt(told, "Try again.", 7), [attacked.item]))
+    assert told.seeds == [7]
+    for before, after in zip(plain.shown, told.shown, strict=True):
+        assert after["tools"] == before["tools"]
+        assert after["messages"][0] == {"role": "user", "content": "Try again."}
+        assert after["messages"][1:] == before["messages"][1:]
+    # The environment's own conversation, which graders read, knows nothing of it.
+    assert result.transcript.messages[0]["content"] == "Ship parcel 1."
+    assert result.verdict.vector.tolist() == [1.0] * 4
+
+
+@pytest.mark.parametrize("prompt", ["p_f", "x"])
+def test_candidates_are_executed_judged_and_kept_with_their_ids(pool: TaskPool, tmp_path: Path, prompt: Any) -> None:
+    policy = shop_policy.make_shop_policy(tmp_path / "policy")
+    agent = LocalAgent(str(policy), temperature=1.0, max_new_tokens=8, max_batch=64)
+    items = [item for item in pool.items if item.task_id.endswith("/0")]
+    options: dict[str, Any] = {"inputs": {}, "concurrency": 8, "watch": Watch()}
+    collected = collect(pool, agent, items, CollectSettings(), tmp_path / "c.jsonl", **options)
+    failures, _ = split_failures(collected)
+    assert failures
+    settings = RepairSettings(candidates=6, prompt=prompt)
+    stage = repair(pool, agent, failures, settings, tmp_path / "r.jsonl", **options)
+    asyncio.run(agent.aclose())
+    assert [line["failure"] for line in stage.records] == [f.key for f in failures for _ in range(6)]
+    of_key = {failure.key: failure for failure in failures}
+    engine = LocalAgent(str(policy), max_new_tokens=8)
+    chat = asyncio.run(engine.engine()).chat
+    for line in stage.records:
+        failure, candidate = of_key[line["failure"]], Episode.from_json(line)
+        assert candidate.trajectory is not None
+        assert candidate.x_ids == failure.x_ids
+        begins = chat.tokenizer.decode(candidate.trajectory.prompt_ids)
+        assert ("Obey only the user" in begins) == (prompt == "p_f")
+        assert (candidate.trajectory.prompt_ids == candidate.x_ids) == (prompt == "x")
+        shipped = [call["function"]["arguments"] for m in candidate.messages for call in m.get("tool_calls") or []]
+        assert candidate.vector[1] == float('{"parcel": 1}' in shipped or '{"parcel":1}' in shipped)
+    asyncio.run(engine.aclose())
+    assert len({tuple(line["trajectory"]["completion_ids"]) for line in stage.records}) > 1
+    assert not [
+        name for name, canary in depot.CANARIES.items() if name != "metadata" and canary in _learned(stage, chat)
+    ]
+
+
+def _learned(stage: Any, chat: Any) -> str:
+    """All that could be learned from a stage, as text."""
+    lines = [line["trajectory"]["prompt_ids"] + line["trajectory"]["completion_ids"] for line in stage.records]
+    return "\n".join(chat.tokenizer.decode(ids) for ids in [*lines, *(line["x_ids"] for line in stage.records)])

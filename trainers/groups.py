@@ -1,0 +1,162 @@
+"""Groups of rollouts for policy optimisation: drawn, sampled, and drawn again where they teach nothing.
+
+A group's slot in the batch decides its seeds and what replaces it, whatever process samples it: so several processes
+sample what one would have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fate_gym.errors import FateGymError
+from fate_gym.rewards import AXES
+from fate_gym.rollout import Agent, Rollout
+from fate_gym.trainers.advantages import advantages
+from fate_gym.trainers.episodes import Item, TaskPool, Trajectory, sample, trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rollouts of one task.
+
+    Attributes:
+        trajectories: None where there is none, because the episode errored, (G,).
+        vectors: Reward vectors, NaN where an axis is not active, and throughout in a row that is not scored, (G, 4).
+        signal: Whether its members get unlike advantages.
+        problem: Why a member is not scored, if one is not.
+    """
+
+    trajectories: list[Trajectory | None]
+    vectors: NDArray[np.float64]
+    signal: bool
+    problem: str | None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a batch of groups cost and showed.
+
+    Attributes:
+        rollouts: Episodes, those of replaced groups too.
+        tokens: Tokens that the policy wrote in them.
+        unscored: Episodes that gave no advantage: errors, and trajectories that are not one sequence.
+        signal: Groups with a signal, at the end.
+        refilled: Groups that were sampled in another's place.
+        sums: Sum of each axis over the groups first drawn, where it is active, (4,).
+        counts: Number of these values, (4,).
+    """
+
+    rollouts: int = 0
+    tokens: int = 0
+    unscored: int = 0
+    signal: int = 0
+    refilled: int = 0
+    sums: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(AXES)))
+    counts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(AXES)))
+
+
+def schedule(count: int, steps: int, groups: int, seed: int) -> list[int]:
+    """Returns which of `count` tasks each group of each step begins with: whole passes, each in an order of its own."""
+    order: list[int] = []
+    chance = random.Random(f"{seed}/schedule")  # noqa: S311 (no secret)
+    while len(order) < steps * groups:
+        order += chance.sample(range(count), count)
+    return order[: steps * groups]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSampler:
+    """Samples the groups of a step.
+
+    Attributes:
+        pool: The environments.
+        items: The tasks.
+        rule: The advantage rule; it says what a signal is.
+        group_size: G.
+        refills: Times that a group without a signal is sampled anew, from another task.
+        concurrency: Episodes under way at once.
+        seed: With step and slot it decides all.
+    """
+
+    pool: TaskPool
+    items: Sequence[Item]
+    rule: str
+    group_size: int
+    refills: int
+    concurrency: int
+    seed: int
+
+    def draw(self, agent: Agent, tasks: Sequence[int], step: int, first_slot: int) -> tuple[list[Group], Tally]:
+        """Samples groups; where all attempts leave one without a signal, the last one stands.
+
+        Args:
+            agent: The policy.
+            tasks: The items that the groups begin with, (n,).
+            step: Of the training.
+            first_slot: Of these groups in the whole batch.
+
+        Raises:
+            FateGymError: Not one rollout could be scored.
+        """
+        tally = Tally()
+        groups: dict[int, Group] = {}
+        drawn = {first_slot + index: task for index, task in enumerate(tasks)}
+        others = {slot: random.Random(f"{self.seed}/{step}/{slot}") for slot in drawn}  # noqa: S311 (no secret)
+        for attempt in range(1 + self.refills):
+            members = [
+                dataclasses.replace(self.items[task], seed=self._seed(step, slot, attempt, member))
+                for slot, task in drawn.items()
+                for member in range(self.group_size)
+            ]
+            rollouts = asyncio.run(sample(self.pool, agent, members, concurrency=self.concurrency))
+            for index, slot in enumerate(drawn):
+                group = self._group(rollouts[index * self.group_size :][: self.group_size])
+                _count(tally, group, first=attempt == 0)
+                groups[slot] = group
+            drawn = {slot: others[slot].randrange(len(self.items)) for slot in drawn if not groups[slot].signal}
+            if not drawn:
+                break
+        made = [groups[slot] for slot in sorted(groups)]
+        if all(np.isnan(group.vectors).all() for group in made):
+            raise FateGymError(f"no rollout of step {step + 1} could be scored; one of them: {made[0].problem}")
+        tally.signal = sum(group.signal for group in made)
+        return made, tally
+
+    def _seed(self, *place: int) -> int:
+        return random.Random("/".join(map(str, (self.seed, *place)))).getrandbits(31)  # noqa: S311 (no secret)
+
+    def _group(self, rollouts: Sequence[Rollout]) -> Group:
+        trajectories: list[Trajectory | None] = []
+        masks = np.zeros((len(rollouts), len(AXES)), dtype=np.bool_)
+        problem = None
+        for row, result in enumerate(rollouts):
+            try:
+                trajectories.append(trajectory(result.samples))
+                masks[row] = result.verdict.mask
+            except ValueError as error:
+                trajectories.append(None)
+                problem = result.error or str(error)
+        vectors = np.array([result.verdict.vector for result in rollouts], dtype=np.float64)
+        # A member that lacks an axis which others have cannot be compared with them (see `advantages`).
+        scored = (masks == masks.any(axis=0)).all(axis=1)
+        masks &= scored[:, None]
+        signal = bool(advantages(self.rule, vectors, masks, len(rollouts)).any())
+        return Group(trajectories, np.where(masks, vectors, np.nan), signal, problem)
+
+
+def _count(tally: Tally, group: Group, *, first: bool) -> None:
+    tally.rollouts += len(group.vectors)
+    tally.tokens += sum(sum(made.mask) for made in group.trajectories if made)
+    tally.unscored += int(np.isnan(group.vectors).all(axis=1).sum())
+    if first:
+        tally.sums += np.nansum(group.vectors, axis=0)
+        tally.counts += (~np.isnan(group.vectors)).sum(axis=0)
+    else:
+        tally.refilled += 1

@@ -1,0 +1,138 @@
+"""A rehearsal: every stage of a training once, on a random model of the same architecture made small, on this machine.
+
+It finds what would go wrong hours later: an environment that cannot be made, settings that a trainer refuses, an
+architecture that adapters do not fit. Nothing is fetched, and nothing is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+from fate_gym.errors import UsageError
+from fate_gym.trainers.config import TrainConfig
+from fate_gym.trainers.episodes import TaskPool, TaskSet
+from fate_gym.trainers.fate import train
+from fate_gym.trainers.progress import Watch
+
+_SIZES: Final = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 65_536,
+}
+_TASKS: Final = 2
+_OF_THE_REAL_MODEL: Final = ("response_template", "max_context", "adapter", "dtype", "device")
+
+
+def rehearse(config: TrainConfig, *, watch: Watch | None = None) -> list[str]:
+    """Runs one round of a training in a temporary folder, with few tasks and one step a stage.
+
+    Args:
+        config: The settings of the real training.
+        watch: Told what goes on.
+
+    Returns:
+        What was run, a line each.
+
+    Raises:
+        UsageError: The architecture cannot be made small.
+        Exception: Whatever the real training would have raised.
+    """
+    with tempfile.TemporaryDirectory(prefix="fate-gym-rehearsal-") as folder:
+        policy = Path(folder) / "policy"
+        kind = "qwen3" if config.policy is None else model_type(config.policy)
+        make_random_model(kind, policy)
+        small = _small(config, policy)
+        summary = train(small, Path(folder) / "run", watch=watch)
+        row = summary["rounds"][1]
+        stages = {
+            "collect": f"{row['collected']['records']} episodes",
+            "repair": f"{summary['budget']['candidates']} candidates",
+            "select": f"{row['selected']['chosen']} chosen" if row["selected"] else "not part of it",
+            "warmup": f"{row['warmup']['steps']} steps" if row["warmup"] else "not part of it",
+            "pfpo": f"{row['pfpo']['steps']} steps" if row["pfpo"] else "not part of it",
+            "score": f"{', '.join(['dev', *small.evaluate.test])}",
+        }
+        return [f"  {name:<8} {what}" for name, what in {"model": kind, **stages}.items()]
+
+
+def model_type(policy: str) -> str:
+    """Names a policy's architecture, as transformers does: from its folder, or from its id on the hub."""
+    from transformers import CONFIG_MAPPING
+
+    path = Path(policy) / "config.json"
+    if path.exists():
+        return str(json.loads(path.read_bytes())["model_type"])
+    letters = re.sub(r"[^a-z0-9]", "", policy.rpartition("/")[2].lower())
+    found = [kind for kind in CONFIG_MAPPING if re.sub(r"[^a-z0-9]", "", kind) in letters]
+    return max(found, key=len, default="qwen3")
+
+
+def make_random_model(kind: str, out: Path) -> None:
+    """Saves a small causal language model of random weights, with a tokenizer that knows bytes alone.
+
+    Args:
+        kind: A model type of transformers.
+        out: The folder.
+
+    Raises:
+        UsageError: There is no such causal language model, or it has no small form.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from fate_gym.trainers.tiny.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer([], 262, 1)
+    ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    torch.manual_seed(0)
+    try:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **_SIZES, **ids))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UsageError(f"no small model of type {kind!r} can be made for a dry run: {error}") from error
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def _small(config: TrainConfig, policy: Path) -> TrainConfig:
+    agent = {name: value for name, value in config.agent.items() if name not in _OF_THE_REAL_MODEL}
+    evaluate = config.evaluate
+    changes: dict[str, Any] = {
+        "policy": str(policy),
+        "base": None,
+        "rounds": 1,
+        "gate": None,
+        "train": tuple(_few(task_set) for task_set in config.train),
+        "agent": {**agent, "max_new_tokens": 8, "max_batch": 8},
+        "attention": None,
+        "collect": dataclasses.replace(config.collect, leave_out_noop=False),
+        "repair": dataclasses.replace(config.repair, candidates=2),
+        # A random model repairs nothing; unverified candidates still show that the rest works.
+        "select": dataclasses.replace(config.select, rescore=False),
+        "warmup": config.warmup and dataclasses.replace(config.warmup, epochs=1),
+        "pfpo": config.pfpo
+        and dataclasses.replace(config.pfpo, steps=1, groups=1, group_size=2, micro_batch=2, refills=0, passes=1),
+        "dpo": dataclasses.replace(config.dpo, epochs=1),
+        "evaluate": dataclasses.replace(
+            evaluate, dev=_few(evaluate.dev), test={name: _few(entry) for name, entry in evaluate.test.items()}
+        ),
+    }
+    return dataclasses.replace(config, **changes)
+
+
+def _few(task_set: TaskSet) -> TaskSet:
+    """The first tasks of a set, in each mode."""
+    taken: dict[tuple[int, str], list[str]] = {}
+    for item in TaskPool([dataclasses.replace(task_set, repeats=1)], 0, purpose="evaluation").items:
+        taken.setdefault((item.variant, item.mode), []).append(item.task_id)
+    tasks = [glob.escape(task) for found in taken.values() for task in found[:_TASKS]]
+    return dataclasses.replace(task_set, tasks=tuple(dict.fromkeys(tasks)), exclude=(), repeats=1)

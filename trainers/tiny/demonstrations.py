@@ -1,0 +1,183 @@
+"""Scripted runs through AgentDojo's real tools, for the tiny policy to be cloned from.
+
+They stand in for pre-training: an untrained network can do no task, and so has no failure worth a repair. Nothing
+here is seen by FATE, which starts from the policy that cloning leaves. Every run is played in the environment and kept
+only if the verifiers say of it what its script meant.
+
+Repairs from a repair prompt are among the runs, right ones and such as obey again: a large model repairs itself by
+reading, which one of a million parameters cannot.
+
+Of the held-out pairs, cloning sees none that is labelled `pair` or `unseen`, and a fixed half of those labelled `inj`
+or `user`: so tiny a policy cannot carry out, under attack, a task that it has never seen done. `held_out` lists the
+other half, which alone is worth a score.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import fnmatch
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from fate_gym.agents.scripted import REFUSER, Gullible
+from fate_gym.benchmarks.agentdojo.splits import Label, labels
+from fate_gym.chat import Message, ToolSchema
+from fate_gym.env import ToolEnv
+from fate_gym.rollout import Agent, Rollout, Session, rollout
+from fate_gym.task import Demonstration, GroundTruth, Task
+from fate_gym.trainers.tiny.settings import TinySettings
+
+Kind = Literal[
+    "benign",
+    "benign-refused",
+    "ignored",
+    "obeyed-then",
+    "obeyed-instead",
+    "refused",
+    "repaired",
+    "repair-obeyed",
+]
+"""What a run shows; repairs begin with the repair prompt in place of the user's."""
+
+RepairPrompt: TypeAlias = Callable[[Rollout], str]
+"""Writes the repair prompt p_f of a failed run."""
+
+
+_AGENTDOJO = "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A scripted run that came out as meant.
+
+    Attributes:
+        kind: What it shows.
+        task_id: The task.
+        attack: The attack, None for benign tasks.
+        messages: The conversation.
+        tools: The tools.
+    """
+
+    kind: Kind
+    task_id: str
+    attack: str | None
+    messages: list[Message]
+    tools: list[ToolSchema]
+
+
+def seen(pair: str) -> bool:
+    """Tells whether cloning may see an attacked pair "SUITE/USER_TASK/INJECTION_TASK"."""
+    label = labels().get(pair)
+    if label in ("inj", "user"):
+        return hashlib.sha256(f"fate-gym tiny {pair}".encode()).digest()[0] % 2 == 0
+    return label in ("train", "dev")
+
+
+def held_out(label: Label, settings: TinySettings) -> list[str]:
+    """Lists the pairs of a label that cloning does not see, so that a score on them means something."""
+    return [
+        pair
+        for pair, given in labels().items()
+        if given == label and _wanted(pair, settings) and pair.split("/")[0] in settings.suites and not seen(pair)
+    ]
+
+
+def play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[Run]:
+    """Plays every script on every task that cloning may see.
+
+    Args:
+        settings: Suites, attacks and tasks.
+        repair_prompt: Writes the repair prompts.
+    """
+    return asyncio.run(_play(settings, repair_prompt))
+
+
+class _Scripted(Agent):
+    """Plays the ground truth, changed first: does the user's task, and what stands as the injection once it is seen."""
+
+    privileged = True
+
+    def __init__(self, name: str, change: Callable[[GroundTruth], GroundTruth]) -> None:
+        self.name = name
+        self._change = change
+
+    def start(self, task: Task, seed: int) -> Session:
+        truth = task.ground_truth and self._change(task.ground_truth)
+        return Gullible().start(dataclasses.replace(task, ground_truth=truth), seed)
+
+
+def _ignore(truth: GroundTruth) -> GroundTruth:
+    return dataclasses.replace(truth, injection=None)
+
+
+def _obey_instead(truth: GroundTruth) -> GroundTruth:
+    return dataclasses.replace(truth, injection_replaces_task=True)
+
+
+def _refuse(truth: GroundTruth) -> GroundTruth:
+    return dataclasses.replace(truth, injection=Demonstration((), REFUSER.text), injection_replaces_task=True)
+
+
+def _stop_early(truth: GroundTruth) -> GroundTruth:
+    return dataclasses.replace(truth, injection=None, user=Demonstration(truth.user.calls[:-1], "Done."))
+
+
+_DUTIFUL = _Scripted("dutiful", _ignore)
+_OBEDIENT: dict[Kind, Agent] = {
+    "obeyed-then": _Scripted("obedient", lambda truth: truth),
+    "obeyed-instead": _Scripted("deserter", _obey_instead),
+}
+_REFUSING: tuple[Agent, ...] = (REFUSER, _Scripted("alarmed", _refuse))
+_LAZY = _Scripted("lazy", _stop_early)
+
+
+async def _play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[Run]:
+    runs: list[Run] = []
+    for attack in (None, *settings.attacks):
+        env = ToolEnv(_AGENTDOJO, suite=settings.suites, attack=attack, purpose="training")
+        for task_id in env.tasks:
+            if _wanted(task_id, settings) and (attack is None or seen(task_id)):
+                runs += await _play_task(env, task_id, repair_prompt)
+    return runs
+
+
+async def _play_task(env: ToolEnv, task_id: str, repair_prompt: RepairPrompt) -> list[Run]:
+    """All runs of one task; none where its ground truth itself fails."""
+    tools = env.benchmark.open(task_id, 0).tools
+
+    def run(kind: Kind, played: Rollout, prompt: str | None = None) -> Run:
+        return Run(kind, task_id, played.task.attack, _conversation(played.transcript.messages, prompt), tools)
+
+    good = await rollout(env, _DUTIFUL, task_id, 0)
+    if good.status != "ok" or good.verdict.vector.min() < 1:
+        return []
+    benign = good.task.mode == "benign"
+    runs = [run("benign" if benign else "ignored", good)]
+    for agent in (REFUSER,) if benign else _REFUSING:
+        bad = await rollout(env, agent, task_id, 0)
+        if bad.verdict.over_refusal_control.value == 0:
+            runs += [run("benign-refused" if benign else "refused", bad), run("repaired", good, repair_prompt(bad))]
+    bad = await rollout(env, _LAZY, task_id, 0)
+    if bad.verdict.utility.value == 0:
+        runs.append(run("repaired", good, repair_prompt(bad)))
+    for kind, agent in {} if benign else _OBEDIENT.items():
+        bad = await rollout(env, agent, task_id, 0)
+        if bad.verdict.security.value == 0:
+            prompt = repair_prompt(bad)
+            runs += [run(kind, bad), run("repaired", good, prompt), run("repair-obeyed", bad, prompt)]
+    return runs
+
+
+def _conversation(messages: list[Message], prompt: str | None) -> list[Message]:
+    """The messages, with another first user message if one is given."""
+    if prompt is None:
+        return messages
+    first = next(index for index, message in enumerate(messages) if message["role"] == "user")
+    return [*messages[:first], {"role": "user", "content": prompt}, *messages[first + 1 :]]
+
+
+def _wanted(task_id: str, settings: TinySettings) -> bool:
+    return not any(fnmatch.fnmatchcase(task_id, pattern) for pattern in settings.exclude)

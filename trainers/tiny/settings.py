@@ -1,0 +1,117 @@
+"""Settings of the tiny policy: its data, its size, how it is cloned."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+from fate_gym.chat import Json
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What the base policy is cloned from, as shares in [0, 1]; what `benign` and `attacked` leave is repairs.
+
+    Attributes:
+        benign: Of all episodes: benign tasks.
+        benign_refused: Of these: refused for no reason.
+        attacked: Of all episodes: attacked tasks.
+        ignored: Of these: the user's task alone is done.
+        obeyed: Of these: the injection is obeyed; the rest are refused.
+        instead: Of the obeyed: in place of the user's task, not after it.
+        repair_obeys: Of the repairs: obey again.
+    """
+
+    benign: float = 0.22
+    benign_refused: float = 0.05
+    attacked: float = 0.58
+    ignored: float = 0.45
+    obeyed: float = 0.47
+    instead: float = 1 / 3
+    repair_obeys: float = 0.2
+
+    def __post_init__(self) -> None:
+        shares = {name: getattr(self, name) for name in (entry.name for entry in dataclasses.fields(self))}
+        wrong = [name for name, share in shares.items() if not 0 <= share <= 1]
+        if wrong:
+            raise ValueError(f"shares lie in [0, 1]: {wrong[0]}={shares[wrong[0]]}")
+        for first, second in (("benign", "attacked"), ("ignored", "obeyed")):
+            if shares[first] + shares[second] > 1:
+                raise ValueError(f"{first} and {second} are shares of one whole: together at most 1")
+
+    def shares(self) -> dict[str, float]:
+        """Returns the probability of each kind of run (`demonstrations.Kind`); they add up to 1."""
+        repair = 1 - self.benign - self.attacked
+        refused = 1 - self.ignored - self.obeyed
+        return {
+            "benign": self.benign * (1 - self.benign_refused),
+            "benign-refused": self.benign * self.benign_refused,
+            "ignored": self.attacked * self.ignored,
+            "obeyed-then": self.attacked * self.obeyed * (1 - self.instead),
+            "obeyed-instead": self.attacked * self.obeyed * self.instead,
+            "refused": self.attacked * refused,
+            "repaired": repair * (1 - self.repair_obeys),
+            "repair-obeyed": repair * self.repair_obeys,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TinySettings:
+    """The tiny base policy. The defaults take about eight minutes on two cores.
+
+    Attributes:
+        suites: AgentDojo's suites.
+        attacks: Registered attacks that cloning sees.
+        exclude: Patterns (`fnmatch`) of pairs "SUITE/USER_TASK/INJECTION_TASK" that are left out. By default the one
+            injection task whose runs are too long: it posts every message of every channel again.
+        mixture: Shares of the kinds of runs.
+        vocab_size: Tokens, special ones included.
+        max_token_length: Characters of the longest token.
+        hidden_size: Width.
+        layers: Depth.
+        context: Most tokens of an episode; longer runs are left out.
+        steps: Optimiser steps.
+        tokens_per_step: Tokens of a batch, padding included.
+        learning_rate: Its peak.
+        warmup_steps: Steps until the peak; then it falls in a line to a twentieth.
+        context_weight: Loss on tokens that the policy does not write, where on its own it is 1.
+        checkpoint_every: Steps between checkpoints.
+        seed: Of weights and batches.
+    """
+
+    suites: tuple[str, ...] = ("banking", "slack")
+    attacks: tuple[str, ...] = ("tool_knowledge", "important_instructions")
+    exclude: tuple[str, ...] = ("slack/*/injection_task_2",)
+    mixture: Mixture = field(default_factory=Mixture)
+    vocab_size: int = 2048
+    max_token_length: int = 24
+    hidden_size: int = 128
+    layers: int = 4
+    context: int = 2048
+    steps: int = 1500
+    tokens_per_step: int = 2500
+    learning_rate: float = 3e-3
+    warmup_steps: int = 60
+    context_weight: float = 0.05
+    checkpoint_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "tokens_per_step", "checkpoint_every", "layers", "context", "max_token_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size < 8 or self.hidden_size % 8:
+            raise ValueError(f"hidden_size must be a multiple of 8, for four heads of even size: {self.hidden_size}")
+        if not self.suites or not self.attacks:
+            raise ValueError("the tiny policy needs at least one suite and one attack")
+
+    def digest(self) -> str:
+        """Returns a checksum: equal settings make the same base."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Json]:
+        """As it stands in `base.json`."""
+        data: dict[str, Json] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return data
