@@ -1,13 +1,13 @@
 """AgentDojo's registry of suites, read without its side effects."""
 
-from agentdojo.default_suites.v1.slack import injection_tasks as _slack
-from agentdojo.default_suites.v1_1_2.workspace import user_tasks as _workspace
+import importlib
+
 from agentdojo.task_suite.load_suites import _SUITES
 from agentdojo.task_suite.task_suite import TaskSuite
 
-for _module in (_slack, _workspace):
+for _module in ("v1.slack.injection_tasks", "v1_1_2.workspace.user_tasks"):
     # Graders of theirs print what they find, into the midst of what a command prints.
-    setattr(_module, "print", lambda *values: None)  # noqa: B010 (a name that the module does not declare)
+    vars(importlib.import_module(f"agentdojo.default_suites.{_module}"))["print"] = lambda *values: None
 
 
 def versions() -> tuple[str, ...]:
