@@ -1,4 +1,4 @@
-"""Gymnasium environments and an evaluation harness for the safety of tool-using LLM agents.
+"""Gymnasium environments, an evaluation harness and trainers for the safety of tool-using LLM agents.
 
 Importing this package registers its environments and loads nothing heavier than Gymnasium and NumPy.
 """

@@ -30,6 +30,7 @@ class FitSettings:
         max_grad_norm: Gradients are clipped to this norm.
         gradient_checkpointing: Whether to trade time for memory.
         save_every: Steps between checkpoints.
+        report_to: Trackers that are told of every step.
         seed: Decides the order, and the adapters' first weights.
 
     Raises:
@@ -43,6 +44,7 @@ class FitSettings:
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
     save_every: int = 50
+    report_to: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -113,6 +115,7 @@ def fit(
         args=make_arguments(
             transformers.TrainingArguments,
             folder,
+            report_to=settings.report_to,
             num_train_epochs=1,
             per_device_train_batch_size=1,
             train_sampling_strategy="sequential",

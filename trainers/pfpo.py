@@ -51,6 +51,7 @@ class PFPOSettings:
         gradient_checkpointing: Whether to trade time for memory.
         concurrency: Episodes under way at once in a process.
         save_every: Batches between checkpoints; what a kill loses is sampled again.
+        report_to: Trackers that are told of every step.
         seed: Decides tasks, samples, and the adapters' first weights.
 
     Raises:
@@ -72,6 +73,7 @@ class PFPOSettings:
     gradient_checkpointing: bool = False
     concurrency: int = 128
     save_every: int = 5
+    report_to: tuple[str, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -224,6 +224,7 @@ def config(settings: PFPOSettings, folder: TrainingFolder) -> GRPOConfig:
     return make_arguments(
         GRPOConfig,
         folder,
+        report_to=settings.report_to,
         max_steps=settings.steps * settings.passes,
         per_device_train_batch_size=micro_batch,
         gradient_accumulation_steps=rows // micro_batch,

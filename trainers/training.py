@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -104,12 +104,15 @@ def _replace(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
-def make_arguments(kind: Callable[..., Any], folder: TrainingFolder, **own: Any) -> Any:
+def make_arguments(
+    kind: Callable[..., Any], folder: TrainingFolder, *, report_to: Sequence[str] = (), **own: Any
+) -> Any:
     """Makes the arguments of a trainer of transformers or TRL: those that every stage shares, and its own.
 
     Args:
         kind: `TrainingArguments` or a class made from it.
         folder: Where it trains.
+        report_to: Trackers that transformers knows ("wandb", "tensorboard", ...), installed and set up by the user.
         **own: Those of the stage.
     """
     import torch
@@ -126,7 +129,7 @@ def make_arguments(kind: Callable[..., Any], folder: TrainingFolder, **own: Any)
         "remove_unused_columns": False,
         "save_strategy": "steps",
         "save_total_limit": 2,
-        "report_to": "none",
+        "report_to": list(report_to) or "none",
         "weight_decay": 0.0,
     }
     with quiet():

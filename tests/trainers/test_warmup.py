@@ -292,3 +292,8 @@ def test_dpo_prefers_what_was_chosen(base: Path, tokenizer: Any, tmp_path: Path,
     assert dpo(base, pairs, settings, tmp_path, lora=lora) == numbers
     with pytest.raises(RunMismatchError, match="other pairs"):
         dpo(base, pairs[:1], settings, tmp_path, lora=lora)
+
+
+def test_trackers_are_those_of_transformers(base: Path, tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="abacus is not supported"):
+        warm_up(str(base), [example(tokenizer, RIGHT)], WarmupSettings(report_to=("abacus",)), tmp_path, lora=None)
