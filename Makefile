@@ -22,7 +22,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow and not bench" -n auto --dist loadscope --cov --cov-report=term
 
 test-slow: $(STAMP) lint typecheck
-	$(BIN)/python -m pytest -m slow -n auto --dist loadscope
+	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
 	$(BIN)/python -m pytest -m bench
 
 bench: $(STAMP)
