@@ -23,7 +23,7 @@ ATTACKS = (None, "important_instructions")
 SMALL = ("banking", "slack")
 ALL = ("workspace", "travel", "banking", "slack")
 TASK = "banking/user_task_3/none"
-PATIENCE = 0.4
+PATIENCE = 1.2
 """Seconds for one request; a hang takes ten times as long."""
 
 
