@@ -164,31 +164,43 @@ _METRICS: Final = ("ASR", "TSR", "reached", "BRR", "utility", "validity")
 
 
 def tables(comparison: Mapping[str, Any]) -> Iterator[Table]:
-    """Lays out a comparison, intervals under the values: all arms on the main test set, then on each other one."""
+    """Lays out a comparison, intervals under the values: the main test set, what the arms cost, each other test set."""
     arms = comparison["arms"]
-    yield _table("held-out test set", arms, None)
-    splits = dict.fromkeys(split for row in arms.values() for split in row.get("summary", {}).get("splits", {}))
-    for split in splits:
-        yield _table(f"test set: {split}", arms, split)
+    done = {name: row["summary"] for name, row in arms.items() if "summary" in row}
+    yield _scores("held-out test set", done)
+    yield _costs(arms)
+    for split in dict.fromkeys(split for summary in done.values() for split in summary.get("splits", {})):
+        parts = {name: summary.get("splits", {}).get(split, {}) for name, summary in done.items()}
+        yield _scores(f"test set: {split}", parts)
 
 
-def _table(title: str, arms: Mapping[str, Any], split: str | None) -> Table:
-    """One table, of a test set or of the main one (None), which has what the arms cost too, and says which failed."""
+def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(box=SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
     table.title = title
-    for column in ("arm", *_METRICS, "n", *(_COSTS if split is None else ())):
+    for column in columns:
         table.add_column(column, justify="left" if column == "arm" else "right", no_wrap=True)
-    done = {name: row["summary"] for name, row in arms.items() if "summary" in row}
-    parts = done if split is None else {name: row.get("splits", {}).get(split, {}) for name, row in done.items()}
-    if done:
+    return table
+
+
+def _scores(title: str, parts: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The rows of one test set: the base policy's, and each arm's."""
+    table = _table(title, ("arm", *_METRICS, "n"))
+    if parts:
         # All arms begin with one policy, so any of them has scored it.
-        _add(table, "before", next(iter(parts.values())).get("before") or {}, ())
-    for name in arms:
-        if name in done:
-            costs = _costs(done[name].get("budget", {})) if split is None else ()
-            _add(table, name, parts[name].get("after") or {}, costs)
-        elif split is None:
-            table.add_row(Text(name), Text("failed"))
+        _add(table, "before", next(iter(parts.values())).get("before") or {})
+    for name, part in parts.items():
+        _add(table, name, part.get("after") or {})
+    return table
+
+
+def _costs(arms: Mapping[str, Any]) -> Table:
+    """What each arm cost, and which failed."""
+    table = _table("cost", ("arm", "rollouts", "candidates", "tokens", "min"))
+    for name, row in arms.items():
+        budget = row.get("summary", {}).get("budget", {})
+        counts = [f"{budget[cost]:,}" if cost in budget else "-" for cost in ("rollouts", "candidates", "tokens")]
+        minutes = f"{budget['seconds'] / 60:.1f}" if "seconds" in budget else "-"
+        table.add_row(*map(Text, [name, *counts, minutes] if "summary" in row else [name, "failed"]))
     return table
 
 
@@ -197,23 +209,15 @@ def failures(comparison: Mapping[str, Any]) -> list[str]:
     return [visible(f"{name}: {row['error']}") for name, row in comparison["arms"].items() if "error" in row]
 
 
-def _add(table: Table, name: str, metrics: Mapping[str, Any], costs: Sequence[str]) -> None:
+def _add(table: Table, name: str, metrics: Mapping[str, Any]) -> None:
     counts = [str((metrics.get(metric) or {}).get("n", 0)) for metric in ("utility", "ASR")]
-    cells = [name, *(_cell(metrics.get(metric)) for metric in _METRICS), "+".join(counts), *costs]
+    cells = [name, *(_cell(metrics.get(metric)) for metric in _METRICS), "+".join(counts)]
     # Text, not str: names of test sets may hold what rich would take for markup.
     table.add_row(*map(Text, cells))
-
-
-_COSTS: Final = ("rollouts", "candidates", "tokens", "min")
-
-
-def _costs(budget: Mapping[str, Any]) -> list[str]:
-    counts = [f"{budget[name]:,}" if name in budget else "-" for name in ("rollouts", "candidates", "tokens")]
-    return [*counts, f"{budget['seconds'] / 60:.1f}" if "seconds" in budget else "-"]
 
 
 def _cell(estimate: Mapping[str, Any] | None) -> str:
     if not estimate or estimate.get("value") is None:
         return "-"
-    value, low, high = (f"{100 * estimate[part]:.1f}" for part in ("value", "low", "high"))
-    return f"{value}\n{low}-{high}"
+    value, low, high = (100 * estimate[part] for part in ("value", "low", "high"))
+    return f"{value:.1f}\n{low:.0f}-{high:.0f}"
