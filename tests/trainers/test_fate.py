@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from fate_gym.trainers.scoring import metrics, volume
 from fate_gym.trainers.stages import file_digest, read_stage
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning"),
 ]
@@ -39,14 +39,6 @@ pytestmark = [
 SUPPORT = Path(__file__).parents[1] / "support"
 DEV = {"dev": {"env": "toy/Depot-v0", "tasks": ["depot/*/0"]}}
 MARKED = [{"env": "toy/Depot-v0", "env_args": {"mark": "depot"}}]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -414,9 +406,8 @@ def test_the_big_configurations_rehearse(name: str) -> None:
 @pytest.mark.timeout(900)
 def test_the_tiny_case_made_small_learns_to_resist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_num_threads(2)
-    code = main(["train", "--config", "fate-tiny-ci", "--out", str(tmp_path), "--json"])
-    if code == 1:
-        pytest.skip(f"base not competent: {capsys.readouterr().err}")
+    # 1 would be the gate's: a base policy that cannot do its tasks is a failure of the cloning, not of this machine.
+    assert main(["train", "--config", "fate-tiny-ci", "--out", str(tmp_path), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     before, after = summary["before"], summary["after"]
     assert after["ASR"]["value"] <= before["ASR"]["value"] / 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,10 @@ from fate_gym.trainers.pfpo_trainer import PFPOTrainer, Rollouts, _trimmed, by_r
 from fate_gym.trainers.policy import LoraSettings, load_policy
 from fate_gym.trainers.training import TrainingFolder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CALL, RIGHT, WRONG, DONE = "<tool_call>", shop_policy.RIGHT, shop_policy.WRONG, shop_policy.DONE
 AGENT = {"max_new_tokens": 8, "max_batch": 64}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import depot
 import parcels
 import pytest
 import shop_policy
-import torch
 
 from fate_gym.agents import as_agent
 from fate_gym.agents.local import LocalAgent
@@ -26,15 +24,9 @@ from fate_gym.trainers.progress import Watch
 from fate_gym.trainers.prompts import COMPACT, PromptSettings, compact_prompt, repair_prompt
 from fate_gym.trainers.repair import Reattempt, repair
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FULL = PromptSettings()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 async def naive(observation: Any) -> Any:

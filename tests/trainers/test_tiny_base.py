@@ -7,7 +7,6 @@ import collections
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,10 @@ from fate_gym.trainers.tiny.demonstrations import Run, play
 from fate_gym.trainers.tiny.tokenizer import chat_format, encode, train_tokenizer
 
 # peft asks transformers for a name that is on its way out.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 SETTINGS = TinySettings(
     suites=("banking",),
@@ -47,14 +49,6 @@ SETTINGS = TinySettings(
 
 def repair_prompt(failed: Rollout) -> str:
     return f"Try again: {failed.transcript.messages[1]['content']}"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,10 @@ from fate_gym.trainers.preferences import DPOSettings, Pair, dpo
 from fate_gym.trainers.sequences import collate, digest, log_probs, token_batches
 from fate_gym.trainers.warmup import Example, WarmupSettings, warm_up
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LORA = LoraSettings(rank=8, alpha=16)
 CALL, RIGHT, WRONG, DONE = "<tool_call>", shop_policy.RIGHT, shop_policy.WRONG, shop_policy.DONE
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
