@@ -15,12 +15,12 @@ import yaml
 from fate_gym.chat import Json
 from fate_gym.evaluation.config import Attack, read_settings
 from fate_gym.trainers.episodes import TaskSet
+from fate_gym.trainers.fitting import FitSettings
 from fate_gym.trainers.pfpo import PFPOSettings
 from fate_gym.trainers.policy import LoraSettings
 from fate_gym.trainers.preferences import DPOSettings
 from fate_gym.trainers.prompts import PromptSettings
 from fate_gym.trainers.tiny.settings import TinySettings
-from fate_gym.trainers.warmup import WarmupSettings
 
 Method = Literal["fate", "sft", "rft", "dpo", "grpo", "gdpo", "security-only"]
 
@@ -180,7 +180,7 @@ class TrainConfig:
     repair: RepairSettings = field(default_factory=RepairSettings)
     select: SelectSettings = field(default_factory=SelectSettings)
     examples: ExampleSettings = field(default_factory=ExampleSettings)
-    warmup: WarmupSettings | None = field(default_factory=WarmupSettings)
+    warmup: FitSettings | None = field(default_factory=FitSettings)
     pfpo: PFPOSettings | None = field(default_factory=PFPOSettings)
     dpo: DPOSettings = field(default_factory=DPOSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)

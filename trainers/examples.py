@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from fate_gym.trainers.config import ExampleSettings
 from fate_gym.trainers.episodes import Episode, Trajectory
 from fate_gym.trainers.preferences import Pair
-from fate_gym.trainers.warmup import Example
+from fate_gym.trainers.sequences import Example
 
 
 def from_repairs(

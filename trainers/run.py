@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import functools
 import hashlib
-import json
-import os
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from fate_gym.agents.marks import MARK, contamination
 from fate_gym.chat import Json
-from fate_gym.errors import RunError, RunLockedError, RunMismatchError
-from fate_gym.evaluation.jsonl import Log, encode_line, records
+from fate_gym.errors import RunError
+from fate_gym.evaluation.jsonl import encode_line, records
 from fate_gym.trainers import collect, examples, repair, selection
 from fate_gym.trainers.config import MAY_CHANGE, RULE_OF, TrainConfig
 from fate_gym.trainers.episodes import Episode, Item, TaskPool, TaskSet
+from fate_gym.trainers.ledger import Ledger, mark
 from fate_gym.trainers.progress import Watch
 from fate_gym.trainers.scoring import Row, score, volume
-from fate_gym.trainers.stages import Stage, digest, file_digest, folder_digest, read_stage, replace_file
-
-SCHEMA: Final = "fate-gym/train/1"
+from fate_gym.trainers.stages import Stage, file_digest, folder_digest, read_stage, replace_file
 
 
 class Run:
@@ -46,21 +40,18 @@ class Run:
     ) -> None:
         self.config, self.out, self.watch = config, out, watch or Watch()
         self.shared = shared or out
-        self._held = ExitStack()
+        self._ledger = Ledger(self.out)
 
     def __enter__(self) -> Run:
-        self.out.mkdir(parents=True, exist_ok=True)
-        if _first_process():
-            try:
-                self._lock()
-                self._hold_to_settings()
-            except BaseException:
-                self._held.close()
-                raise
+        self._ledger.open(self.config.to_json(), may_change=MAY_CHANGE)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._held.close()
+        self._ledger.close()
+
+    def seconds(self) -> float:
+        """Wall-clock seconds of the stages so far, over all starts."""
+        return self._ledger.seconds()
 
     def folder(self, number: int) -> Path:
         """The folder of a round, counted from 1."""
@@ -83,7 +74,7 @@ class Run:
         made = read_base(folder)
         if made is not None and made.digest == self.config.tiny.digest():
             return
-        with self._timed("base"), self.watch.stage("base", self.config.tiny.steps):
+        with self._ledger.timed("base"), self.watch.stage("base", self.config.tiny.steps):
             build_base(
                 folder,
                 self.config.tiny,
@@ -153,7 +144,7 @@ class Run:
     def collect(self, number: int) -> Stage:
         """Stage 1: failures F_t, and successes."""
         pool = self.pool(number)
-        with self._timed("collect", number), self._agent(self.policy(number), number, "collect") as agent:
+        with self._ledger.timed("collect", number), self._agent(self.policy(number), number, "collect") as agent:
             return collect.collect(
                 pool,
                 agent,
@@ -170,7 +161,7 @@ class Run:
         if not self._repairs:
             return None
         failures, _ = self._collected(number)
-        with self._timed("repair", number), self._agent(self.policy(number), number, "repair") as agent:
+        with self._ledger.timed("repair", number), self._agent(self.policy(number), number, "repair") as agent:
             return repair.repair(
                 self.pool(number),
                 agent,
@@ -221,7 +212,7 @@ class Run:
         if not data:
             self._skip(number, out, "nothing was there to learn from")
             return None
-        with self._timed("warmup", number), self._learning("warmup", out) as on_step:
+        with self._ledger.timed("warmup", number), self._learning("warmup", out) as on_step:
             from fate_gym.trainers.preferences import dpo
             from fate_gym.trainers.warmup import warm_up
 
@@ -246,7 +237,7 @@ class Run:
         rule = RULE_OF.get(config.method, settings.rule)
         settings = dataclasses.replace(settings, rule=rule, seed=self._seed(number, "pfpo"))
         begin = self._after(number, "warmup") if self._warms_up else self.policy(number)
-        with self._timed("pfpo", number), self._learning("pfpo", out, settings.steps) as on_step:
+        with self._ledger.timed("pfpo", number), self._learning("pfpo", out, settings.steps) as on_step:
             numbers = optimise(
                 begin,
                 pool,
@@ -302,7 +293,7 @@ class Run:
     # What the stages share.
 
     def _score(self, policy: str, task_set: TaskSet, out: Path) -> Row:
-        with self._timed("score"):
+        with self._ledger.timed("score"):
             return score(
                 policy,
                 task_set,
@@ -359,67 +350,13 @@ class Run:
         self.watch.say(f"round {number}: no {out.name}, {reason}")
 
     def _mark(self, number: int, out: Path, learned: list[Episode]) -> None:
-        """Writes into a checkpoint's folder what it has learned from, earlier marks included."""
-        if not _first_process():
-            return
-        earlier = contamination(self.policy(number), self.folder(number) / "warmup")
-        found = set(earlier).union(*(episode.contaminated_by for episode in learned))
-        mark = {
-            "schema": SCHEMA,
-            "contaminated_by": sorted(found),
-            "base": self.base,
-            "method": self.config.method,
-            "round": number,
-            "learned_from": sorted({f"{episode.suite} ({episode.split or 'no split'})" for episode in learned}),
-        }
-        replace_file(out / MARK, encode_line(mark))
+        """Marks a checkpoint with what it has learned from, earlier marks included."""
+        told = {"base": self.base, "method": self.config.method, "round": number}
+        mark(out, learned, earlier=(self.policy(number), self.folder(number) / "warmup"), told=told)
 
     def _seed(self, *place: object) -> int:
         text = "/".join(map(str, (self.config.seed, *place)))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
-
-    @contextmanager
-    def _timed(self, stage: str, number: int | None = None) -> Iterator[None]:
-        """Notes the time that a stage takes, that of starts which were killed excepted."""
-        started = time.perf_counter()
-        yield
-        spent = round(time.perf_counter() - started, 3)
-        if not _first_process():
-            return
-        log = Log(self.out / "times.jsonl")
-        log.append(encode_line({"stage": stage, "round": number, "seconds": spent}))
-        log.close()
-
-    def seconds(self) -> float:
-        """Wall-clock seconds of the stages so far, over all starts."""
-        times: list[float] = [line["seconds"] for _, line in records(self.out / "times.jsonl")]
-        return round(sum(times), 1)
-
-    def _lock(self) -> None:
-        fd = os.open(self.out / ".fate-gym.lock", os.O_RDWR | os.O_CREAT, 0o666)
-        self._held.callback(os.close, fd)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunLockedError(f"another process trains in {self.out}: wait for it, or give another --out") from None
-
-    def _hold_to_settings(self) -> None:
-        path, given = self.out / "config.json", self.config.to_json()
-        if path.exists():
-            stored = json.loads(path.read_bytes())["config"]
-            names = {*stored, *given} - set(MAY_CHANGE)
-            changed = sorted(name for name in names if stored.get(name) != given.get(name))
-            if changed:
-                raise RunMismatchError(
-                    f"{self.out} holds a training with other {', '.join(changed)}: "
-                    "give the same settings to go on, or another --out"
-                )
-        replace_file(path, encode_line({"schema": SCHEMA, "config": given, "digest": digest(given)}))
-
-
-def _first_process() -> bool:
-    """Under torchrun one process alone writes."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def _line(step: Mapping[str, Any]) -> str:

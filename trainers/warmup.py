@@ -21,15 +21,11 @@ from fate_gym.trainers.policy import LoraSettings
 from fate_gym.trainers.sequences import Batch, Example, collate, digest, log_probs
 from fate_gym.trainers.training import OnStep, TrainingFolder
 
-__all__ = ["Example", "WarmupSettings", "warm_up"]
-
-WarmupSettings = FitSettings
-
 
 def warm_up(
     policy: str | Path,
     examples: Sequence[Example],
-    settings: WarmupSettings,
+    settings: FitSettings,
     out: Path,
     *,
     lora: LoraSettings | None,

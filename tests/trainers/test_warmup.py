@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fate_gym.errors import FateGymError, RunMismatchError
+from fate_gym.trainers.fitting import FitSettings
 from fate_gym.trainers.policy import LoraSettings, load_policy
 from fate_gym.trainers.preferences import DPOSettings, Pair, dpo
-from fate_gym.trainers.sequences import collate, digest, log_probs, token_batches
-from fate_gym.trainers.warmup import Example, WarmupSettings, warm_up
+from fate_gym.trainers.sequences import Example, collate, digest, log_probs, token_batches
+from fate_gym.trainers.warmup import warm_up
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -125,7 +126,7 @@ def test_two_examples_are_learned_by_heart(
     base: Path, tokenizer: Any, tmp_path: Path, lora: LoraSettings | None
 ) -> None:
     examples = [example(tokenizer, RIGHT), example(tokenizer, RIGHT, DONE)]
-    settings = WarmupSettings(epochs=12, learning_rate=3e-2 if lora else 1e-2, batch_tokens=1000)
+    settings = FitSettings(epochs=12, learning_rate=3e-2 if lora else 1e-2, batch_tokens=1000)
     seen: list[dict[str, Any]] = []
     numbers = warm_up(base, examples, settings, tmp_path, lora=lora, on_step=seen.append)
     assert numbers["losses"][0] > 1
@@ -150,7 +151,7 @@ def test_weights_decide_between_examples_that_contradict_each_other(base: Path, 
         Example([ids(CALL)], [ids(RIGHT)], [1], weight=3.0),
         Example([ids(CALL)], [ids(WRONG)], [1], weight=1.0),
     ]
-    warm_up(base, examples, WarmupSettings(epochs=60, learning_rate=3e-3), tmp_path, lora=None)
+    warm_up(base, examples, FitSettings(epochs=60, learning_rate=3e-3), tmp_path, lora=None)
     assert shop_policy.share_of(tmp_path, CALL, RIGHT) == pytest.approx(0.75, abs=0.03)
 
 
@@ -158,7 +159,7 @@ def test_the_loss_does_not_depend_on_who_shares_a_batch(base: Path, tokenizer: A
     examples = [example(tokenizer, *[RIGHT] * n, weight=n) for n in (1, 2, 3)]
     losses = [
         warm_up(
-            base, examples, WarmupSettings(learning_rate=1e-12, batch_tokens=budget), tmp_path / str(budget), lora=None
+            base, examples, FitSettings(learning_rate=1e-12, batch_tokens=budget), tmp_path / str(budget), lora=None
         )["loss"]
         for budget in (1, 60, 1000)
     ]
@@ -180,7 +181,7 @@ def kill_at(step: int) -> Any:
 
 def test_a_killed_training_ends_as_an_unbroken_one(base: Path, tokenizer: Any, tmp_path: Path) -> None:
     examples = [example(tokenizer, RIGHT), example(tokenizer, DONE), example(tokenizer, RIGHT, DONE)]
-    settings = WarmupSettings(epochs=3, learning_rate=1e-2, batch_tokens=1, save_every=2, seed=3)
+    settings = FitSettings(epochs=3, learning_rate=1e-2, batch_tokens=1, save_every=2, seed=3)
 
     def train(name: str, **options: Any) -> dict[str, Any]:
         return warm_up(base, examples, settings, tmp_path / name, lora=LORA, **options)
@@ -204,10 +205,10 @@ def test_a_killed_training_ends_as_an_unbroken_one(base: Path, tokenizer: Any, t
     with pytest.raises(RunMismatchError, match="other examples: choose"):
         warm_up(base, examples[::-1], settings, tmp_path / "killed", lora=LORA)
     with pytest.raises(RunMismatchError, match="other lora, seed: choose another folder"):
-        warm_up(base, examples, WarmupSettings(**{**_fields(settings), "seed": 4}), tmp_path / "killed", lora=None)
+        warm_up(base, examples, FitSettings(**{**_fields(settings), "seed": 4}), tmp_path / "killed", lora=None)
 
 
-def _fields(settings: WarmupSettings) -> dict[str, Any]:
+def _fields(settings: FitSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
 
 
@@ -217,7 +218,7 @@ def test_a_kill_before_the_policy_is_saved_repeats_no_step(
     def killed(*args: Any) -> None:
         raise Killed
 
-    examples, settings = [example(tokenizer, RIGHT)], WarmupSettings(epochs=3, learning_rate=1e-2)
+    examples, settings = [example(tokenizer, RIGHT)], FitSettings(epochs=3, learning_rate=1e-2)
     with monkeypatch.context() as patch:
         patch.setattr("fate_gym.trainers.fitting.save_policy", killed)
         with pytest.raises(Killed):
@@ -231,7 +232,7 @@ def test_a_kill_before_the_policy_is_saved_repeats_no_step(
 
 
 def test_a_loss_that_is_no_number_stops_the_training(base: Path, tokenizer: Any, tmp_path: Path) -> None:
-    settings = WarmupSettings(epochs=4, learning_rate=1e30, warmup=0.0)
+    settings = FitSettings(epochs=4, learning_rate=1e30, warmup=0.0)
     with pytest.raises(FateGymError, match=r"the (loss|grad_norm) of step \d is (nan|inf): lower the learning rate"):
         warm_up(base, [example(tokenizer, RIGHT)], settings, tmp_path, lora=None)
     assert not (tmp_path / "model.safetensors").exists()
@@ -241,7 +242,7 @@ def test_a_loss_that_is_no_number_stops_the_training(base: Path, tokenizer: Any,
     "wrong", [{"epochs": 0}, {"batch_tokens": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"save_every": 0}]
 )
 def test_settings_need_sensible_numbers(wrong: dict[str, Any]) -> None:
-    for kind in (WarmupSettings, DPOSettings):
+    for kind in (FitSettings, DPOSettings):
         with pytest.raises(ValueError, match="must be"):
             kind(**wrong)
     with pytest.raises(ValueError, match="beta must be positive"):
@@ -250,7 +251,7 @@ def test_settings_need_sensible_numbers(wrong: dict[str, Any]) -> None:
 
 def test_nothing_to_learn_from_is_an_error(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no examples"):
-        warm_up(base, [], WarmupSettings(), tmp_path / "out", lora=None)
+        warm_up(base, [], FitSettings(), tmp_path / "out", lora=None)
     with pytest.raises(ValueError, match="no pairs"):
         dpo(base, [], DPOSettings(), tmp_path / "out", lora=None)
     assert not (tmp_path / "out").exists()
@@ -289,4 +290,4 @@ def test_dpo_prefers_what_was_chosen(base: Path, tokenizer: Any, tmp_path: Path,
 
 def test_trackers_are_those_of_transformers(base: Path, tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="abacus is not supported"):
-        warm_up(str(base), [example(tokenizer, RIGHT)], WarmupSettings(report_to=("abacus",)), tmp_path, lora=None)
+        warm_up(str(base), [example(tokenizer, RIGHT)], FitSettings(report_to=("abacus",)), tmp_path, lora=None)
