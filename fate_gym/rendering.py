@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
@@ -11,6 +12,7 @@ from fate_gym.rewards import AXES, Verdict
 from fate_gym.transcript import Transcript
 
 _INDENT = "    "
+_NOT_PLAIN = re.compile(r"[^\n\t\x20-\x7e]")
 
 
 def render_transcript(transcript: Transcript, verdict: Verdict | None) -> str:
@@ -30,14 +32,14 @@ def render_episode(messages: Iterable[Message], ended: str | None, axes: Mapping
 
 
 def visible(text: str) -> str:
-    """Makes control, bidirectional and other invisible characters visible, so that none reaches a terminal."""
-    return "".join(
-        char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else _escaped(char)
-        for char in text
-    )
+    """Makes control, bidirectional and other invisible characters visible, so that none reaches a reader unseen."""
+    # Almost all text is plain, and needs no look at each of its characters.
+    return _NOT_PLAIN.sub(lambda match: _escaped(match[0]), text)
 
 
 def _escaped(char: str) -> str:
+    if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+        return char
     return f"\\u{ord(char):04x}" if ord(char) > 0xFF else f"\\x{ord(char):02x}"
 
 

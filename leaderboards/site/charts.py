@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from fate_gym.leaderboards.board import Board, Estimate, Front, Row
-from fate_gym.leaderboards.site.text import number, percent, printable, short
+from fate_gym.leaderboards.site.text import number, percent, short
+from fate_gym.rendering import visible
 
 WIDTH: Final = 680
 HEIGHT: Final = 440
@@ -235,7 +236,7 @@ def _dots(points: Sequence[_Point], x_axis: _Axis, y_axis: _Axis) -> Iterator[Do
     places = [(x_axis.place(x.value or 0.0), y_axis.place(y.value or 0.0)) for _, _, x, y in points]
     taken: list[Box] = [(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS) for x, y in places]
     for (kind, row, x, y), (at_x, at_y) in zip(points, places, strict=True):
-        label = short(printable(row.name), _LABEL)
+        label = short(visible(row.name), _LABEL)
         box, anchor, apart = _free(at_x, at_y, _width(label), taken)
         taken.append(box)
         label_x = box[0] if anchor == "start" else box[2]

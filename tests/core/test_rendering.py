@@ -18,6 +18,14 @@ def test_escapes_are_named() -> None:
     assert visible("a\x1b[31m\u202eb\x9b") == "a\\x1b[31m\\u202eb\\x9b"
 
 
+@given(st.text())
+def test_what_is_seen_stays_and_what_is_not_is_named(text: str) -> None:
+    hidden = {char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n", "\t"}
+    shown = visible(text)
+    assert not hidden & set(shown)
+    assert hidden or shown == text
+
+
 def test_every_part_of_an_episode_is_cleaned() -> None:
     evil = "\x1b]8;;evil\x07"
     call = {"id": "c", "type": "function", "function": {"name": "x", "arguments": '{"k\\u001b": "\\u001b"}'}}

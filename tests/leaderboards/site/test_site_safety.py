@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from made_runs import HOSTILE, Page, benign, pages, record, write_run
 
 from fate_gym.errors import RunError
-from fate_gym.leaderboards.site.text import Budget, printable, slug
+from fate_gym.leaderboards.site.text import Budget, slug
 from fate_gym.rendering import visible
 
 CSP = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'"
@@ -271,11 +271,6 @@ def test_processes_write_what_one_process_writes(tmp_path: Path, monkeypatch: py
     assert len(files) == 1 + 1 + 2 * 3
 
 
-@given(st.text())
-def test_printable_is_visible_and_faster_only(text: str) -> None:
-    assert printable(text) == visible(text)
-
-
 @given(st.text(), st.text())
 def test_slugs_are_safe_and_distinct(one: str, other: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9-]{1,60}", slug(one))
@@ -288,7 +283,7 @@ def test_slugs_are_safe_and_distinct(one: str, other: str) -> None:
 def test_a_budget_is_kept(texts: list[str], size: int) -> None:
     budget = Budget(size)
     cuts = [budget.take(text, 200) for text in texts]
-    assert sum(len(printable(cut.text).encode()) for cut in cuts) <= size
+    assert sum(len(visible(cut.text).encode()) for cut in cuts) <= size
     assert all(
         text.startswith(cut.text) and len(cut.text) + cut.left_out == len(text)
         for text, cut in zip(texts, cuts, strict=True)
