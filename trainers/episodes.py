@@ -1,159 +1,17 @@
-"""What trainers roll out and keep: pools of tasks, sampling, trajectories as token ids, episodes as records."""
+"""Episodes as training keeps them: token ids, reward vectors, and the conversation."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from fate_gym.agents import Agent
 from fate_gym.chat import Json, Message
-from fate_gym.env import ToolEnv
-from fate_gym.evaluation.config import DEFAULT_ENV, Attack, EvalConfig
-from fate_gym.evaluation.plan import Plan
-from fate_gym.rollout import Rollout, Sample, rollout
-from fate_gym.task import Mode, Purpose, Task
-
-
-@dataclass(frozen=True, slots=True)
-class TaskSet:
-    """Tasks of one environment, under each of some attacks.
-
-    Attributes:
-        env: Gymnasium id.
-        attack: Attacks, each over all the tasks; None leaves the environment its default.
-        env_args: Further arguments of the environment, such as its suite and split.
-        tasks: Only tasks whose ids match one of these patterns (`fnmatch`); None for all.
-        exclude: Tasks that match one of these are left out, of training sets those that pass by doing nothing.
-        repeats: Episodes for each task and attack.
-    """
-
-    env: str = DEFAULT_ENV
-    attack: tuple[Attack, ...] | None = None
-    env_args: dict[str, Json] = field(default_factory=dict)
-    tasks: tuple[str, ...] | None = None
-    exclude: tuple[str, ...] = ()
-    repeats: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One episode to sample.
-
-    Attributes:
-        key: Its identity: `ATTACK/TASK_ID#REPEAT`.
-        variant: Which environment of the pool it runs in.
-        task_id: The task.
-        seed: The episode's seed.
-        mode: The task's.
-    """
-
-    key: str
-    variant: int
-    task_id: str
-    seed: int
-    mode: Mode
-
-
-class TaskPool:
-    """The episodes of some task sets, and environments to run them in.
-
-    Args:
-        task_sets: At least one.
-        seed: Every episode's seed is derived from it.
-        purpose: "training" for all that a model may learn from; environments that forbid it then raise.
-
-    Raises:
-        FateGymError: A benchmark may not be trained on.
-        ValueError: No task is left, or two sets hold the same task under the same attack.
-        TypeError, gymnasium.error.Error: An environment cannot be made with these settings.
-    """
-
-    def __init__(self, task_sets: Sequence[TaskSet], seed: int, *, purpose: Purpose) -> None:
-        self._variants: list[tuple[Plan, int]] = []
-        items: dict[str, Item] = {}
-        for task_set in task_sets:
-            plan, first = _plan(task_set, seed, purpose), len(self._variants)
-            self._variants += [(plan, variant) for variant in range(len(task_set.attack or (None,)))]
-            for planned in plan.items:
-                if any(fnmatch.fnmatchcase(planned.task_id, pattern) for pattern in task_set.exclude):
-                    continue
-                if planned.key in items:
-                    raise ValueError(f"two task sets hold {planned.key}: a task may stand in one of them")
-                mode = plan.make_env(planned.variant).task(planned.task_id).mode
-                item = Item(planned.key, first + planned.variant, planned.task_id, planned.seed, mode)
-                items[item.key] = item
-        if not items:
-            raise ValueError("no task is left to roll out: check `tasks` and `exclude` of the task sets")
-        self.items = tuple(items.values())
-
-    def env(self, variant: int) -> ToolEnv:
-        """Makes one more environment of a variant; it shares the benchmark and its caches, so this is cheap."""
-        plan, of_plan = self._variants[variant]
-        return plan.make_env(of_plan)
-
-    def task(self, item: Item) -> Task:
-        """Describes an item's task, without its ground truth."""
-        return self.env(item.variant).task(item.task_id)
-
-
-def _plan(task_set: TaskSet, seed: int, purpose: Purpose) -> Plan:
-    """An evaluation's plan has the keys, seeds and environments that training needs as well."""
-    settings = EvalConfig(
-        agent="policy",
-        env=task_set.env,
-        attack=task_set.attack and tuple(None if attack == "none" else attack for attack in task_set.attack),
-        env_args={**task_set.env_args, "purpose": purpose},
-        tasks=task_set.tasks,
-        seed=seed,
-        repeats=task_set.repeats,
-    )
-    return Plan(settings)
-
-
-OnDone = Callable[[Item, Rollout], None]
-
-
-async def sample(
-    pool: TaskPool,
-    agent: Agent | Callable[[Item], Agent],
-    items: Sequence[Item],
-    *,
-    concurrency: int = 128,
-    on_done: OnDone = lambda item, result: None,
-) -> list[Rollout]:
-    """Runs episodes, many at once, and returns them in the order of `items`.
-
-    Args:
-        pool: Makes the environments.
-        agent: Who acts, or a function that says who acts in an item's episode.
-        items: The episodes; equal ones are different episodes.
-        concurrency: Episodes under way at once.
-        on_done: Called after each episode, in the order in which they end; what it raises ends the sampling.
-    """
-    results: list[Rollout | None] = [None] * len(items)
-    waiting = iter(enumerate(items))
-
-    async def work() -> None:
-        envs: dict[int, ToolEnv] = {}
-        for index, item in waiting:
-            if item.variant not in envs:
-                envs[item.variant] = pool.env(item.variant)
-            actor = agent if isinstance(agent, Agent) else agent(item)
-            results[index] = result = await rollout(envs[item.variant], actor, item.task_id, item.seed)
-            on_done(item, result)
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(concurrency, len(items))):
-                group.create_task(work())
-    except* Exception as failures:
-        # A full disk meets every worker alike: the first to say so says it all.
-        raise failures.exceptions[0] from None
-    return [result for result in results if result is not None]
+from fate_gym.rollout import Rollout, Sample
+from fate_gym.task import Mode
+from fate_gym.trainers.marks import Origin
+from fate_gym.trainers.tasks import Item
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +106,14 @@ class Episode:
         return Item(self.key, self.variant, self.task_id, self.seed, self.mode)
 
     @property
-    def written(self) -> int:
-        """Tokens that the policy wrote."""
+    def policy_tokens(self) -> int:
+        """Number of policy tokens."""
         return sum(self.trajectory.mask) if self.trajectory else 0
+
+    @property
+    def origin(self) -> Origin:
+        """Where the task comes from."""
+        return Origin(self.suite, self.split, self.contaminated_by)
 
     @classmethod
     def from_rollout(cls, item: Item, result: Rollout, *, x_ids: Sequence[int] | None = None) -> Episode:

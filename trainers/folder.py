@@ -1,121 +1,103 @@
-"""What a training notes of itself: its settings, what its stages took, and what its checkpoints learned from."""
+"""The folder of a training: where its files lie, who may write them, and which settings and times stand in it."""
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Final
 
-from fate_gym.agents.marks import MARK, contamination
 from fate_gym.chat import Json
-from fate_gym.errors import RunLockedError, RunMismatchError
-from fate_gym.evaluation.jsonl import Log, encode_line, records
-from fate_gym.trainers.episodes import Episode
-from fate_gym.trainers.stages import digest, replace_file
+from fate_gym.storage import (
+    AppendLog,
+    Fields,
+    WriterLock,
+    check_same_settings,
+    digest,
+    encode_line,
+    make_folder,
+    read_object,
+    records,
+    replace_file,
+)
+from fate_gym.trainers.config import MAY_CHANGE, TrainConfig, with_current_names
+from fate_gym.trainers.processes import is_first_process
+from fate_gym.trainers.progress import ProgressReporter
 
-SCHEMA: Final = "fate-gym/train/1"
+SCHEMA: Final = "fate-gym/train/2"
 
 
-class Ledger:
-    """The folder of a training, held by one writer. Under torchrun the first process alone holds it and writes.
+class TrainingFolder:
+    """A training on disk. As a context manager it is the folder's only writer.
+
+    Under torchrun only the first process holds the folder and writes into it.
 
     Args:
+        config: The settings of the training.
         out: The folder.
+        progress: Receives the progress.
+        shared: Folder of the base policy and its scores, which several trainings may share; None for `out`.
+
+    Raises:
+        RunMismatchError: The folder holds a training with other settings.
+        RunLockedError: Another process trains in it.
+        RunError: A file in it is damaged.
     """
 
-    def __init__(self, out: Path) -> None:
-        self._out = out
+    def __init__(
+        self, config: TrainConfig, out: Path, progress: ProgressReporter | None = None, *, shared: Path | None = None
+    ) -> None:
+        self.config, self.out, self.shared = config, out, shared or out
+        self.progress = progress or ProgressReporter()
         self._held = ExitStack()
 
-    def open(self, settings: Mapping[str, Json], *, may_change: Collection[str]) -> None:
-        """Takes the folder, and notes the settings.
+    def __enter__(self) -> TrainingFolder:
+        make_folder(self.out)
+        if is_first_process():
+            with ExitStack() as held:
+                held.enter_context(WriterLock(self.out))
+                self._check_settings(self.config.to_json(), MAY_CHANGE)
+                self._held = held.pop_all()
+        return self
 
-        Args:
-            settings: The training's.
-            may_change: Names of those with which a folder may be gone on with.
-
-        Raises:
-            RunLockedError: Another process trains in it.
-            RunMismatchError: It holds a training of other settings.
-        """
-        self._out.mkdir(parents=True, exist_ok=True)
-        if not _first_process():
-            return
-        try:
-            self._lock()
-            self._hold_to(settings, may_change)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Lets the folder go."""
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._held.close()
+
+    @property
+    def base(self) -> str:
+        """The policy before training: a folder, or an id on the hub."""
+        return self.config.policy or str(self.shared / "base")
 
     @contextmanager
     def timed(self, stage: str, number: int | None = None) -> Iterator[None]:
-        """Notes the time that a stage takes, that of starts which were killed excepted."""
+        """Records how long a stage took. The time of a start that was killed is not known, and not counted."""
         started = time.perf_counter()
         yield
         spent = round(time.perf_counter() - started, 3)
-        if not _first_process():
-            return
-        log = Log(self._out / "times.jsonl")
-        log.append(encode_line({"stage": stage, "round": number, "seconds": spent}))
-        log.close()
+        if is_first_process():
+            log = AppendLog(self.out / "times.jsonl")
+            log.append(encode_line({"stage": stage, "round": number, "seconds": spent}))
+            log.close()
 
     def seconds(self) -> float:
-        """Wall-clock seconds of the stages so far, over all starts."""
-        times: list[float] = [line["seconds"] for _, line in records(self._out / "times.jsonl")]
-        return round(sum(times), 1)
+        """Returns the wall-clock seconds of the stages so far, over all starts.
 
-    def _lock(self) -> None:
-        fd = os.open(self._out / ".fate-gym.lock", os.O_RDWR | os.O_CREAT, 0o666)
-        self._held.callback(os.close, fd)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunLockedError(f"another process trains in {self._out}: wait for it, or give another --out") from None
+        Raises:
+            RunError: The file is damaged.
+        """
+        path = self.out / "times.jsonl"
+        times = [Fields(record, f"{path}, line {line}") for line, record in records(path)]
+        if wrong := [entry for entry in times if entry.number("seconds") < 0]:
+            raise wrong[0].problem("seconds", "must not be negative")
+        return round(sum(entry.number("seconds") for entry in times), 1)
 
-    def _hold_to(self, given: Mapping[str, Json], may_change: Collection[str]) -> None:
-        path = self._out / "config.json"
+    def _check_settings(self, given: Mapping[str, Json], may_change: Collection[str]) -> None:
+        path = self.out / "config.json"
         if path.exists():
-            stored = json.loads(path.read_bytes())["config"]
-            names = {*stored, *given} - set(may_change)
-            changed = sorted(name for name in names if stored.get(name) != given.get(name))
-            if changed:
-                raise RunMismatchError(
-                    f"{self._out} holds a training with other {', '.join(changed)}: "
-                    "give the same settings to go on, or another --out"
-                )
+            stored = read_object(path, SCHEMA).object("config").values
+            check_same_settings(f"{self.out} holds a training", with_current_names(stored), given, may_change)
         replace_file(path, encode_line({"schema": SCHEMA, "config": dict(given), "digest": digest(given)}))
-
-
-def mark(out: Path, learned: Sequence[Episode], *, earlier: Sequence[str | Path], told: Mapping[str, Json]) -> None:
-    """Writes into a checkpoint's folder what it has learned from, and what those before it had.
-
-    Args:
-        out: The checkpoint's folder.
-        learned: The episodes.
-        earlier: The policies that it comes from.
-        told: Further entries.
-    """
-    if not _first_process():
-        return
-    found = set(contamination(*earlier)).union(*(episode.contaminated_by for episode in learned))
-    written = {
-        "schema": SCHEMA,
-        "contaminated_by": sorted(found),
-        "learned_from": sorted({f"{episode.suite} ({episode.split or 'no split'})" for episode in learned}),
-        **told,
-    }
-    replace_file(out / MARK, encode_line(written))
-
-
-def _first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"

@@ -1,26 +1,38 @@
-"""Stage files: what one stage of training hands to the next, whole after a kill at any byte.
+"""Stage files: the records that one stage of training hands to the next, complete after a kill at any byte.
 
-A stage file is JSONL. Its first line is a header: schema, the inputs that it follows from, their digest, and counts;
-the other lines are records in the stage's own order, so that equal inputs give equal bytes. While a stage runs, its
-records are appended to `NAME.part` and fsynced one by one; the finished file replaces that atomically. Whoever runs
-the stage again finds the records there, and pays for no rollout twice.
+A stage file is JSONL. Its first line is a header: schema, the inputs that its records depend on, their digest, and
+counts. The other lines are records in the stage's own order, so that equal inputs give equal bytes. While a stage runs,
+each record is appended to `NAME.part` and fsynced; at the end the finished file replaces that file atomically. A stage
+that is started again finds its records there, so no rollout is paid for twice.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from fate_gym.chat import Json
-from fate_gym.errors import RunCorruptError, RunError, RunMismatchError
-from fate_gym.evaluation.jsonl import Log, dump, encode_line, records
+from fate_gym.errors import RunCorruptError, RunError
+from fate_gym.storage import (
+    AppendLog,
+    Fields,
+    check_same_settings,
+    digest,
+    dump,
+    encode_line,
+    make_folder,
+    records,
+    replace_file,
+)
 
 Record = Mapping[str, Any]
+
+Upgrade = Callable[[dict[str, Any]], dict[str, Any]]
+"""Renames what an older schema version called otherwise in the inputs of a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,112 +40,115 @@ class Stage:
     """A finished stage file.
 
     Attributes:
-        header: Its first line: `schema`, `inputs`, `digest`, `counts`.
-        records: The others.
+        header: The first line.
+        records: The other lines.
     """
 
-    header: dict[str, Any]
-    records: list[dict[str, Any]]
+    header: Fields
+    records: list[Fields]
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        """The counts in the header: `records`, and those of the stage itself."""
+        return self.header.object("counts").values
+
+
+def read_header(path: Path, schema: str) -> Fields:
+    """Reads the first line of a finished stage file.
+
+    Raises:
+        RunError: The file does not exist, is damaged, or has another schema.
+    """
+    if not path.exists():
+        raise RunError(f"there is no {path}: run the stage that writes it first")
+    for line, record in records(path):
+        header = Fields(record, f"{path}, line {line}")
+        header.check_schema(schema)
+        return header
+    raise RunCorruptError(f"{path} is empty: delete it and run the stage again")
 
 
 def read_stage(path: Path, schema: str) -> Stage:
     """Reads a finished stage file.
 
     Raises:
-        RunError: There is none.
-        RunCorruptError: It is damaged, or of another schema.
+        RunError: The file does not exist, is damaged, or has another schema.
     """
-    if not path.exists():
-        raise RunError(f"there is no {path}: run the stage that writes it first")
-    lines = [record for _, record in records(path)]
-    if not lines or lines[0].get("schema") != schema:
-        raise RunCorruptError(f"{path} does not begin with a header of schema {schema}: delete it and run again")
-    header, rest = lines[0], lines[1:]
-    if header.get("counts", {}).get("records") != len(rest):
-        raise RunCorruptError(f"{path} holds {len(rest)} records, its header says otherwise: delete it and run again")
-    return Stage(header, rest)
+    header = read_header(path, schema)
+    entries = _read_lines(path)[1:]
+    if header.object("counts").integer("records") != len(entries):
+        raise RunCorruptError(f"{path} has {len(entries)} records, its header says otherwise: delete it and run again")
+    return Stage(header, entries)
 
 
 def write_stage(
-    path: Path,
-    schema: str,
-    lines: Iterable[Record],
-    *,
-    inputs: Mapping[str, Json],
-    counts: Mapping[str, Json] | None = None,
-) -> Stage:
-    """Writes a finished stage file; its name stands for the old content or the new, never a part.
+    path: Path, schema: str, entries: Sequence[Record], *, inputs: Mapping[str, Json], counts: Mapping[str, Json]
+) -> None:
+    """Writes a finished stage file atomically.
 
     Args:
         path: The file.
         schema: Names the kind and version of its records.
-        lines: The records.
-        inputs: What they follow from: settings, and digests of the files read.
-        counts: Further counts for the header, beside `records`.
+        entries: The records.
+        inputs: What the records depend on: settings, and digests of the files that were read.
+        counts: Counts for the header, besides `records`.
     """
-    found = [dict(record) for record in lines]
     header = {
         "schema": schema,
         "inputs": dict(inputs),
         "digest": digest(inputs),
-        "counts": {"records": len(found), **(counts or {})},
+        "counts": {"records": len(entries), **counts},
     }
-    replace_file(path, b"".join(map(encode_line, (header, *found))))
-    return Stage(header, found)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file so that, whatever happens, its name stands for the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    make_folder(path.parent)
+    replace_file(path, b"".join(map(encode_line, (header, *entries))))
 
 
 class StageFile:
-    """A stage that runs, or has run: its records so far, and where the next ones go.
+    """The records of a stage, finished or not.
 
-    Use it as a context manager; `append` records as they come, then `finish`.
+    Use it as a context manager: unless `finished`, `append` records as they come, then call `finish`.
 
     Args:
-        path: The finished file's; the unfinished one stands beside it.
-        schema: Names the kind and version of its records.
-        inputs: What they follow from: settings, and digests of the files read.
+        path: The finished file; the unfinished one stands beside it.
+        schema: Names the kind and version of its records; older versions are read too.
+        inputs: What the records depend on: settings, and digests of the files that were read.
+        upgrade: Gives the inputs in the header of an older version their current names.
 
     Attributes:
-        finished: The stage's result, None while it runs.
-        done: Key -> record, of what is there already.
+        finished: The finished file, None while the stage runs.
+        done: The records so far, by their keys.
 
     Raises:
-        RunMismatchError: The records there follow from other inputs.
+        RunMismatchError: The records there depend on other inputs.
+        RunError: The file is damaged.
     """
 
-    def __init__(self, path: Path, schema: str, inputs: Mapping[str, Json]) -> None:
+    def __init__(
+        self, path: Path, schema: str, inputs: Mapping[str, Json], upgrade: Upgrade = lambda inputs: inputs
+    ) -> None:
         self.path = path
-        self._schema, self._inputs = schema, dict(inputs)
+        self._schema, self._inputs, self._upgrade = schema, dict(inputs), upgrade
         self._part = path.with_name(f"{path.name}.part")
-        self._log: Log | None = None
+        self._log: AppendLog | None = None
         self.finished: Stage | None = None
-        self.done: dict[str, dict[str, Any]] = {}
+        self.done: dict[str, Fields] = {}
         if path.exists():
             self.finished = read_stage(path, schema)
-            self._check(path, self.finished.header)
-            self.done = {record["key"]: record for record in self.finished.records if "key" in record}
+            self._check_inputs(self.finished.header)
+            self.done = _by_key(self.finished.records)
 
     def __enter__(self) -> StageFile:
         if self.finished is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._log = Log(self._part)
-            lines = [record for _, record in records(self._part)]
+            make_folder(self.path.parent)
+            self._log = AppendLog(self._part)
+            lines = _read_lines(self._part)
             if lines:
-                self._check(self._part, lines[0])
+                lines[0].check_schema(self._schema)
+                self._check_inputs(lines[0])
             else:
                 header = {"schema": self._schema, "inputs": self._inputs, "digest": digest(self._inputs)}
                 self._log.append(encode_line(header))
-            self.done = {record["key"]: record for record in lines[1:]}
+            self.done = _by_key(lines[1:])
         return self
 
     def __exit__(
@@ -143,49 +158,54 @@ class StageFile:
             self._log.close()
             self._log = None
 
-    def append(self, record: Record) -> None:
-        """Adds a record; when this returns, it survives a loss of power.
+    @property
+    def records(self) -> list[Fields]:
+        """The records of the finished file.
 
         Raises:
-            OSError: The disk refused; the file is as it was before.
+            RunError: The stage is not finished.
+        """
+        if self.finished is None:
+            raise RunError(f"{self.path} is not finished")
+        return self.finished.records
+
+    def append(self, record: Record) -> None:
+        """Adds a record. When this returns, the record survives a loss of power.
+
+        Raises:
+            DiskError: The disk refused; the file is as it was before.
             RunError: The stage is not open.
         """
         if self._log is None:
             raise RunError(f"{self.path} is not open for writing")
         self._log.append(encode_line(record))
-        self.done[record["key"]] = dict(record)
+        self.done[record["key"]] = Fields(dict(record), str(self._part))
 
-    def finish(self, keys: Sequence[str], counts: Mapping[str, Json] | None = None) -> Stage:
-        """Writes the finished file from the records under these keys, in this order; keys without one are left out."""
-        found = [self.done[key] for key in keys if key in self.done]
-        self.finished = write_stage(self.path, self._schema, found, inputs=self._inputs, counts=counts)
+    def finish(self, keys: Sequence[str], counts: Mapping[str, Json]) -> Stage:
+        """Writes the finished file from the records with these keys, in this order. Keys without record are skipped."""
+        entries = [self.done[key].values for key in keys if key in self.done]
+        write_stage(self.path, self._schema, entries, inputs=self._inputs, counts=counts)
         self._part.unlink(missing_ok=True)
+        self.finished = read_stage(self.path, self._schema)
         return self.finished
 
-    def _check(self, path: Path, header: Record) -> None:
-        if header.get("schema") == self._schema and header.get("digest") == digest(self._inputs):
-            return
-        stored = header.get("inputs", {})
-        names = {*stored, *self._inputs}
-        changed = ", ".join(sorted(name for name in names if stored.get(name) != self._inputs.get(name)))
-        raise RunMismatchError(
-            f"{path} was made from other inputs ({changed or 'its schema'}): "
-            "give the same settings to go on, or another --out"
-        )
+    def _check_inputs(self, header: Fields) -> None:
+        stored = header.object("inputs").values
+        if header.text("schema") != self._schema:
+            stored = self._upgrade(stored)
+        # Compared as JSON: what was a tuple in memory is a list on disk.
+        check_same_settings(f"{self.path} holds results", stored, json.loads(dump(self._inputs)))
 
 
-def digest(value: Mapping[str, Json]) -> str:
-    """Returns the SHA-256, in hex, of the canonical JSON of a mapping."""
-    return hashlib.sha256(dump(value, sort_keys=True)).hexdigest()
+def _read_lines(path: Path) -> list[Fields]:
+    return [Fields(record, f"{path}, line {line}") for line, record in records(path)]
 
 
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256, in hex, of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def folder_digest(path: Path) -> str:
-    """Returns one SHA-256, in hex, over names and contents of a folder's files, such as a policy's."""
-    files = {str(file.relative_to(path)): file_digest(file) for file in sorted(path.rglob("*")) if file.is_file()}
-    return digest(files)
+def _by_key(entries: Sequence[Fields]) -> dict[str, Fields]:
+    """Returns records by their keys. A key that stands twice is damage: which of the two was used cannot be known."""
+    done: dict[str, Fields] = {}
+    for entry in entries:
+        if (key := entry.text("key")) in done:
+            raise entry.problem("key", f"is {key!r}, which an earlier line has already: delete one of them")
+        done[key] = entry
+    return done

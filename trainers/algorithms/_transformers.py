@@ -1,17 +1,59 @@
-"""Subclasses of transformers' training classes; apart, since whoever imports them waits seconds for transformers."""
+"""What all updates ask of transformers. Importing this module takes seconds, so functions import it when they run."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from fate_gym.errors import FateGymError
-from fate_gym.evaluation.jsonl import Log, encode_line
-from fate_gym.trainers.training import OnStep, TrainingFolder, quiet
+from fate_gym.storage import AppendLog, encode_line
+from fate_gym.trainers.algorithms.update_folder import OnStep, UpdateFolder
+
+
+def make_arguments(kind: Callable[..., Any], folder: UpdateFolder, *, report_to: Sequence[str], **own: Any) -> Any:
+    """Makes the arguments of a trainer of transformers or TRL: those that every update shares, and its own.
+
+    Args:
+        kind: `TrainingArguments` or a subclass of it.
+        folder: The update's folder.
+        report_to: Experiment trackers ("wandb", "tensorboard", ...), which the user has installed and set up.
+        **own: The arguments of this update.
+    """
+    gpu = torch.cuda.is_available()
+    shared = {
+        "output_dir": str(folder.checkpoints),
+        "use_cpu": not gpu,
+        "bf16": gpu,
+        "dataloader_pin_memory": gpu,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        # A filtered loss would hide the step at which it became NaN; `StepLog` stops there.
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+        "save_strategy": "steps",
+        # Two, since a kill may leave the newest one incomplete.
+        "save_total_limit": 2,
+        "report_to": list(report_to) or "none",
+        "weight_decay": 0.0,
+    }
+    with quiet():
+        return kind(**shared, **own)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences warnings of transformers about old names that TRL and PEFT still use."""
+    with warnings.catch_warnings():
+        old = "(is_)?gradient_checkpointing(_enable|_disable)?"
+        warnings.filterwarnings("ignore", f"`{old}` is deprecated", FutureWarning)
+        yield
 
 
 class BatchTrainer(Trainer):  # type: ignore[misc]
@@ -32,35 +74,35 @@ class BatchTrainer(Trainer):  # type: ignore[misc]
 
 
 class StepLog(TrainerCallback):  # type: ignore[misc]
-    """Appends a record a step to `steps.jsonl`, and stops a training whose numbers are no longer finite.
+    """Appends a record per step to `steps.jsonl`, and stops an update whose numbers are no longer finite.
 
     Args:
-        folder: Whose records.
-        on_step: Called with each.
-        describe: What of transformers' logs goes into the record, besides step, loss and seconds.
+        folder: The update's folder.
+        on_step: Called with each record.
+        describe: Returns what stands in the record of a step besides step, loss and time, from transformers' logs.
     """
 
     def __init__(
-        self, folder: TrainingFolder, on_step: OnStep | None, describe: Callable[[dict[str, Any]], dict[str, Any]]
+        self, folder: UpdateFolder, on_step: OnStep | None, describe: Callable[[dict[str, Any]], dict[str, Any]]
     ) -> None:
         self._folder = folder
         self._on_step = on_step
         self._describe = describe
-        self._log: Log | None = None
+        self._log: AppendLog | None = None
         self._began = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Opens the file."""
         if state.is_world_process_zero:
-            self._log = Log(self._folder.steps)
+            self._log = AppendLog(self._folder.out / "steps.jsonl")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Closes it."""
+        """Closes the file."""
         if self._log:
             self._log.close()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Looks at the clock."""
+        """Starts the clock."""
         self._began = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
@@ -70,7 +112,7 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
             FateGymError: The loss or the gradient is not finite.
         """
         if "loss" not in logs:
-            return  # The summary at the end.
+            return  # transformers' summary at the end of training, which is no step.
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs[name]):
                 raise FateGymError(
@@ -90,17 +132,17 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
                 self._on_step(record)
 
 
-def run(
+def train_to_end(
     trainer: Any,
-    folder: TrainingFolder,
+    folder: UpdateFolder,
     on_step: OnStep | None,
     describe: Callable[[dict[str, Any]], dict[str, Any]] = lambda logs: {},
 ) -> None:
-    """Trains to the end, from the last checkpoint on.
+    """Runs a trainer of transformers to its last step, from the last checkpoint on.
 
     Args:
-        trainer: A trainer of transformers.
-        folder: Where its checkpoints and records are.
+        trainer: The trainer.
+        folder: The update's folder.
         on_step: Called after each step.
         describe: As in `StepLog`.
     """

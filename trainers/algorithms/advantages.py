@@ -11,9 +11,9 @@ is unscored: it gets 0, and the others are compared without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -67,22 +67,24 @@ CONSTANTS: Final = Constants()
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How the advantages of a group follow from its reward vectors.
+    """Computes the advantages of a group from its reward vectors.
 
-    Called with the vectors of one group, (G, 4), and its mask, bool (4,), it gives the advantages, float64 (G,), of
-    the group alone, without the step over the batch. `advantages` adds that, and checks what it is given.
+    Called with the vectors of one group, (G, 4), and its mask, bool (4,), it returns the advantages, float64 (G,), of
+    the group alone, without the step over the batch. `advantages` adds that step, and checks its arguments.
 
     Attributes:
         summary: One line for people.
-        score: Vectors and mask of a group that has a signal -> scores, (G,).
-        batch: What is done to the scores of a whole batch: nothing, division by their deviation, or whitening.
-        finish: Vectors, mask and scores of a group -> its advantages; the clamps and caps.
+        score: Computes scores, (G,), from the vectors and the mask of a group that has a signal.
+        batch: Step over the scores of a whole batch: none, division by their standard deviation, or whitening.
+        finish: Computes the advantages from vectors, mask and scores of a group: the clamps and caps.
+        trl: Arguments of `GRPOConfig` with which TRL computes this rule itself; None if TRL does not have it.
     """
 
     summary: str
     score: Callable[[Floats, Mask], Floats]
     batch: Literal["none", "std", "whiten"] = "none"
     finish: Callable[[Floats, Mask, Floats], Floats] = lambda vectors, mask, scores: scores
+    trl: Mapping[str, Any] | None = None
 
     def __call__(self, vectors: Floats, mask: Mask) -> Floats:
         """Returns the advantages of one group, without the step over the batch."""
@@ -262,9 +264,19 @@ RULES: Final[dict[str, Rule]] = {
         "std",
         _safe_ranks_finish,
     ),
-    "weighted-sum": Rule("GRPO on the mean of the active axes", _weighted_sum),
-    "gdpo": Rule("GDPO: each axis standardised in its group, then summed and whitened", _each_standardised, "whiten"),
-    "security-only": Rule("GRPO on security alone", _security_only),
+    "weighted-sum": Rule("GRPO on the mean of the active axes", _weighted_sum, trl={}),
+    "gdpo": Rule(
+        "GDPO: each axis standardised in its group, then summed and whitened",
+        _each_standardised,
+        "whiten",
+        trl={"multi_objective_aggregation": "normalize_then_sum"},
+    ),
+    "security-only": Rule(
+        "GRPO on security alone",
+        _security_only,
+        trl={"reward_weights": [float(axis == "security") for axis in AXES]},
+    ),
 }
-"""Advantage rules by name. Deviations within a group are the population's, where TRL takes the sample's: a constant
-factor sqrt(1 - 1/G), which GDPO's whitening takes out again."""
+"""Advantage rules by name. Where TRL has a rule, it computes the rule in training, and ours decides what a signal is:
+deviations within a group are the population's here and the sample's there, a constant factor sqrt(1 - 1/G), which GDPO's
+whitening removes again."""

@@ -2,10 +2,10 @@
 
     L = -log sigmoid(beta [(log pi(a*|x) - log pi_0(a*|x)) - (log pi(a|x) - log pi_0(a|x))])
 
-where log pi sums over the tokens that the policy wrote, and pi_0 is the policy that training begins with.
+where log pi sums over the policy's own tokens, and pi_0 is the policy that the update starts from.
 
-TRL's `DPOTrainer` (1.16) cannot be given this: it always writes and tokenises the conversations anew, and counts what
-tools said among the tokens whose likelihood it raises and lowers.
+TRL's `DPOTrainer` (1.16) cannot be used: it always renders and tokenises the conversations again, and it raises and
+lowers the likelihood of tool output too.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fate_gym.trainers.fitting import FitSettings, Objective, fit
+from fate_gym.trainers.algorithms.sequences import Batch, Example, collate, digest, log_probs
+from fate_gym.trainers.algorithms.settings import DPOSettings
+from fate_gym.trainers.algorithms.supervised import Objective, fit
+from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, UpdateFolder
 from fate_gym.trainers.policy import LoraSettings
-from fate_gym.trainers.sequences import Batch, Example, collate, digest, log_probs
-from fate_gym.trainers.training import OnStep, TrainingFolder
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two episodes of one task. Their weights are not read.
+    """Two episodes of one task. Their weights are ignored.
 
     Attributes:
         chosen: The better one, a*.
@@ -35,29 +36,8 @@ class Pair:
     rejected: Example
 
 
-@dataclass(frozen=True, slots=True)
-class DPOSettings(FitSettings):
-    """How DPO learns.
-
-    Attributes:
-        beta: Strength of the pull to the first policy.
-
-    Raises:
-        ValueError: A number is out of its range.
-    """
-
-    beta: float = 0.1
-    learning_rate: float = 2e-5
-
-    def __post_init__(self) -> None:
-        # A class with slots is made anew by `dataclass`, and `super()` would look in the old one.
-        FitSettings.__post_init__(self)
-        if self.beta <= 0:
-            raise ValueError("beta must be positive")
-
-
 def dpo(
-    policy: str | Path,
+    policy: str,
     pairs: Sequence[Pair],
     settings: DPOSettings,
     out: Path,
@@ -65,33 +45,33 @@ def dpo(
     lora: LoraSettings | None,
     attention: str | None = None,
     on_step: OnStep | None = None,
-) -> dict[str, Any]:
-    """Learns from pairs and saves the policy (see `save_policy`); goes on where a kill left it.
+) -> Numbers:
+    """Learns from pairs and saves the policy (see `save_policy`). An interrupted call is resumed by the same call.
 
     Args:
-        policy: The policy to begin with, and to stay near.
-        pairs: What to learn.
-        settings: How.
-        out: The folder.
+        policy: Weights to start from; they are also the reference.
+        pairs: The preferences to learn.
+        settings: Hyperparameters of the update.
+        out: The update's folder.
         lora: Adapters, or None to learn all weights.
         attention: transformers' `attn_implementation`.
         on_step: Called after each step.
 
     Returns:
-        `steps`, `pairs`, `tokens` (of all sequences seen), `losses` (mean of each epoch), `loss` (of the last),
-        `seconds` (in steps).
+        `steps`, `pairs`, `tokens` (of all sequences, over all epochs), `losses` (mean of each epoch), `loss` (of the
+        last epoch), `seconds` (in steps).
 
     Raises:
         ValueError: There is no pair.
         UsageError: The policy cannot be loaded.
-        RunMismatchError: The folder holds a training of other settings or pairs.
+        RunMismatchError: The folder holds an update with other settings or pairs.
         FateGymError: The loss or the gradient is not finite.
     """
     if not pairs:
         raise ValueError("there is nothing to learn from: no pairs")
     examples = [example for pair in pairs for example in (pair.chosen, pair.rejected)]
-    told = {"stage": "dpo", "pairs": digest(examples), "lora": lora and dataclasses.asdict(lora)}
-    folder = TrainingFolder(out, {**told, **dataclasses.asdict(settings)})
+    data = {"stage": "dpo", "pairs": digest(examples), "lora": lora and dataclasses.asdict(lora)}
+    folder = UpdateFolder(out, {**data, **dataclasses.asdict(settings)})
     if folder.finished is not None:
         return folder.finished
 
@@ -122,7 +102,7 @@ def dpo(
 
 
 def _margins(model: Any, batch: Batch) -> Any:
-    """How much likelier the chosen is than the rejected, in natural log; the chosen are the first half, (n,)."""
+    """log pi(chosen) - log pi(rejected) of each pair, (n,); the first half of the batch holds the chosen."""
     chosen, rejected = log_probs(model, batch).sum(-1).chunk(2)
     return chosen - rejected
 
@@ -131,7 +111,7 @@ def _reference_margin(model: Any, pair: Pair) -> float:
     import torch
 
     device = model.device
-    # Under the same arithmetic as in training.
+    # The same arithmetic as in training: else the margins of the first step would differ from 0 by rounding.
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         batch = {name: tensor.to(device) for name, tensor in collate([pair.chosen, pair.rejected]).items()}
         return float(_margins(model.eval(), batch))

@@ -1,7 +1,7 @@
-"""Groups of rollouts for policy optimisation: drawn, sampled, and drawn again where they teach nothing.
+"""Groups of rollouts for policy optimisation: sampled, and sampled again where they carry no signal.
 
-A group's slot in the batch decides its seeds and what replaces it, whatever process samples it: so several processes
-sample what one would have.
+The place ("slot") of a group in the batch decides its seeds and the tasks that may replace it, whichever process samples
+it. So several processes sample the same groups as one process would.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES
 from fate_gym.rollout import Agent, Rollout
-from fate_gym.trainers.advantages import advantages
+from fate_gym.trainers.algorithms.advantages import advantages
 from fate_gym.trainers.episodes import Item, TaskPool, Trajectory, sample, trajectory
 
 
@@ -27,10 +27,10 @@ class Group:
     """Rollouts of one task.
 
     Attributes:
-        trajectories: None where there is none, because the episode errored, (G,).
-        vectors: Reward vectors, NaN where an axis is not active, and throughout in a row that is not scored, (G, 4).
-        signal: Whether its members get unlike advantages.
-        problem: Why a member is not scored, if one is not.
+        trajectories: The token ids of each member, None where its episode errored, (G,).
+        vectors: Reward vectors, (G, 4). An axis that is not active is NaN, and so is the whole row of an unscored member.
+        signal: Whether the advantages of its members differ.
+        problem: Why a member is not scored; None if all are.
     """
 
     trajectories: list[Trajectory | None]
@@ -41,16 +41,16 @@ class Group:
 
 @dataclass(slots=True)
 class Tally:
-    """What a batch of groups cost and showed.
+    """Cost and mean rewards of a batch of groups.
 
     Attributes:
-        rollouts: Episodes, those of replaced groups too.
-        tokens: Tokens that the policy wrote in them.
-        unscored: Episodes that gave no advantage: errors, and trajectories that are not one sequence.
-        signal: Groups with a signal, at the end.
-        refilled: Groups that were sampled in another's place.
-        sums: Sum of each axis over the groups first drawn, where it is active, (4,).
-        counts: Number of these values, (4,).
+        rollouts: Episodes, those of replaced groups included.
+        tokens: Policy tokens in them.
+        unscored: Episodes without an advantage: errors, and trajectories that are not one sequence.
+        signal: Groups with a signal, after refilling.
+        refilled: Groups that replaced another one.
+        sums: Sum of each axis where it is active, over the groups that were sampled first, (4,).
+        counts: Number of values in each sum, (4,).
     """
 
     rollouts: int = 0
@@ -63,11 +63,11 @@ class Tally:
 
 
 def schedule(count: int, steps: int, groups: int, seed: int) -> list[int]:
-    """Returns which of `count` tasks each group of each step begins with: whole passes, each in an order of its own."""
+    """Returns the task (below `count`) of each group of each step: complete passes over all tasks, shuffled anew."""
     order: list[int] = []
-    chance = random.Random(f"{seed}/schedule")  # noqa: S311 (no secret)
+    rng = random.Random(f"{seed}/schedule")  # noqa: S311 (no secret)
     while len(order) < steps * groups:
-        order += chance.sample(range(count), count)
+        order += rng.sample(range(count), count)
     return order[: steps * groups]
 
 
@@ -78,11 +78,11 @@ class GroupSampler:
     Attributes:
         pool: The environments.
         items: The tasks.
-        rule: The advantage rule; it says what a signal is.
+        rule: The advantage rule; a group has a signal if the rule gives its members different advantages.
         group_size: G.
-        refills: Times that a group without a signal is sampled anew, from another task.
-        concurrency: Episodes under way at once.
-        seed: With step and slot it decides all.
+        refills: How often a group without a signal is replaced by a group of another task.
+        concurrency: Episodes that run at the same time.
+        seed: Together with step and slot it decides every sample.
     """
 
     pool: TaskPool
@@ -94,13 +94,13 @@ class GroupSampler:
     seed: int
 
     def draw(self, agent: Agent, tasks: Sequence[int], step: int, first_slot: int) -> tuple[list[Group], Tally]:
-        """Samples groups; where all attempts leave one without a signal, the last one stands.
+        """Samples groups. Where no attempt gives a group with a signal, the last one is kept.
 
         Args:
             agent: The policy.
-            tasks: The items that the groups begin with, (n,).
-            step: Of the training.
-            first_slot: Of these groups in the whole batch.
+            tasks: Indices of the items that the groups are first sampled from, (n,).
+            step: The step of the update, from 0.
+            first_slot: The slot of the first of these groups in the whole batch.
 
         Raises:
             FateGymError: Not one rollout could be scored.

@@ -1,11 +1,20 @@
-"""Learning from a fixed set of sequences: what the warm-up and DPO share.
+"""Supervised learning on sequences of token ids: the warm-up's update, and the loop that DPO shares with it.
 
-It runs on transformers' `Trainer`, through its public hooks, with batches that are dealt beforehand for all epochs: so
-a resumed training sees what an unbroken one would have seen.
+The warm-up's loss (FATE, section 4.3) is
+
+    L = sum_i w_i L_i / sum_i w_i,   L_i = -(1 / |a_i|) sum_t m_it log pi(a_it | p_i, a_i<t)
+
+with m = 1 on the policy's own tokens and |a_i| their number. The same code is two baselines: SFT learns from repairs
+alone, RFT from successes.
+
+It runs on transformers' `Trainer`, through its public hooks, with the batches of all epochs made in advance, so that a
+resumed update sees what an uninterrupted one would have seen. TRL's `SFTTrainer` (1.16) would not do: it drops example
+weights, cannot batch by tokens, and takes private overrides to accept ids with a mask.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import statistics
 from collections.abc import Callable, Sequence
@@ -13,54 +22,76 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fate_gym.trainers.algorithms.sequences import Batch, Example, collate, digest, log_probs, token_batches
+from fate_gym.trainers.algorithms.settings import SupervisedSettings
+from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, UpdateFolder
 from fate_gym.trainers.policy import LoraSettings, load_policy, lora_config, save_policy
-from fate_gym.trainers.sequences import Batch, token_batches
-from fate_gym.trainers.training import OnStep, TrainingFolder, make_arguments, quiet
 
 
-@dataclass(frozen=True, slots=True)
-class FitSettings:
-    """How a policy learns from a fixed set of sequences.
+def learn_examples(
+    policy: str,
+    examples: Sequence[Example],
+    settings: SupervisedSettings,
+    out: Path,
+    *,
+    lora: LoraSettings | None,
+    attention: str | None = None,
+    on_step: OnStep | None = None,
+) -> Numbers:
+    """Learns from examples and saves the policy (see `save_policy`). An interrupted call is resumed by the same call.
 
-    Attributes:
-        epochs: Times that each is seen.
-        learning_rate: Peak of AdamW's; 1e-4 fits adapters, 1e-5 all weights of a large model.
-        warmup: Share of the steps over which it rises; from there it falls to 0 in a line.
-        batch_tokens: Most tokens of a batch, padding included.
-        max_grad_norm: Gradients are clipped to this norm.
-        gradient_checkpointing: Whether to trade time for memory.
-        save_every: Steps between checkpoints.
-        report_to: Trackers that are told of every step.
-        seed: Decides the order, and the adapters' first weights.
+    Args:
+        policy: Weights to start from.
+        examples: The sequences to learn.
+        settings: Hyperparameters of the update.
+        out: The update's folder.
+        lora: Adapters, or None to learn all weights.
+        attention: transformers' `attn_implementation`.
+        on_step: Called after each step.
+
+    Returns:
+        `steps`, `examples`, `tokens` (of all sequences, over all epochs), `written` (those of them that were learned),
+        `losses` (mean of each epoch), `loss` (of the last epoch), `seconds` (in steps).
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: There is no example.
+        UsageError: The policy cannot be loaded.
+        RunMismatchError: The folder holds an update with other settings or examples.
+        FateGymError: The loss or the gradient is not finite.
     """
+    if not examples:
+        raise ValueError("there is nothing to learn from: no examples")
+    data = {"stage": "warmup", "examples": digest(examples), "lora": lora and dataclasses.asdict(lora)}
+    folder = UpdateFolder(out, {**data, **dataclasses.asdict(settings)})
+    if folder.finished is not None:
+        return folder.finished
+    weight = sum(example.weight for example in examples)
 
-    epochs: int = 1
-    learning_rate: float = 1e-4
-    warmup: float = 0.1
-    batch_tokens: int = 4096
-    max_grad_norm: float = 1.0
-    gradient_checkpointing: bool = False
-    save_every: int = 50
-    report_to: tuple[str, ...] = ()
-    seed: int = 0
+    def objective(model: Any, batches: float) -> Objective:
+        def loss(model: Any, batch: Batch) -> Any:
+            per_example = -log_probs(model, batch).sum(-1) / batch["policy_tokens"].sum(-1)
+            # Divided by the mean weight of a batch, not by this batch's: else an example would count less for sharing
+            # a batch, and the gradient of an epoch would depend on how the batches were cut.
+            return (batch["weights"] * per_example).sum() * (batches / weight)
 
-    def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_tokens, self.save_every) < 1:
-            raise ValueError("epochs, batch_tokens and save_every must be at least 1")
-        if self.learning_rate <= 0 or self.max_grad_norm <= 0 or not 0 <= self.warmup < 1:
-            raise ValueError("learning_rate and max_grad_norm must be positive, warmup in [0, 1)")
+        return Objective(lambda batch: collate([examples[index] for index in batch]), loss)
+
+    lengths = [len(example) for example in examples]
+    numbers = fit(policy, lengths, objective, settings, folder, lora=lora, attention=attention, on_step=on_step)
+    numbers["examples"] = len(examples)
+    numbers["tokens"] = settings.epochs * sum(lengths)
+    numbers["written"] = settings.epochs * sum(example.policy_tokens for example in examples)
+    folder.finish(numbers)
+    return numbers
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """What is learned.
+    """What an update minimises.
 
     Attributes:
-        collate: Indices of a batch -> its tensors.
-        loss: (model, tensors) -> loss.
+        collate: Makes the tensors of a batch from the indices of its members.
+        loss: Computes the loss from the model and these tensors.
     """
 
     collate: Callable[[Sequence[int]], Batch]
@@ -68,24 +99,24 @@ class Objective:
 
 
 def fit(
-    policy: str | Path,
+    policy: str,
     lengths: Sequence[int],
     make_objective: Callable[[Any, float], Objective],
-    settings: FitSettings,
-    folder: TrainingFolder,
+    settings: SupervisedSettings,
+    folder: UpdateFolder,
     *,
     lora: LoraSettings | None,
     attention: str | None,
     on_step: OnStep | None,
-) -> dict[str, Any]:
-    """Learns to the end, from the last checkpoint on, and saves the policy.
+) -> Numbers:
+    """Minimises an objective to the last step, from the last checkpoint on, and saves the policy.
 
     Args:
-        policy: The policy to begin with.
-        lengths: Tokens of each thing to learn from, (n,).
-        make_objective: Called with the model before it has learned anything, and the mean number of batches an epoch.
-        settings: How.
-        folder: Where; not finished yet.
+        policy: Weights to start from.
+        lengths: Tokens of each sequence or pair of sequences, (n,).
+        make_objective: Called with the model as it is before the first step, and the mean number of batches per epoch.
+        settings: Hyperparameters of the update.
+        folder: The update's folder; it must not be complete.
         lora: Adapters, or None to learn all weights.
         attention: transformers' `attn_implementation`.
         on_step: Called after each step.
@@ -97,7 +128,7 @@ def fit(
 
     import transformers
 
-    from fate_gym.trainers.transformers_trainers import BatchTrainer, run
+    from fate_gym.trainers.algorithms._transformers import BatchTrainer, make_arguments, quiet, train_to_end
 
     if lora is not None:
         import peft
@@ -131,18 +162,18 @@ def fit(
         data_collator=lambda rows: objective.collate(rows[0]),
         loss=objective.loss,
     )
-    run(trainer, folder, on_step)
+    train_to_end(trainer, folder, on_step)
     if trainer.is_world_process_zero():
         save_policy(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder.out)
-    steps = folder.records()
+    steps = folder.steps()
     ends = list(itertools.accumulate(map(len, epochs)))
     losses = [
-        statistics.fmean(step["loss"] for step in steps[end - len(epoch) : end])
+        statistics.fmean(step.number("loss") for step in steps[end - len(epoch) : end])
         for end, epoch in zip(ends, epochs, strict=True)
     ]
     return {
         "steps": len(steps),
         "losses": losses,
         "loss": losses[-1],
-        "seconds": round(sum(step["seconds"] for step in steps), 3),
+        "seconds": round(sum(step.number("seconds") for step in steps), 3),
     }

@@ -1,9 +1,8 @@
-"""`PFPOTrainer` and what it is given; apart from `pfpo`, since whoever imports it waits seconds for TRL."""
+"""`PFPOTrainer`, TRL's GRPO with other advantages, and its rollouts. Importing this module takes seconds."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,11 +17,13 @@ from trl.models.utils import unwrap_model_for_generation
 from fate_gym.agents.local import LocalAgent
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES
-from fate_gym.trainers.advantages import advantages
+from fate_gym.trainers.algorithms._transformers import make_arguments, quiet
+from fate_gym.trainers.algorithms.advantages import RULES, advantages
+from fate_gym.trainers.algorithms.groups import Group, GroupSampler, Tally, schedule
+from fate_gym.trainers.algorithms.settings import PFPOSettings
+from fate_gym.trainers.algorithms.update_folder import UpdateFolder
 from fate_gym.trainers.episodes import Trajectory
-from fate_gym.trainers.groups import Group, GroupSampler, Tally, schedule
-from fate_gym.trainers.pfpo import BY_TRL, PFPOSettings
-from fate_gym.trainers.training import TrainingFolder, make_arguments, quiet
+from fate_gym.trainers.processes import process_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,28 +33,28 @@ AdvantageRule: TypeAlias = "Callable[[Tensor, int], Tensor]"
 
 
 class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
-    """TRL's GRPO with advantages that follow from whole reward vectors (FATE, section 4.4).
+    """TRL's GRPO with advantages that are computed from whole reward vectors (FATE, section 4.4).
 
     TRL owns the batches, the loss, the KL and the gathering of rewards over processes. This class keeps the matrix of
-    rewards that TRL gathers, puts other advantages in the place of TRL's, and spares the loss some padding. Rollouts
-    come with a field `vector`, by axis, None where an axis is not active; each axis is one of TRL's reward functions,
-    so that TRL's own formulas see the same numbers and serve as baselines.
+    rewards that TRL gathers, replaces TRL's advantages, and spares the loss some padding. Every rollout has a field
+    `vector` with a value per axis, None where the axis is not active. Each axis is one of TRL's reward functions, so
+    that TRL's own formulas see the same numbers and serve as baselines.
 
     Args:
-        advantage_rule: The advantages; None for TRL's own.
-        **settings: Of `GRPOTrainer`; its reward functions are set here.
+        advantage_rule: Computes the advantages; None to keep TRL's.
+        **settings: Arguments of `GRPOTrainer`; the reward functions are set here.
     """
 
     def __init__(self, *, advantage_rule: AdvantageRule | None, **settings: Any) -> None:
         with quiet():
-            # Its interface may change, says TRL; tests of ours hold it to what we use.
+            # TRL warns that the interface of `rollout_func` may change. Contract tests of ours pin what we use of it.
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
             super().__init__(reward_funcs=[_axis_reward(index) for index in range(len(AXES))], **settings)
         self._rule = advantage_rule
         self._matrix: Tensor | None = None
 
     def _send_telemetry(self) -> None:
-        """Sends nothing: TRL would tell its makers of every training."""
+        """Sends nothing: TRL would report every training to its makers."""
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
         self._matrix = super()._calculate_rewards(*args, **kwargs)
@@ -71,19 +72,20 @@ class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
                 f"TRL no longer keeps rewards as PFPO reads them: {shape} for {own.shape[0]} rows on each of "
                 f"{processes} processes; install trl 1.16"
             )
+        # Rewards are gathered over processes, so that whole groups are seen; each process learns from its own rows.
         first = self.accelerator.process_index * own.shape[0]
         batch["advantages"] = self._rule(matrix, group_size)[first : first + own.shape[0]].to(own)
         return batch
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Leaves out columns that are padding in all rows: TRL pads each micro-batch to the longest of all rollouts."""
+        """Drops columns that are padding in all rows: TRL pads each micro-batch to the longest rollout of the batch."""
         return super()._compute_loss(model, _trimmed(inputs))
 
 
 def _trimmed(batch: dict[str, Any]) -> dict[str, Any]:
-    """A micro-batch without the columns that only pad it; prompts are padded on the left, completions on the right."""
+    """Returns a micro-batch without columns of padding. Prompts are padded on the left, completions on the right."""
     prompt = int(batch["prompt_mask"].any(dim=0).sum())
-    # At least one column stays, where truncated completions are masked whole.
+    # One column must stay where every completion is masked completely: the loss needs a tensor with a token.
     completion = max(1, int(batch["completion_mask"].any(dim=0).sum()))
     width = batch["completion_ids"].shape[1]
     kept = {name: batch[name][:, -prompt:] for name in ("prompt_ids", "prompt_mask")}
@@ -95,7 +97,7 @@ def _trimmed(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def _axis_reward(index: int) -> Callable[..., list[float | None]]:
-    """A reward function of TRL's that reads one axis, named after it, since TRL logs it by its name."""
+    """Makes a reward function for TRL that reads one axis. It bears the axis's name, by which TRL logs it."""
 
     def reward(vector: list[list[float | None]], **_: Any) -> list[float | None]:
         return [axes[index] for axes in vector]
@@ -105,15 +107,16 @@ def _axis_reward(index: int) -> Callable[..., list[float | None]]:
 
 
 class Rollouts:
-    """TRL's `rollout_func`: our episodes, our engine, and the model that is being trained as the agent.
+    """TRL's `rollout_func`: runs our episodes with the model that is being trained as the agent.
 
-    TRL hands over prompts alone, so a row's prompt is the number of its task.
+    TRL passes prompts and nothing else of a row, so the prompt of a row is the number of its task.
 
     Args:
         sampler: Samples groups.
-        tokenizer: The policy's.
-        passes: Updates for each batch of rollouts.
-        agent_options: Of `LocalAgent`, but for those that change the distribution: the loss knows only a temperature.
+        tokenizer: The policy's tokenizer.
+        passes: Updates per batch of rollouts.
+        agent_options: Options of `LocalAgent`, except those that change the sampling distribution: the loss takes
+            account of the temperature alone.
     """
 
     def __init__(self, sampler: GroupSampler, tokenizer: Any, passes: int, agent_options: Mapping[str, Any]) -> None:
@@ -125,13 +128,16 @@ class Rollouts:
         self._measures: dict[str, Any] = {}
 
     def dataset(self, steps: int, groups: int) -> Dataset:
-        """Returns the tasks that the groups begin with, in the order of training."""
+        """Returns the task that each group is first sampled from, in the order of training."""
         sampler = self._sampler
         order = schedule(len(sampler.items), steps, groups, sampler.seed)
         return Dataset.from_dict({"prompt": [str(task) for task in order]})
 
     def __call__(self, prompts: Sequence[str], trainer: GRPOTrainer) -> dict[str, Any]:
-        """Samples this process's groups. Processes meet only after it, so unequal episodes make none of them hang."""
+        """Samples this process's groups.
+
+        Processes synchronise only after it, so episodes of unequal lengths cannot make one wait for ever.
+        """
         began = time.perf_counter()
         group_size = self._sampler.group_size
         tasks = [int(prompt) for prompt in prompts[::group_size]]
@@ -153,11 +159,11 @@ class Rollouts:
         return _rows(groups, self._tokenizer.eos_token_id)
 
     def describe(self, logs: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what the record of a step holds besides its loss: see `pfpo.optimise`."""
+        """Returns what the record of a step holds besides its loss: see `pfpo.optimise_policy`."""
         return {"kl": logs.get("kl", 0.0), "clipped": logs.get("clip_ratio/region_mean", 0.0), **self._measures}
 
     def close(self) -> None:
-        """Ends the agent's thread."""
+        """Stops the agent's thread."""
         if self._agent:
             asyncio.run(self._agent.aclose())
 
@@ -183,7 +189,7 @@ def _measures(tally: Tally, groups: int, accelerator: Any) -> dict[str, Any]:
 
 
 def _rows(groups: Sequence[Group], filler: int) -> dict[str, Any]:
-    """Groups as TRL takes them. A member without a trajectory has one token that nothing is learned from."""
+    """Returns groups in TRL's format. A member without a trajectory becomes one masked token: rows may not be missing."""
     rows: dict[str, list[Any]] = {
         name: [] for name in ("prompt_ids", "completion_ids", "logprobs", "env_mask", "vector")
     }
@@ -199,7 +205,7 @@ def _rows(groups: Sequence[Group], filler: int) -> dict[str, Any]:
 
 
 def by_rule(name: str) -> AdvantageRule:
-    """Returns the advantages of a rule in `advantages.RULES`, as `PFPOTrainer` takes them."""
+    """Returns a rule of `advantages.RULES` in the form that `PFPOTrainer` takes."""
 
     def rule(matrix: Tensor, group_size: int) -> Tensor:
         vectors = matrix.double().cpu().numpy()
@@ -208,15 +214,15 @@ def by_rule(name: str) -> AdvantageRule:
     return rule
 
 
-def config(settings: PFPOSettings, folder: TrainingFolder) -> GRPOConfig:
-    """Returns TRL's settings for ours.
+def trl_config(settings: PFPOSettings, folder: UpdateFolder) -> GRPOConfig:
+    """Translates our settings into TRL's.
 
     Truncated episodes are not masked (TRL's `mask_truncated_completions`): their validity is 0, which is a signal.
 
     Raises:
         ValueError: Groups do not divide among processes.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = process_count()
     if settings.groups % processes:
         raise ValueError(f"groups={settings.groups} do not divide among {processes} processes")
     rows = settings.groups * settings.group_size // processes
@@ -239,8 +245,8 @@ def config(settings: PFPOSettings, folder: TrainingFolder) -> GRPOConfig:
         loss_type="grpo",
         max_grad_norm=settings.max_grad_norm,
         gradient_checkpointing=settings.gradient_checkpointing,
-        # Not between passes: TRL would sample another batch on resuming.
+        # Never between two passes over a batch: TRL would sample another batch when it resumes.
         save_steps=settings.save_every * settings.passes,
         seed=settings.seed,
-        **BY_TRL.get(settings.rule, {}),
+        **(RULES[settings.rule].trl or {}),
     )

@@ -1,39 +1,101 @@
-"""Stage 2, repair proposals: the same policy tries each failed task again, told how it failed; every try is executed.
+"""Stage 2, repair proposals: the same policy tries each failed task again, after reading how it failed.
 
-A candidate is a whole episode in a fresh environment, the same world as the failure's: only the user's first message
-is p_f in place of the task, and the sampling seed is its own. So the verifiers judge what the candidate really did.
+A candidate is a whole episode in a fresh environment, the same world as the failure's. Only two things differ: the user's
+first message is the repair prompt p_f instead of the task, and the sampling seed is the candidate's own. So verifiers
+judge what the candidate really did, not what it says it would do.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Final
+from dataclasses import asdict, dataclass, replace
 
 from fate_gym.agents import Agent
 from fate_gym.chat import Json
 from fate_gym.env import Observation
 from fate_gym.rollout import Reply, Session
+from fate_gym.storage import Fields
 from fate_gym.task import Task
-from fate_gym.trainers.collect import roll_out, spent
-from fate_gym.trainers.config import RepairSettings
-from fate_gym.trainers.episodes import Episode, Item, TaskPool
-from fate_gym.trainers.progress import Watch
-from fate_gym.trainers.prompts import repair_prompt
-from fate_gym.trainers.stages import Stage, StageFile
+from fate_gym.trainers.config import with_current_prompt
+from fate_gym.trainers.episodes import Episode
+from fate_gym.trainers.round import Round
+from fate_gym.trainers.stages._rollouts import policy_tokens, roll_out
+from fate_gym.trainers.stages.prompts import repair_prompt
+from fate_gym.trainers.tasks import Item
 
-SCHEMA: Final = "fate-gym/train-repair/1"
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """A second attempt at a task that the policy failed on.
+
+    Attributes:
+        failure: The failed episode, a in the paper.
+        attempt: The new episode, a'.
+    """
+
+    failure: Episode
+    attempt: Episode
+
+
+def repair(policy: str, failures: Sequence[Episode], this_round: Round) -> list[Repair]:
+    """Samples K candidates for each failure, and executes and scores each of them.
+
+    In the stage's file each record is an `Episode` with `failure`, the key of the failed one, beside it.
+
+    Args:
+        policy: The weights, the same that failed.
+        failures: The episodes to repair.
+        this_round: The round.
+
+    Returns:
+        The candidates that could be scored, in the order of the failures; none if the method learns from no repairs.
+
+    Raises:
+        FateGymError: Not one candidate could be scored.
+        RunMismatchError: The stage's file was made from other inputs.
+    """
+    if not this_round.method.repairs:
+        return []
+    settings = this_round.config.repair
+    failure_of = {f"{failure.key}~{k}": failure for failure in failures for k in range(settings.candidates)}
+    items = [replace(failure.item, key=key) for key, failure in failure_of.items()]
+    inputs = {**this_round.inputs(policy), "collect": this_round.digest("collect"), **asdict(settings)}
+
+    def record(item: Item, attempt: Episode) -> dict[str, Json]:
+        failure = failure_of[item.key]
+        # The warm-up also learns the repair after the plain task, whose ids only the failure has.
+        return {**replace(attempt, x_ids=failure.x_ids).to_json(), "failure": failure.key}
+
+    with this_round.stage_file("repair", inputs, upgrade=with_current_prompt) as file:
+        if file.finished is None:
+            with this_round.agent(policy, "repair") as agent:
+
+                def reattempt(item: Item) -> Agent:
+                    failure = failure_of[item.key]
+                    prompt = repair_prompt(failure, settings.show) if settings.prompt == "repair_prompt" else None
+                    return Reattempt(agent, prompt, _seed(item))
+
+                errors = roll_out("repair", file, items, reattempt, record, this_round)
+            counts = {"errors": errors, "failures": len(failures), "tokens": policy_tokens(file)}
+            file.finish([item.key for item in items], counts)
+        return [Repair(_failure(line, failure_of), Episode.from_json(line)) for line in file.records]
+
+
+def _failure(line: Fields, failure_of: Mapping[str, Episode]) -> Episode:
+    key = line.text("key")
+    if key not in failure_of:
+        raise line.problem("key", f"is {key!r}, which is no candidate for a failure of this round")
+    return failure_of[key]
 
 
 class Reattempt(Agent):
-    """An agent that reads another first user message than the environment shows, and samples by a seed of its own.
+    """An agent that reads another first user message than the environment shows, and samples with its own seed.
 
     Args:
-        agent: Who acts.
-        prompt: What it reads in place of the user's first message; None to leave it.
-        seed: Of its session, in place of the episode's.
+        agent: The agent that acts.
+        prompt: Replaces the user's first message; None keeps it.
+        seed: Replaces the episode's seed in the agent's session.
     """
 
     def __init__(self, agent: Agent, prompt: str | None, seed: int) -> None:
@@ -57,53 +119,6 @@ class _Prompted:
         return await self._session.act({**observation, "messages": messages})
 
 
-def repair(
-    pool: TaskPool,
-    agent: Agent,
-    failures: Sequence[Episode],
-    settings: RepairSettings,
-    out: Path,
-    *,
-    inputs: Mapping[str, Json],
-    concurrency: int,
-    watch: Watch,
-) -> Stage:
-    """Samples K candidates for each failure; each record is an `Episode` with `failure`, the failed one's key.
-
-    Args:
-        pool: The training tasks.
-        agent: The policy.
-        failures: What to repair.
-        settings: How.
-        out: The stage file.
-        inputs: What its records follow from, beside the settings.
-        concurrency: Episodes under way at once.
-        watch: Told of every episode.
-
-    Raises:
-        FateGymError: Not one candidate could be scored.
-        RunMismatchError: The file was made from other inputs.
-    """
-    of_item = {f"{failure.key}~{k}": failure for failure in failures for k in range(settings.candidates)}
-    items = [replace(failure.item, key=key) for key, failure in of_item.items()]
-    prompts = {failure.key: repair_prompt(failure, settings.show) for failure in failures}
-
-    def actor(item: Item) -> Agent:
-        prompt = prompts[of_item[item.key].key] if settings.prompt == "p_f" else None
-        return Reattempt(agent, prompt, _seed(item))
-
-    def record(item: Item, episode: Episode) -> dict[str, Json]:
-        failure = of_item[item.key]
-        return {**replace(episode, x_ids=failure.x_ids).to_json(), "failure": failure.key}
-
-    with StageFile(out, SCHEMA, {**inputs, **asdict(settings)}) as stage:
-        if stage.finished is not None:
-            return stage.finished
-        errors = roll_out(stage, "repair", pool, actor, items, record, concurrency=concurrency, watch=watch)
-        counts = {"errors": errors, "failures": len(failures), **spent(stage)}
-        return stage.finish([item.key for item in items], counts)
-
-
 def _seed(item: Item) -> int:
-    """A candidate's own sampling seed: the failure's with the candidate's key."""
+    """Derives a candidate's sampling seed from the failure's seed and its own key: with one seed, all K would be equal."""
     return int.from_bytes(hashlib.sha256(f"{item.seed}/{item.key}".encode()).digest()[:4], "big") >> 1

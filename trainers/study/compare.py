@@ -20,9 +20,11 @@ from rich.text import Text
 
 from fate_gym.errors import FateGymError
 from fate_gym.rendering import visible
-from fate_gym.trainers.config import RULE_OF, TrainConfig, read_config
-from fate_gym.trainers.fate import NotCompetentError
-from fate_gym.trainers.stages import replace_file
+from fate_gym.storage import make_folder, replace_file
+from fate_gym.trainers.config import TrainConfig, read_config
+from fate_gym.trainers.gate import NotCompetentError
+from fate_gym.trainers.methods import METHODS
+from fate_gym.trainers.study.tables import METRICS, estimate_cell, main_name
 
 SCHEMA = "fate-gym/comparison/1"
 
@@ -33,36 +35,35 @@ class Arm:
 
     Attributes:
         about: One line for people.
-        overrides: Texts "KEY=VALUE", as `read_config` takes them.
+        overrides: Strings "KEY=VALUE", as `read_config` takes them.
     """
 
     about: str
     overrides: tuple[str, ...] = ()
 
 
-ARMS: Final[dict[str, Arm]] = {
-    "fate": Arm("the configuration as it is", ("method=fate",)),
-    "fate-safe-tchebycheff": Arm("PFPO by the safe-first value", ("method=fate", "pfpo.rule=safe-tchebycheff")),
-    "fate-safe-ranks": Arm("PFPO by safe-first ranks", ("method=fate", "pfpo.rule=safe-ranks")),
-    "fate-weighted-sum": Arm("FATE with GRPO's advantages", ("method=fate", "pfpo.rule=weighted-sum")),
-    "fate-gdpo": Arm("FATE with GDPO's advantages", ("method=fate", "pfpo.rule=gdpo")),
-    "fate-security-only": Arm("FATE with advantages of security", ("method=fate", "pfpo.rule=security-only")),
-    "sft": Arm("supervised, on repairs alone", ("method=sft",)),
-    "rft": Arm("supervised, on successes alone", ("method=rft",)),
-    "dpo": Arm("DPO on (repair, failure)", ("method=dpo",)),
-    "grpo": Arm("GRPO from the base, weighted sum", ("method=grpo",)),
-    "gdpo": Arm("GDPO from the base", ("method=gdpo",)),
-    "security-only": Arm("GRPO from the base, security alone", ("method=security-only",)),
-    "no-warmup": Arm("FATE without warm-up", ("method=fate", "warmup=null")),
-    "weighted-selection": Arm("repairs by weighted sum", ("method=fate", "select.rule=weighted-sum")),
-    "random-selection": Arm("repairs at random", ("method=fate", "select.rule=random")),
-    "no-over-refusal": Arm("over-refusal not looked at", ("method=fate", "select.over_refusal=false")),
-    "no-rescoring": Arm("repairs taken unverified", ("method=fate", "select.rescore=false")),
+_ABLATIONS: Final[Mapping[str, tuple[str, str]]] = {
+    "fate-safe-tchebycheff": ("PFPO by the safe-first value", "pfpo.rule=safe-tchebycheff"),
+    "fate-safe-ranks": ("PFPO by safe-first ranks", "pfpo.rule=safe-ranks"),
+    "fate-weighted-sum": ("FATE with GRPO's advantages", "pfpo.rule=weighted-sum"),
+    "fate-gdpo": ("FATE with GDPO's advantages", "pfpo.rule=gdpo"),
+    "fate-security-only": ("FATE with advantages of security", "pfpo.rule=security-only"),
+    "no-warmup": ("FATE without warm-up", "warmup=null"),
+    "weighted-selection": ("repairs by weighted sum", "select.rule=weighted-sum"),
+    "random-selection": ("repairs at random", "select.rule=random"),
+    "no-over-refusal": ("over-refusal not looked at", "select.over_refusal=false"),
+    "no-rescoring": ("repairs taken unverified", "select.rescore=false"),
 }
-"""Arms by name: the method with each advantage rule, the baselines, the ablations."""
+"""FATE with one setting changed, by name: one line for people, and the override."""
 
-BASELINES: Final = ("fate", "sft", "rft", "dpo", "grpo", "gdpo", "security-only")
-"""What is compared unless other arms are asked for."""
+ARMS: Final[Mapping[str, Arm]] = {
+    **{name: Arm(method.summary, (f"method={name}",)) for name, method in METHODS.items()},
+    **{name: Arm(about, ("method=fate", override)) for name, (about, override) in _ABLATIONS.items()},
+}
+"""Everything that can be compared, by name: the methods, FATE with each advantage rule, and ablations."""
+
+BASELINES: Final = tuple(METHODS)
+"""What is compared unless other arms are asked for: the methods."""
 
 Train = Callable[[str, TrainConfig, Path], Mapping[str, Any]]
 """Arm, settings and run folder -> the run's summary, as of `fate.train`; an interrupted run goes on."""
@@ -119,6 +120,7 @@ def compare(configs: Mapping[str, TrainConfig], out: Path, train: Train) -> dict
             row["summary"] = dict(summary)
             reference = summary if reference is None and config.method == "fate" else reference
         comparison["arms"][name] = row
+        make_folder(out)
         replace_file(out / "comparison.json", json.dumps(comparison, indent=2).encode() + b"\n")
     return comparison
 
@@ -137,7 +139,7 @@ def at_cost_of(config: TrainConfig, summary: Mapping[str, Any]) -> TrainConfig:
     rounds = summary["rounds"][1:]
     each = (summary["budget"]["rollouts"] + summary["budget"]["candidates"]) / len(rounds)
     collected = statistics.fmean(row["collected"]["records"] for row in rounds)
-    if config.method in RULE_OF and config.pfpo is not None:
+    if METHODS[config.method].rule is not None and config.pfpo is not None:
         # What a step costs, refills included, is known where the other training optimised too.
         optimised = [row["pfpo"] for row in rounds if row["pfpo"]] or [
             {"rollouts": config.pfpo.groups * config.pfpo.group_size, "steps": 1}
@@ -160,14 +162,12 @@ def _at_least_one(number: float) -> int:
     return max(1, round(number))
 
 
-_METRICS: Final = ("ASR", "TSR", "reached", "BRR", "utility", "validity")
-
-
 def tables(comparison: Mapping[str, Any]) -> Iterator[Table]:
     """Lays out a comparison, intervals under the values: the main test set, what the arms cost, each other test set."""
     arms = comparison["arms"]
     done = {name: row["summary"] for name, row in arms.items() if "summary" in row}
-    yield _scores("held-out test set", done)
+    main = main_name(next(iter(done.values()), {}))
+    yield _scores(f"test set: {main}", done)
     yield _costs(arms)
     for split in dict.fromkeys(split for summary in done.values() for split in summary.get("splits", {})):
         parts = {name: summary.get("splits", {}).get(split, {}) for name, summary in done.items()}
@@ -184,7 +184,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 def _scores(title: str, parts: Mapping[str, Mapping[str, Any]]) -> Table:
     """The rows of one test set: the base policy's, and each arm's."""
-    table = _table(title, ("arm", *_METRICS, "n"))
+    table = _table(title, ("arm", *METRICS, "n"))
     if parts:
         # All arms begin with one policy, so any of them has scored it.
         _add(table, "before", next(iter(parts.values())).get("before") or {})
@@ -211,13 +211,6 @@ def failures(comparison: Mapping[str, Any]) -> list[str]:
 
 def _add(table: Table, name: str, metrics: Mapping[str, Any]) -> None:
     counts = [str((metrics.get(metric) or {}).get("n", 0)) for metric in ("utility", "ASR")]
-    cells = [name, *(_cell(metrics.get(metric)) for metric in _METRICS), "+".join(counts)]
+    cells = [name, *(estimate_cell(metrics.get(metric)) for metric in METRICS), "+".join(counts)]
     # Text, not str: names of test sets may hold what rich would take for markup.
     table.add_row(*map(Text, cells))
-
-
-def _cell(estimate: Mapping[str, Any] | None) -> str:
-    if not estimate or estimate.get("value") is None:
-        return "-"
-    value, low, high = (100 * estimate[part] for part in ("value", "low", "high"))
-    return f"{value:.1f}\n{low:.0f}-{high:.0f}"

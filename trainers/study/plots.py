@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from fate_gym.pareto import fronts as front_ranks
 from fate_gym.rewards import AXES
-from fate_gym.trainers.figure import BLUE, COLOURS, ORANGE, VERMILION, panels
+from fate_gym.trainers.study.figure import BLUE, COLOURS, ORANGE, VERMILION, panels
 
 _SECURITY, _UTILITY = AXES.index("security"), AXES.index("utility")
 _MANY: Final = 20
@@ -31,7 +32,7 @@ _TITLES: Final = {
 
 
 def metrics_over_rounds(path: Path, rounds: Sequence[Row]) -> None:
-    """Draws each metric over the rounds, with its interval as a band, a panel each.
+    """Draws each metric over the rounds in a panel of its own, with its interval as a band.
 
     Args:
         path: The PNG file.
@@ -71,7 +72,7 @@ def acceptance(path: Path, rounds: Sequence[Mapping[str, Mapping[str, Any]]]) ->
     width = 0.8 / (1 + len(AXES))
     with panels(path, len(modes), columns=3, width=4.6, height=3.0) as drawn:
         for axes, mode in zip(drawn, modes, strict=True):
-            counted = [found.get(mode, {}) for found in rounds]
+            counted = [modes_of_round.get(mode, {}) for modes_of_round in rounds]
             bars = {"accepted": [entry.get("acceptance") for entry in counted]}
             bars |= {axis: [entry.get("by_axis", {}).get(axis) for entry in counted] for axis in AXES}
             for number, (name, shares) in enumerate(bars.items()):
@@ -84,16 +85,30 @@ def acceptance(path: Path, rounds: Sequence[Mapping[str, Mapping[str, Any]]]) ->
             axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncol=3, columnspacing=1.0)
 
 
-def fronts(path: Path, rounds: Sequence[Sequence[Mapping[str, Any]]]) -> None:
-    """Draws the repair candidates of each round by utility and security, those chosen, and the front of all.
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A repair candidate of a round.
 
-    Values are often 0 or 1, so equal candidates make one disc, whose area is their number. Candidates without both
+    Attributes:
+        vector: Its reward vector, (4,).
+        mask: Which axes count, (4,).
+        chosen: Whether it became the repair of its failure.
+    """
+
+    vector: Sequence[float]
+    mask: Sequence[bool]
+    chosen: bool
+
+
+def fronts(path: Path, rounds: Sequence[Sequence[Candidate]]) -> None:
+    """Draws the repair candidates of each round by utility and security, the chosen ones, and the front of all.
+
+    Values are often 0 or 1, so equal candidates share one disc, whose area is their number. Candidates without both
     axes (of benign and of harmful tasks) are left out.
 
     Args:
         path: The PNG file.
-        rounds: For each round the candidates with their `vector`, `mask` and `verdict`, as the selection stage's
-            records have them.
+        rounds: The candidates of each round.
 
     Raises:
         ValueError: There is no round.
@@ -101,11 +116,11 @@ def fronts(path: Path, rounds: Sequence[Sequence[Mapping[str, Any]]]) -> None:
     if not rounds:
         raise ValueError("there is no round to draw the fronts of")
     with panels(path, len(rounds), columns=3, width=3.8, height=3.6) as drawn:
-        for number, (axes, records) in enumerate(zip(drawn, rounds, strict=True), start=1):
-            shown = [record for record in records if record["mask"][_SECURITY] and record["mask"][_UTILITY]]
-            places = [(record["vector"][_UTILITY], record["vector"][_SECURITY]) for record in shown]
-            chosen = [place for place, record in zip(places, shown, strict=True) if record["verdict"] == "chosen"]
-            # The largest disc may be large only if it stands for many.
+        for number, (axes, candidates) in enumerate(zip(drawn, rounds, strict=True), start=1):
+            comparable = [one for one in candidates if one.mask[_SECURITY] and one.mask[_UTILITY]]
+            places = [(one.vector[_UTILITY], one.vector[_SECURITY]) for one in comparable]
+            chosen = [place for place, one in zip(places, comparable, strict=True) if one.chosen]
+            # At least `_MANY`, so that a disc that stands for one candidate is never large.
             most = max([*Counter(places).values(), _MANY])
             axes.axhspan(-0.1, 0.5, color=VERMILION, alpha=0.07, linewidth=0)
             _discs(axes, places, most, f"candidates ({len(places)})", "0.75")
@@ -127,7 +142,7 @@ def _discs(axes: Any, places: Sequence[tuple[float, float]], most: int, label: s
     x, y = [place[0] for place in counts], [place[1] for place in counts]
     sizes = [20 + 600 * count / most for count in counts.values()]
     axes.scatter(x, y, s=sizes, color=colour, alpha=0.8, linewidth=0, zorder=2)
-    # In the legend a disc of one size, whatever the counts.
+    # An empty scatter, so that the legend's disc has one size whatever the counts.
     axes.scatter([], [], s=30, color=colour, label=label)
 
 
@@ -137,7 +152,7 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _column(rounds: Sequence[Row], name: str, part: str) -> Any:
     """One part of a metric over the rounds, NaN where there is none, float64 (rounds,)."""
-    found = [row.get(name) for row in rounds]
-    entries = [entry if isinstance(entry, Mapping) else {"value": entry} for entry in found]
+    cells = [row.get(name) for row in rounds]
+    entries = [cell if isinstance(cell, Mapping) else {"value": cell} for cell in cells]
     values = [entry.get(part) for entry in entries]
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)

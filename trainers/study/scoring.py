@@ -1,4 +1,4 @@
-"""Scores of a policy on held-out tasks, through the same `evaluate` that `fate-gym eval` runs."""
+"""Scores of a policy on the dev and test sets, through the same `evaluate` that `fate-gym eval` runs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import glob
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fate_gym.agents import load_agent
-from fate_gym.chat import Json
 from fate_gym.errors import FateGymError
 from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
 from fate_gym.evaluation.intervals import rate
 from fate_gym.pareto import hypervolume
-from fate_gym.trainers.collect import Means, noop_tasks
-from fate_gym.trainers.episodes import TaskPool, TaskSet
-from fate_gym.trainers.progress import Watch
+from fate_gym.storage import encode_line, make_folder, replace_file
+from fate_gym.trainers.folder import TrainingFolder
+from fate_gym.trainers.progress import ProgressReporter, RunningMeans
+from fate_gym.trainers.tasks import TaskPool, TaskSet, noop_tasks
+from fate_gym.trainers.base_policy import cloned_pairs
 
 Row = dict[str, Any]
 
@@ -47,6 +48,46 @@ _METRICS: Final[dict[str, tuple[str | None, Value]]] = {
 """Metric -> over which mode (None for all), and its value in an episode."""
 
 
+def score_dev(number: int, policy: str, folder: TrainingFolder) -> Row:
+    """Returns the dev row of the policy that a round ended with, with `hypervolume`; round 0 is the base policy."""
+    config = folder.config
+    dev = dataclasses.replace(config.evaluate.dev, exclude=(*config.evaluate.dev.exclude, *config.excluded_tasks))
+    out = folder.out if number else folder.shared
+    row = _score(policy, dev, out / "eval" / f"dev-{number}", folder)
+    row["hypervolume"] = {"value": volume(row)}
+    if number:
+        make_folder(folder.out / f"round-{number}")
+        replace_file(folder.out / f"round-{number}" / "dev.json", encode_line(row))
+    return row
+
+
+def score_tests(when: Literal["before", "after"], policy: str, folder: TrainingFolder) -> dict[str, Row]:
+    """Returns the row of a policy on every test set, without the pairs that the tiny base policy was cloned on."""
+    config = folder.config
+    out = folder.shared if when == "before" else folder.out
+    rows = {}
+    for name, test in config.evaluate.test.items():
+        exclude = (*test.exclude, *config.excluded_tasks, *cloned_pairs(folder))
+        path = out / "eval" / f"{when}-{name.replace('/', '-')}"
+        rows[name] = _score(policy, dataclasses.replace(test, exclude=exclude), path, folder)
+    return rows
+
+
+def _score(policy: str, task_set: TaskSet, out: Path, folder: TrainingFolder) -> Row:
+    config = folder.config
+    with folder.timed("score"):
+        return score(
+            policy,
+            task_set,
+            out,
+            agent=config.agent,
+            temperature=config.evaluate.temperature,
+            seed=config.seed,
+            concurrency=config.concurrency,
+            progress=folder.progress,
+        )
+
+
 def score(
     policy: str | Path,
     task_set: TaskSet,
@@ -56,7 +97,7 @@ def score(
     temperature: float,
     seed: int,
     concurrency: int,
-    watch: Watch,
+    progress: ProgressReporter,
 ) -> Row:
     """Evaluates a policy on a task set, and returns its row.
 
@@ -68,7 +109,7 @@ def score(
         temperature: Of sampling; 0 for greedy decoding.
         seed: Of the run.
         concurrency: Episodes under way at once.
-        watch: Told of every episode.
+        progress: Receives the progress.
 
     Returns:
         ASR, TSR, BRR, utility, validity and reached, each with `value`, `low`, `high` and `n`; `n`, the scored
@@ -92,7 +133,7 @@ def score(
         out=out,
     )
     if not _complete(out, len(pool.items)):
-        asyncio.run(_evaluate(config, watch, len(pool.items)))
+        asyncio.run(_evaluate(config, progress, len(pool.items)))
     folder = RunFolder.read(out)
     summary = folder.summary()
     row = metrics(folder.episodes(), noop_tasks(pool))
@@ -112,17 +153,17 @@ def _complete(out: Path, planned: int) -> bool:
     return bool(found["scored"] == found["planned"] == planned)
 
 
-async def _evaluate(config: EvalConfig, watch: Watch, total: int) -> None:
+async def _evaluate(config: EvalConfig, progress: ProgressReporter, total: int) -> None:
     done = len(RunFolder.read(config.out).done) if (config.out / "manifest.json").exists() else 0
     agent = load_agent(config.agent, **config.agent_args)
-    means = Means()
+    means = RunningMeans()
 
     def on_done(item: Any, result: Any) -> None:
         means.add(result.verdict.vector.tolist(), result.verdict.mask.tolist())
-        watch.advance(str(means))
+        progress.advance(str(means))
 
     try:
-        with watch.stage(config.out.name, total, done):
+        with progress.stage(config.out.name, total, done):
             await evaluate(config, agent, on_done=on_done)
     finally:
         await agent.aclose()
@@ -157,11 +198,3 @@ def volume(row: Mapping[str, Any]) -> float:
         known = {name: row[name]["value"] for name in ("harm",) if name in row}
     point = [value if name == "TSR" else 1.0 - value for name, value in known.items()]
     return hypervolume([point]) if point else 0.0
-
-
-def as_json(row: Row) -> dict[str, Json]:
-    """A row rounded for people to read."""
-    return {
-        name: {part: round(number, 4) for part, number in value.items()} if isinstance(value, dict) else value
-        for name, value in row.items()
-    }
