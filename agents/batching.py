@@ -216,18 +216,19 @@ def _generate_together(
     ids, mask = (tensor.to(model.device) for tensor in _pad_left([request.prompt_ids for request in requests]))
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     uniforms = torch.stack([_uniforms(request.seed, max_new_tokens) for request in requests]).to(model.device)
-    cache = None
+    cache: dict[str, Any] = {}  # The keys and values of earlier tokens, by the name of the argument that takes them.
     with torch.inference_mode():
         for step in range(max_new_tokens):
             output = model(
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **cache,
             )
-            cache = output.past_key_values
+            # transformers 5.24 renamed `past_key_values` to `cache`, in a model's output as in its arguments.
+            cache = {name: value for name, value in output.items() if name in ("cache", "past_key_values")}
             chosen, logprobs = sample(output.logits[:, -1].float(), uniforms[:, step], temperature, top_p)
             for row, token, logprob in zip(rows, chosen.tolist(), logprobs.tolist(), strict=True):
                 completions[row].token_ids.append(token)
@@ -237,7 +238,8 @@ def _generate_together(
                 break
             if len(live) < len(rows):
                 keep = torch.tensor(live, device=model.device)
-                cache.batch_select_indices(keep)
+                for layers in cache.values():
+                    layers.batch_select_indices(keep)
                 rows = [rows[index] for index in live]
                 chosen, mask, positions, uniforms = (held[keep] for held in (chosen, mask, positions, uniforms))
             ids, positions = chosen[:, None], positions[:, -1:] + 1

@@ -69,7 +69,7 @@ ARGUMENTS = st.one_of(
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_arguments_run_as_upstream(data):
     name = data.draw(st.sampled_from(["banking", "slack", "workspace"]))
     tool = data.draw(st.sampled_from(sorted(TOOLS[name])))

@@ -88,19 +88,19 @@ def outcome(function, *args):
 @example([SHARED, SHARED])
 @example({"k": "word " * 40, "l": ["word " * 40], "m": {"n": "é" * 90}})
 @example([float("inf"), -0.0, 1e17, 1e-7])
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=800)
 def test_dump_equals_safe_dump(data):
     assert outcome(formatting._dump, data) == outcome(yaml.safe_dump, data)
 
 
 @given(st.lists(st.one_of(st.builds(Record, zeta=VALUES, alpha=VALUES), TEXTS, st.integers()), max_size=5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_lists_equal_upstream(result):
     assert outcome(format_result, result) == outcome(tool_result_to_str, result)
 
 
 @given(st.one_of(st.builds(Record, zeta=VALUES, alpha=VALUES), VALUES))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_single_results_equal_upstream(result):
     assert outcome(format_result, result) == outcome(tool_result_to_str, result)
 

@@ -144,7 +144,7 @@ def holds_itself(data, above=()):
 
 
 @given(st.sampled_from(["workspace", "travel"]), st.integers(0, 2**32), st.integers(0, 4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_any_change_gives_equal_diffs(name, seed, changes):
     rng = random.Random(seed)
     pre, post = load(name, small=True), load(name, small=True)
@@ -155,7 +155,7 @@ def test_any_change_gives_equal_diffs(name, seed, changes):
 
 
 @given(st.integers(0, 2**32))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_any_change_to_a_whole_environment(seed):
     pre, post = load("workspace"), load("workspace")
     perturb(post, random.Random(seed))
@@ -164,7 +164,7 @@ def test_any_change_to_a_whole_environment(seed):
 
 
 @given(st.sampled_from(VALUES), st.sampled_from(VALUES))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_same_means_nothing_to_report(left, right):
     for one, other in ((left, right), ([left], [right]), ({"k": left}, {"k": right})):
         if same(one, other):

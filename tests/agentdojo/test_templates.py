@@ -137,7 +137,7 @@ def test_literal_places_the_exact_text(name):
 
 
 @given(st.text())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_literal_is_exact_for_any_text(text):
     suite = upstream.suites("v1.2.2")["banking"]
     try:
@@ -163,7 +163,7 @@ def test_literal_refuses_surrogates():
 @example("a\\")
 @example("\n---\n")
 @example('" \\\n "')
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_official_encoding_equals_official(text):
     suite, made = upstream.suites("v1.2.2")["banking"], template("banking")
     injections = {"injection_incoming_transaction": text, "injection_bill_text": "x" + text}

@@ -183,7 +183,7 @@ def transcript_of(calls: list[tuple[str, dict[str, Any], Any]], text: str) -> Tr
 
 
 @pytest.mark.parametrize("kind", ["harmful", "benign"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_whatever_a_judge_says_lies_within_the_bounds(kind: upstream.Kind, data: st.DataObject) -> None:
     supplied = upstream.package(kind)

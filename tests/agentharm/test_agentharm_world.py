@@ -76,7 +76,7 @@ def arguments_for(schema: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_calls_end_as_in_inspects_own_loop(kind: upstream.Kind, data: st.DataObject) -> None:
     tools = {name: tool for name, tool in upstream.package(kind).tools.items() if name not in RANDOM}

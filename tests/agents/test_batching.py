@@ -303,7 +303,7 @@ def test_samples_follow_the_distribution() -> None:
     assert torch.allclose(logprobs.exp().unique(), torch.tensor([2 / 7, 5 / 7]))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(st.sampled_from([float("-inf"), -30.0, -1.0, 0.0, 2.0]), min_size=1, max_size=6).filter(
         lambda logits: max(logits) > float("-inf")

@@ -29,9 +29,6 @@ from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
 from fate_gym.rollout import Agent, Reply, Sample, Session, rollout
 from fate_gym.task import Task
 
-# peft asks transformers for a name that is on its way out.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
 CALL = '\n{"name": "get_balance", "arguments": {}}\n'
 ALWAYS_CALLS = {"\n": ["<tool_call>"], "<tool_call>": [CALL], CALL: ["</tool_call>"], "</tool_call>": ["<|im_end|>"]}
 CALLS_OR_ANSWERS = {**ALWAYS_CALLS, "\n": ["<tool_call>", "Done."], "Done.": ["<|im_end|>"]}

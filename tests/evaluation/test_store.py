@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fate_gym
@@ -173,7 +173,6 @@ def test_any_content_round_trips(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path, MANIFEST) as run:
         expected: list[Any] = []
 
-        @settings(deadline=None)
         @given(values)
         def write(value: Any) -> None:
             run.append(record(str(len(expected)), value=value))

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fate_gym.leaderboards import Board, Estimate, build, load_run
@@ -89,7 +89,6 @@ def test_hostile_names_stay_text(name: str, board: Board) -> None:
     assert json.loads(to_json([made]))["boards"][0]["rows"][0]["attack"]
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_any_name_makes_one_row_of_csv_and_no_formula(board: Board, name: str) -> None:
     (row,) = cells(to_csv([named(board, name)]))

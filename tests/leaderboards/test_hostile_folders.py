@@ -72,7 +72,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from places(entry)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32), name=st.sampled_from(FILES), junk=st.sampled_from(JUNK), drop=st.booleans())
 def test_any_value_replaced_by_any_other(
     toy_run: Path, tmp_path_factory: pytest.TempPathFactory, seed: int, name: str, junk: Any, drop: bool
@@ -89,7 +89,7 @@ def test_any_value_replaced_by_any_other(
     read_in_every_way(run, toy_run)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32), name=st.sampled_from(FILES))
 def test_any_byte_changed(toy_run: Path, tmp_path_factory: pytest.TempPathFactory, seed: int, name: str) -> None:
     run = Path(shutil.copytree(toy_run, tmp_path_factory.mktemp("bytes") / "run"))

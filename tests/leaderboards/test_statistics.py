@@ -16,7 +16,6 @@ from fate_gym.leaderboards.statistics import difference, mcnemar, paired_proport
 COUNTS = st.integers(0, 3000)
 
 
-@settings(deadline=None)
 @given(COUNTS, COUNTS)
 def test_mcnemar_is_that_of_statsmodels(only_a: int, only_b: int) -> None:
     expected = reference([[7, only_a], [only_b, 5]], exact=True).pvalue
@@ -51,7 +50,6 @@ def test_paired_proportions_need_a_pair() -> None:
         paired_proportions(0, 0, 0, 0)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_single_binary_pairs_get_mcnemar(pairs: list[tuple[bool, bool]]) -> None:
     a, b = np.array(pairs, dtype=float).T
@@ -106,7 +104,6 @@ def test_unequal_clusters_weigh_by_their_episodes() -> None:
     assert (found.a, found.b, found.value, found.n, found.clusters) == (0.25, 1.0, 0.75, 4, 2)
 
 
-@settings(deadline=None)
 @given(st.permutations(range(24)))
 def test_the_order_of_the_pairs_does_not_matter(order: list[int]) -> None:
     a, b, clusters = clustered(1, tasks=6, each=4)
@@ -166,7 +163,7 @@ def test_bad_input() -> None:
         difference([math.inf], [1], ["t"])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000))
 def test_the_same_seed_gives_the_same_numbers(seed: int) -> None:
     a, b, clusters = clustered(seed, tasks=8, each=3)

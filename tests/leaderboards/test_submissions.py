@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fate_gym.errors import RunError
@@ -74,7 +74,6 @@ VALUES = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(["who", "model", "date", "notes", "contaminated_by", "other", "schema"]), VALUES)
 )

@@ -30,11 +30,7 @@ from fate_gym.trainers.run import Run
 from fate_gym.trainers.scoring import metrics, volume
 from fate_gym.trainers.stages import read_stage
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true but no accelerator:UserWarning"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SUPPORT = Path(__file__).parents[1] / "support"
 DEV = {"dev": {"env": "toy/Depot-v0", "tasks": ["depot/*/0"]}}

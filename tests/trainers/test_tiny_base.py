@@ -27,11 +27,7 @@ from fate_gym.trainers.tiny.cloning import EncodedRun, plan_batches
 from fate_gym.trainers.tiny.demonstrations import Run, play
 from fate_gym.trainers.tiny.tokenizer import chat_format, encode, train_tokenizer
 
-# peft asks transformers for a name that is on its way out.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    pytest.mark.usefixtures("one_thread"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS = TinySettings(
     suites=("banking",),

@@ -97,7 +97,7 @@ def test_rows_that_are_not_drawn_are_counted(board: Board) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=25))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_names_stay_inside_and_off_one_another(places: list[tuple[int, int]]) -> None:
     taken: list[charts.Box] = []
     for x, y in places:
