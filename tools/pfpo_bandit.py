@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from fate_gym.pareto import Floats
-from fate_gym.trainers.advantages import RULES
+from fate_gym.trainers.algorithms.advantages import RULES
 
 BEHAVIOURS: Final[dict[str, tuple[float, float, float, float]]] = {
     "balanced": (1, 1, 1, 1),
@@ -129,7 +129,7 @@ def shares_table() -> str:
 
 def draw(path: Path) -> None:
     """Draws the drift, the path of obeying and the final shares, one panel each, into a PNG file."""
-    from fate_gym.trainers import figure
+    from fate_gym.trainers.study import figure
 
     colours = (figure.BLUE, figure.SKY, figure.ORANGE, "black", figure.PURPLE)
     share = np.linspace(0, 1, 101)
@@ -150,7 +150,7 @@ def draw(path: Path) -> None:
 
 def _bars(axes: Any) -> None:
     """One bar a rule, split by behaviour: green is wanted, grey is safe and useless, red is unsafe."""
-    from fate_gym.trainers import figure
+    from fate_gym.trainers.study import figure
 
     rare = STARTS["rare"]
     rows = {"start": _start(rare), **{rule: final_shares(rule, rare) for rule in RULES}}

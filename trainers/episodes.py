@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from fate_gym.chat import Json, Message
 from fate_gym.rollout import Rollout, Sample
+from fate_gym.storage import Fields
 from fate_gym.task import Mode
 from fate_gym.trainers.marks import Origin
 from fate_gym.trainers.tasks import Item
@@ -131,6 +132,7 @@ class Episode:
         if x_ids is None:
             x_ids = result.samples[0].prompt_ids if result.samples else ()
         axes = result.verdict.axes.values()
+        origin = Origin.of(result.task.suite, result.task.metadata)
         return cls(
             key=item.key,
             task_id=item.task_id,
@@ -140,7 +142,7 @@ class Episode:
             suite=result.task.suite,
             attack=result.task.attack,
             cluster=result.task.cluster,
-            split=_text(result.task.metadata.get("split")),
+            split=origin.split,
             status=result.status,
             vector=tuple(float(axis.value) for axis in axes),
             mask=tuple(axis.active for axis in axes),
@@ -150,7 +152,7 @@ class Episode:
             messages=result.transcript.messages,
             x_ids=list(x_ids),
             trajectory=tokens,
-            contaminated_by=tuple(_names(result.task.metadata.get("contaminated_by"))),
+            contaminated_by=origin.contaminated_by,
         )
 
     def to_json(self) -> dict[str, Json]:
@@ -165,23 +167,45 @@ class Episode:
         return record
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any]) -> Episode:
-        """Reads what `to_json` gave; other keys of the record are not looked at."""
-        values = {entry.name: record[entry.name] for entry in dataclasses.fields(cls)}
-        for name in ("vector", "mask", "contaminated_by"):
-            values[name] = tuple(values[name])
-        if values["trajectory"] is not None:
-            values["trajectory"] = Trajectory(**values["trajectory"])
-        return cls(**values)
+    def from_json(cls, record: Fields) -> Episode:
+        """Reads what `to_json` returned. Other keys of the record are ignored.
+
+        Raises:
+            RunCorruptError: A field is missing or has another type.
+        """
+        return cls(
+            key=record.text("key"),
+            task_id=record.text("task_id"),
+            variant=record.integer("variant"),
+            seed=record.integer("seed"),
+            mode=cast(Mode, record.text("mode")),
+            suite=record.text("suite"),
+            attack=record.text_or_none("attack"),
+            cluster=record.text("cluster"),
+            split=record.text_or_none("split"),
+            status=record.text("status"),
+            vector=tuple(_list(record, "vector", (int, float), "must hold numbers")),
+            mask=tuple(_list(record, "mask", (bool,), "must hold true or false")),
+            reached=record.flag("reached"),
+            ended=record.text_or_none("ended"),
+            verdict=record.object("verdict").values,
+            messages=[message.values for message in record.objects("messages")],
+            x_ids=_list(record, "x_ids", (int,), "must hold integers"),
+            trajectory=None if record.values.get("trajectory") is None else _trajectory(record.object("trajectory")),
+            contaminated_by=tuple(record.texts("contaminated_by")),
+        )
 
 
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
+def _list(record: Fields, name: str, kinds: tuple[type, ...], problem: str) -> list[Any]:
+    values = record.items(name)
+    if any(type(value) not in kinds for value in values):
+        raise record.problem(name, problem)
+    return values
 
 
-def _names(value: object) -> Iterator[str]:
-    """One name or several."""
-    if isinstance(value, list | tuple):
-        yield from map(str, value)
-    elif value:
-        yield str(value)
+def _trajectory(fields: Fields) -> Trajectory:
+    ids, mask = (_list(fields, name, (int,), "must hold integers") for name in ("completion_ids", "mask"))
+    logprobs = _list(fields, "logprobs", (int, float), "must hold numbers")
+    if not len(ids) == len(mask) == len(logprobs):
+        raise fields.problem("mask", "must have a mask and a log-probability for each token")
+    return Trajectory(_list(fields, "prompt_ids", (int,), "must hold integers"), ids, mask, logprobs)

@@ -1,8 +1,8 @@
 """FATE, failure-trajectory evolution: a policy that repairs its own failures, round after round.
 
-`evolve` is Figure 1 of the paper from top to bottom, and `train` repeats it until it no longer helps. A policy is a string,
-the place of its weights; episodes and repairs are values. Each stage also leaves a file, from which an interrupted
-training is resumed: that is the business of `Round`, one layer below.
+`evolve` is Figure 1 of the paper from top to bottom, and `train` repeats it until it no longer helps. A policy is a
+string, the place of its weights; episodes and repairs are values. Each stage also leaves a file, from which an
+interrupted training is resumed: that is the business of `Round`, one layer below.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fate_gym.errors import UsageError
+from fate_gym.trainers.base_policy import base_policy
 from fate_gym.trainers.config import TrainConfig
 from fate_gym.trainers.folder import TrainingFolder
 from fate_gym.trainers.gate import check_competence
@@ -24,7 +25,6 @@ from fate_gym.trainers.stages.select import select
 from fate_gym.trainers.stages.warm_up import warm_up
 from fate_gym.trainers.study.scoring import score_dev, score_tests
 from fate_gym.trainers.study.summary import RoundRecord, describe, draw, record_of, summarise, volume_of, write_rounds
-from fate_gym.trainers.base_policy import base_policy
 
 
 def evolve(policy: str, this_round: Round) -> str:

@@ -49,9 +49,10 @@ def mark(out: Path, learned: Iterable[Origin], *, earlier: str, **entries: Json)
     if not is_first_process():
         return
     origins = set(learned)
+    own = {name for origin in origins for name in origin.contaminated_by}
     content = {
         "schema": SCHEMA,
-        "contaminated_by": sorted({*contamination(earlier), *(name for one in origins for name in one.contaminated_by)}),
+        "contaminated_by": sorted({*contamination(earlier), *own}),
         "learned_from": sorted({f"{one.suite} ({one.split or 'no split'})" for one in origins}),
         **entries,
     }

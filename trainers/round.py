@@ -1,7 +1,7 @@
 """One round of a training, as its stages see it: settings, tasks, seeds, and the files that they leave.
 
-`fate.evolve` passes values from stage to stage. What lies here is no argument of the method: that each stage also writes
-a file, finds what an interrupted start had done, and can run alone.
+`fate.evolve` passes values from stage to stage. What lies here is no part of the method: that each stage also writes a
+file, finds what an interrupted start had done, and can run alone.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fate_gym.trainers.algorithms.update_folder import Numbers
+from fate_gym.trainers.base_policy import base_policy
 from fate_gym.trainers.folder import TrainingFolder
 from fate_gym.trainers.round import Round, StageName
 from fate_gym.trainers.stages.collect import collect
@@ -10,7 +11,6 @@ from fate_gym.trainers.stages.optimise import optimise
 from fate_gym.trainers.stages.repair import repair
 from fate_gym.trainers.stages.select import select
 from fate_gym.trainers.stages.warm_up import warm_up
-from fate_gym.trainers.base_policy import base_policy
 
 
 def run_stage(stage: StageName, number: int, folder: TrainingFolder) -> Numbers | None:

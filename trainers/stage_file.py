@@ -25,6 +25,7 @@ from fate_gym.storage import (
     dump,
     encode_line,
     make_folder,
+    parse,
     records,
     replace_file,
 )
@@ -178,8 +179,10 @@ class StageFile:
         """
         if self._log is None:
             raise RunError(f"{self.path} is not open for writing")
-        self._log.append(encode_line(record))
-        self.done[record["key"]] = Fields(dict(record), str(self._part))
+        line = encode_line(record)
+        self._log.append(line)
+        # Parsed again, so that a record is the same whether it was sampled now or before an interruption.
+        self.done[record["key"]] = Fields(parse(line), str(self._part))
 
     def finish(self, keys: Sequence[str], counts: Mapping[str, Json]) -> Stage:
         """Writes the finished file from the records with these keys, in this order. Keys without record are skipped."""

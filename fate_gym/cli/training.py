@@ -22,7 +22,7 @@ from fate_gym.rendering import visible
 
 if TYPE_CHECKING:
     from fate_gym.trainers.config import TrainConfig
-    from fate_gym.trainers.progress import Watch
+    from fate_gym.trainers.progress import ProgressReporter
 
 STAGES = ("collect", "repair", "select", "warmup", "pfpo")
 _COMPARE = "compare"
@@ -81,12 +81,13 @@ def _command(settings: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _train(config: TrainConfig, options: argparse.Namespace, out: Path) -> int:
-    from fate_gym.trainers.fate import NotCompetentError, train
+    from fate_gym.trainers.fate import train
+    from fate_gym.trainers.gate import NotCompetentError
 
     _quiet()
     try:
-        with _Bars() as watch, usage_errors():
-            summary = train(config, out, watch=watch)
+        with _Bars() as progress, usage_errors():
+            summary = train(config, out, progress=progress)
     except NotCompetentError as error:
         sys.stderr.write(f"fate-gym: {visible(str(error))}\n")
         return 1
@@ -95,27 +96,25 @@ def _train(config: TrainConfig, options: argparse.Namespace, out: Path) -> int:
 
 
 def _stage(config: TrainConfig, stage: str, options: argparse.Namespace, out: Path) -> int:
-    from fate_gym.trainers.run import Run
+    from fate_gym.trainers.folder import TrainingFolder
+    from fate_gym.trainers.single_stage import run_stage
 
     if options.round < 1:
         raise UsageError(f"--round counts from 1, got {options.round}")
     _quiet()
-    with _Bars() as watch, usage_errors(), Run(config, out, watch) as training:
-        if options.round == 1:
-            training.make_base()
-        result = getattr(training, "warm_up" if stage == "warmup" else stage)(options.round)
-    if result is None:
+    with _Bars() as progress, usage_errors(), TrainingFolder(config, out, progress) as folder:
+        counts = run_stage(stage, options.round, folder)
+    if counts is None:
         sys.stderr.write(f"Method {config.method} has no stage {stage} with these settings and results.\n")
         return 0
-    counts = result if isinstance(result, dict) else result.header["counts"]
     shown = json.dumps(counts, indent=2) if options.json else yaml.safe_dump(counts, sort_keys=False).rstrip()
     sys.stdout.write(shown + "\n")
     return 0
 
 
 def _compare(options: argparse.Namespace, overrides: list[str], out: Path) -> int:
-    from fate_gym.trainers.compare import BASELINES, arm_configs, compare, failures, tables
     from fate_gym.trainers.fate import train
+    from fate_gym.trainers.study.compare import BASELINES, arm_configs, compare, failures, tables
 
     with usage_errors():
         configs = arm_configs(options.config, overrides, options.arms or BASELINES)
@@ -124,11 +123,11 @@ def _compare(options: argparse.Namespace, overrides: list[str], out: Path) -> in
         sys.stdout.write(yaml.safe_dump(shown, sort_keys=False))
         return 0
     _quiet()
-    with _Bars() as watch:
+    with _Bars() as progress:
 
         def train_arm(name: str, config: TrainConfig, folder: Path) -> Mapping[str, Any]:
-            watch.say(f"arm {name}")
-            return train(config, folder, watch=watch, shared=out)
+            progress.say(f"arm {name}")
+            return train(config, folder, progress=progress, shared=out)
 
         comparison = compare(configs, out, train_arm)
     if options.json:
@@ -148,8 +147,8 @@ def _dry_run(config: TrainConfig) -> int:
     sys.stdout.write(yaml.safe_dump(config.to_json(), sort_keys=False))
     sys.stdout.flush()
     _quiet()
-    with _Bars() as watch, usage_errors():
-        report = rehearse(config, watch=watch)
+    with _Bars() as progress, usage_errors():
+        report = rehearse(config, progress=progress)
     sys.stderr.write("\n".join(["Every stage ran once on a tiny random model:", *report]) + "\n")
     return 0
 
@@ -166,7 +165,7 @@ def _print(summary: Mapping[str, Any], out: Path, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(summary, indent=2) + "\n")
         return
-    from fate_gym.trainers.report import notes, results_table
+    from fate_gym.trainers.study.tables import notes, results_table
 
     console = Console()
     console.print(results_table(summary))
@@ -191,12 +190,12 @@ class _Bars:
         self._started = 0.0
         self._count = 0
 
-    def __enter__(self) -> Watch:
-        from fate_gym.trainers.progress import Watch
+    def __enter__(self) -> ProgressReporter:
+        from fate_gym.trainers.progress import ProgressReporter
 
         bars = self
 
-        class Drawn(Watch):
+        class Drawn(ProgressReporter):
             def begin(self, stage: str, total: int, done: int = 0) -> None:
                 bars.begin(stage, total, done)
 

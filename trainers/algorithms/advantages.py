@@ -278,5 +278,5 @@ RULES: Final[dict[str, Rule]] = {
     ),
 }
 """Advantage rules by name. Where TRL has a rule, it computes the rule in training, and ours decides what a signal is:
-deviations within a group are the population's here and the sample's there, a constant factor sqrt(1 - 1/G), which GDPO's
-whitening removes again."""
+deviations within a group are the population's here and the sample's there, a constant factor sqrt(1 - 1/G), which
+GDPO's whitening removes again."""

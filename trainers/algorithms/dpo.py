@@ -102,7 +102,7 @@ def dpo(
 
 
 def _margins(model: Any, batch: Batch) -> Any:
-    """log pi(chosen) - log pi(rejected) of each pair, (n,); the first half of the batch holds the chosen."""
+    """Log pi(chosen) - log pi(rejected) of each pair, (n,); the first half of the batch holds the chosen."""
     chosen, rejected = log_probs(model, batch).sum(-1).chunk(2)
     return chosen - rejected
 

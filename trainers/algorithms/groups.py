@@ -1,7 +1,7 @@
 """Groups of rollouts for policy optimisation: sampled, and sampled again where they carry no signal.
 
-The place ("slot") of a group in the batch decides its seeds and the tasks that may replace it, whichever process samples
-it. So several processes sample the same groups as one process would.
+The place ("slot") of a group in the batch decides its seeds and the tasks that may replace it, whichever process
+samples it. So several processes sample the same groups as one process would.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES
 from fate_gym.rollout import Agent, Rollout
 from fate_gym.trainers.algorithms.advantages import advantages
-from fate_gym.trainers.episodes import Item, TaskPool, Trajectory, sample, trajectory
+from fate_gym.trainers.episodes import Trajectory, trajectory
+from fate_gym.trainers.tasks import Item, TaskPool, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Group:
 
     Attributes:
         trajectories: The token ids of each member, None where its episode errored, (G,).
-        vectors: Reward vectors, (G, 4). An axis that is not active is NaN, and so is the whole row of an unscored member.
+        vectors: Reward vectors, (G, 4). NaN where an axis is not active, and in the whole row of an unscored member.
         signal: Whether the advantages of its members differ.
         problem: Why a member is not scored; None if all are.
     """

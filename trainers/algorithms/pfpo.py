@@ -24,6 +24,7 @@ from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, UpdateFo
 from fate_gym.trainers.policy import LoraSettings, load_policy, lora_config, save_policy
 from fate_gym.trainers.tasks import Item, TaskPool
 
+
 def optimise_policy(
     policy: str,
     pool: TaskPool,

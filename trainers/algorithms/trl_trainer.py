@@ -189,7 +189,7 @@ def _measures(tally: Tally, groups: int, accelerator: Any) -> dict[str, Any]:
 
 
 def _rows(groups: Sequence[Group], filler: int) -> dict[str, Any]:
-    """Returns groups in TRL's format. A member without a trajectory becomes one masked token: rows may not be missing."""
+    """Returns groups in TRL's format. A member without a trajectory is one masked token: TRL counts on every row."""
     rows: dict[str, list[Any]] = {
         name: [] for name in ("prompt_ids", "completion_ids", "logprobs", "env_mask", "vector")
     }

@@ -66,9 +66,7 @@ def roll_out(
         this_round.progress.advance(str(means))
 
     with this_round.progress.stage(stage, len(items), len(items) - len(waiting)):
-        asyncio.run(
-            sample(this_round.pool, agent, waiting, concurrency=this_round.config.concurrency, on_done=on_done)
-        )
+        asyncio.run(sample(this_round.pool, agent, waiting, concurrency=this_round.config.concurrency, on_done=on_done))
     if items and not file.done:
         raise FateGymError(f"not one episode of stage {stage} could be scored; one of them: {problem}")
     return dict(errors)

@@ -28,9 +28,7 @@ def optimise(warmed: str, this_round: Round) -> str:
         return warmed
     # A group has seeds of its own, so of the repeats of a task one item is enough: the first.
     items = {(item.variant, item.task_id): item for item in reversed(this_round.items)}
-    settings = dataclasses.replace(
-        config.pfpo, rule=method.rule or config.pfpo.rule, seed=this_round.seed("pfpo")
-    )
+    settings = dataclasses.replace(config.pfpo, rule=method.rule or config.pfpo.rule, seed=this_round.seed("pfpo"))
     out = this_round.path / "pfpo"
     with this_round.update("pfpo", settings.steps) as on_step:
         optimise_policy(

@@ -1,8 +1,8 @@
 """Stage 2, repair proposals: the same policy tries each failed task again, after reading how it failed.
 
-A candidate is a whole episode in a fresh environment, the same world as the failure's. Only two things differ: the user's
-first message is the repair prompt p_f instead of the task, and the sampling seed is the candidate's own. So verifiers
-judge what the candidate really did, not what it says it would do.
+A candidate is a whole episode in a fresh environment, the same world as the failure's. Only two things differ: the
+user's first message is the repair prompt p_f instead of the task, and the sampling seed is the candidate's own. So
+verifiers judge what the candidate really did, not what it says it would do.
 """
 
 from __future__ import annotations
@@ -120,5 +120,5 @@ class _Prompted:
 
 
 def _seed(item: Item) -> int:
-    """Derives a candidate's sampling seed from the failure's seed and its own key: with one seed, all K would be equal."""
+    """Derives a candidate's sampling seed from the failure's and its own key: with one seed, all K would be equal."""
     return int.from_bytes(hashlib.sha256(f"{item.seed}/{item.key}".encode()).digest()[:4], "big") >> 1

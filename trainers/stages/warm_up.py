@@ -96,9 +96,7 @@ def from_successes(successes: Sequence[Episode]) -> list[Example]:
 def preferences(repairs: Sequence[Repair]) -> list[Pair]:
     """Makes DPO's pairs after the plain task: a repair is preferred over the failure that it repairs."""
     return [
-        Pair(
-            _example(repair.attempt, repair.attempt.x_ids, 1.0), _example(repair.failure, repair.failure.x_ids, 1.0)
-        )
+        Pair(_example(repair.attempt, repair.attempt.x_ids, 1.0), _example(repair.failure, repair.failure.x_ids, 1.0))
         for repair in repairs
         if repair.attempt.policy_tokens and repair.failure.policy_tokens
     ]

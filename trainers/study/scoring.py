@@ -16,10 +16,10 @@ from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
 from fate_gym.evaluation.intervals import rate
 from fate_gym.pareto import hypervolume
 from fate_gym.storage import encode_line, make_folder, replace_file
+from fate_gym.trainers.base_policy import cloned_pairs
 from fate_gym.trainers.folder import TrainingFolder
 from fate_gym.trainers.progress import ProgressReporter, RunningMeans
 from fate_gym.trainers.tasks import TaskPool, TaskSet, noop_tasks
-from fate_gym.trainers.base_policy import cloned_pairs
 
 Row = dict[str, Any]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fate_gym.chat import Json
 from fate_gym.errors import RunCorruptError
-from fate_gym.trainers.prompts import compact_prompt
+from fate_gym.trainers.stages.prompts import compact_prompt
 from fate_gym.trainers.tiny.cloning import EncodedRun, OnProgress, clone
 from fate_gym.trainers.tiny.demonstrations import RepairPrompt, Run, play
 from fate_gym.trainers.tiny.model import make_model
