@@ -42,7 +42,9 @@ _AXIS: Final[dict[str, tuple[type, ...]]] = {"value": (int, float), "active": (b
 _MOST: Final = 1e15
 """Bound of every number, so that no sum of them is infinite."""
 
-_SHARES: Final = frozenset(("harm_low", "harm_high", "score_low", "score_high", "refused", "unsafe", "flagged", *LABELS))
+_SHARES: Final = frozenset(
+    ("harm_low", "harm_high", "score_low", "score_high", "refused", "unsafe", "flagged", *LABELS)
+)
 """Measures whose means metrics take."""
 
 _ROLES: Final = ("system", "user", "assistant", "tool")

@@ -21,7 +21,6 @@ from typing import Any, Final
 
 from fate_gym.errors import FateGymError, RunError
 from fate_gym.evaluation.config import NOT_IN_DIGEST
-from fate_gym.evaluation.jsonl import dump, parse
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.store import SCHEMA as RUN_SCHEMA
 from fate_gym.evaluation.store import config_digest
@@ -33,6 +32,7 @@ from fate_gym.leaderboards.replay import ABSENT, OVERFLOW, Change, changes, leav
 from fate_gym.leaderboards.settings import Settings, read_settings
 from fate_gym.leaderboards.submissions import FILE, read_submission
 from fate_gym.rewards import Verdict
+from fate_gym.storage import read_object
 
 SCHEMA: Final = "fate-gym/verification/1"
 
@@ -172,22 +172,17 @@ def _check_submission(path: Path, found: Verification) -> set[str] | None:
     return set(submission.contaminated_by)
 
 
-def _object(path: Path, schema: str, found: Verification) -> dict[str, Any] | None:
+def _object(path: Path, schema: str, report: Verification) -> dict[str, Any] | None:
     try:
-        value = parse(path.read_bytes())
-        # NaN is read, and no honest writer writes it.
-        dump(value)
-    except OSError:
-        found.add(path.name, "is missing or cannot be read")
+        value = read_object(path, schema).values
+    except RunError as error:
+        report.add(path.name, str(error))
         return None
-    except ValueError:
-        found.add(path.name, "is not one JSON object on a line of its own: it was cut off or damaged")
-        return None
-    if value.get("schema") != schema:
-        found.add(path.name, f"schema: stored {_brief(value.get('schema'))}, this fate-gym checks {schema}")
+    if value["schema"] != schema:
+        report.add(path.name, f"schema: stored {_brief(value['schema'])}, this fate-gym checks {schema}")
         return None
     for name in fields.strange(value, fields.FILES[path.name]):
-        found.add(path.name, f"{name}: is not a field that fate-gym writes")
+        report.add(path.name, f"{name}: is not a field that fate-gym writes")
     return value
 
 

@@ -211,7 +211,7 @@ def test_an_honest_run_with_judges_agrees_and_says_what_they_scored(judged: Path
         ("security", lambda axis: axis["measures"].pop("harm_low")),
         ("security", lambda axis: axis.update(active=False)),
         ("security", lambda axis: axis.update(rule="agentharm:no-executed-call", value=1.0)),
-        ("utility", lambda axis: axis.update(value=1.0, measures={"score_low": 1.0, "score_high": 2.0})),
+        ("utility", lambda axis: axis.update(value=0.123)),
         ("utility", lambda axis: axis.update(rule="judge:never", value=1.0)),
         ("over_refusal_control", lambda axis: axis.update(value=0.5)),
         ("over_refusal_control", lambda axis: axis.update(rule="agentharm-graders/judge:half")),
