@@ -13,7 +13,7 @@ from fate_gym.transcript import Transcript
 
 _INDENT = "    "
 _MARKS = 4
-"""Combining marks on one character that are let through: no script stacks more, and a flood covers the lines around it."""
+"""Combining marks on one character that are let through: no script stacks more, and a flood covers other lines."""
 
 # Almost all text is plain, and needs no look at each of its characters.
 _NOT_PLAIN = re.compile(r"[^\n\t\x20-\x7e]+")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import signal
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,8 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, Time
 from fate_gym.cli.settings import add_agent_flags, add_env_flags, eval_configs, usage_errors
 from fate_gym.cli.stopping import Stopped, on_signals
 from fate_gym.cli.terminal import err, out
+from fate_gym.errors import DiskError, UsageError
 from fate_gym.evaluation.config import EvalConfig
 from fate_gym.rollout import Agent
+from fate_gym.storage import make_folder
+
+_DISK_TROUBLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What may be mended without another --out."""
 
 
 def add_commands(commands: Any) -> None:
@@ -82,6 +89,7 @@ async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[dict[str, Any], S
 
     with err.status(f"Loading {config.env}"), usage_errors():
         plan = Plan(config)
+        _make_folder(config.out)
         await agent.check()
     stop = asyncio.Event()
     signals: list[int] = []
@@ -116,6 +124,18 @@ async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[dict[str, Any], S
                 summary = RunFolder.read(config.out).summary()
     left = summary["episodes"]["missing"] > 0
     return summary, Stopped(signals[-1]) if signals and left else None
+
+
+def _make_folder(path: Path) -> None:
+    """Makes the run folder, so that a path that cannot be one is told before a model is asked anything."""
+    try:
+        if not path.exists():
+            make_folder(path)
+    except (OSError, DiskError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _DISK_TROUBLE:
+            raise
+        raise UsageError(f"{error}: give another --out") from error
 
 
 def _print(summaries: list[dict[str, Any]], *, as_json: bool) -> None:

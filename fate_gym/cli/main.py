@@ -20,7 +20,7 @@ from fate_gym.cli import data, evaluating, leaderboard, listing, showing, traini
 from fate_gym.cli.parser import Parser
 from fate_gym.cli.stopping import Stopped, stoppable
 from fate_gym.cli.terminal import OutputError, err, show_warning
-from fate_gym.errors import FateGymError, RunMismatchError
+from fate_gym.errors import DiskError, FateGymError, RunMismatchError
 
 _UNUSABLE, _REFUSED, _READER_GONE = 2, 3, 141
 
@@ -49,11 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.exit_code
     except OutputError as error:
         return _READER_GONE if error.reader_gone else _failed(error, _REFUSED)
+    except (OSError, DiskError) as error:
+        reason = _reason(error) if isinstance(error, OSError) else str(error)
+        kept = ". Once this is mended, the same command goes on from what is on disk."
+        return _failed(reason + kept * options.resumable, _REFUSED)
     except (FateGymError, gym.error.Error) as error:
         return _failed(error, _UNUSABLE)
-    except OSError as error:
-        kept = " What was written is kept; mend this, and the same command goes on from there."
-        return _failed(f"{_reason(error)}.{kept * options.resumable}", _REFUSED)
 
 
 def run_program() -> int:

@@ -150,7 +150,7 @@ def test_settings_come_from_files_and_flags_override_them(tmp_path: Path, capsys
     assert config["attack"] == [None, {"injection_x": "hi"}]
     path.write_text("agnet: noop\n")
     assert main(["eval", "--config", str(path)]) == 2
-    assert "unknown settings ['agnet']" in capsys.readouterr().err
+    assert "there is no setting 'agnet'; did you mean agent?" in capsys.readouterr().err
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
