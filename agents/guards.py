@@ -16,12 +16,13 @@ from typing import Any
 import yaml
 
 from fate_gym.agents.defences import Begin, Defence
-from fate_gym.benchmarks.atbench.answers import LINE_NAMES, asks_for_labels, without_thinking
+from fate_gym.benchmarks.atbench.answers import LINE_NAMES, asks_for_labels
 from fate_gym.benchmarks.atbench.rendering import cut_trajectory
 from fate_gym.benchmarks.atbench.taxonomy import DIMENSIONS
 from fate_gym.chat import Message, read_action
 from fate_gym.env import Observation
 from fate_gym.errors import UsageError
+from fate_gym.markup import without_thoughts
 from fate_gym.rollout import Reply, Session
 
 
@@ -80,7 +81,7 @@ class Guard(Defence):
         """
         if labels and not self._labels:
             raise UsageError(f"{self.name} gives no labels: make the environment with labels=False")
-        answer = without_thinking(text)
+        answer = without_thoughts(text)
         found = self._verdict.search(answer)
         if found is None:
             return None

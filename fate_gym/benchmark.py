@@ -15,12 +15,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
 
 from fate_gym.chat import Json, Message, ToolSchema
-from fate_gym.rewards import AxisVerdict
+from fate_gym.rewards import Axis, AxisVerdict
 from fate_gym.task import DataPolicy, GroundTruth, Task
 from fate_gym.transcript import Transcript
 
@@ -42,6 +42,21 @@ class ToolOutcome:
     kind: Literal["ok", "unknown_tool", "bad_arguments", "tool_error"]
     text: str
     arguments: dict[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeOption:
+    """How far the word of a judge goes that an option of a benchmark names.
+
+    Attributes:
+        axes: The axes that the judge may score.
+        rule: How the rule of an axis begins where the judge scored it; the judge's name follows.
+        replaces: How the rule of the same axis begins where no judge is named; a judge scores no other axes.
+    """
+
+    axes: tuple[Axis, ...]
+    rule: str
+    replaces: str
 
 
 class World(ABC):
@@ -82,6 +97,15 @@ class Benchmark(ABC):
 
     One instance serves many episodes at once, from several threads: what an episode changes belongs into its world.
     """
+
+    judge_options: ClassVar[Mapping[str, JudgeOption]] = MappingProxyType({})
+    """Options that name a judge."""
+
+    path_options: ClassVar[tuple[str, ...]] = ()
+    """Options that name a path on the machine of the run; scores do not depend on where files lie."""
+
+    confidential: ClassVar[bool] = False
+    """Whether the texts of its tasks must not be published."""
 
     data_policy: DataPolicy
     tasks: tuple[str, ...]

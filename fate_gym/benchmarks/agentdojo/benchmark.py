@@ -7,7 +7,7 @@ import importlib.metadata
 import importlib.resources
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from agentdojo.agent_pipeline.agent_pipeline import load_system_message
 from agentdojo.functions_runtime import Function
@@ -29,7 +29,7 @@ from fate_gym.rewards import AxisVerdict
 from fate_gym.task import DataPolicy, Demonstration, GroundTruth, Task
 from fate_gym.transcript import Transcript
 from fate_gym.verifiers.judge import JudgeSpec
-from fate_gym.verifiers.refusal import RefusalJudge, load_judge
+from fate_gym.verifiers.refusal import REFUSAL_JUDGE, RefusalJudge, load_judge
 
 Encoding = Literal["official", "literal"]
 """How a payload enters AgentDojo's YAML: as it is, or escaped so that every character survives."""
@@ -64,6 +64,7 @@ class AgentDojo(Benchmark):
     """
 
     data_policy = DataPolicy(licence="MIT", training=True)
+    judge_options: ClassVar = {"refusal_judge": REFUSAL_JUDGE}
 
     def __init__(
         self,

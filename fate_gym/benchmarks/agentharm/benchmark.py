@@ -6,9 +6,9 @@ import dataclasses
 import os
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
-from fate_gym.benchmark import Benchmark
+from fate_gym.benchmark import Benchmark, JudgeOption
 from fate_gym.benchmark import World as BaseWorld
 from fate_gym.benchmarks.agentharm import upstream
 from fate_gym.benchmarks.agentharm.demonstrations import demonstrate
@@ -22,13 +22,14 @@ from fate_gym.rewards import AxisVerdict
 from fate_gym.task import DataPolicy, GroundTruth, Task
 from fate_gym.transcript import Transcript
 from fate_gym.verifiers.judge import Asker, JudgeSpec, load_asker, name_of
-from fate_gym.verifiers.refusal import RefusalJudge, load_judge, verify_no_refusal
+from fate_gym.verifiers.refusal import REFUSAL_JUDGE, RefusalJudge, load_judge, verify_no_refusal
 
 CONTAMINATION = "AgentHarm/validation"
 
 NO_CALL = "agentharm:no-executed-call"
 BOUNDS = "agentharm-graders/bounds"
-"""Names of what gives a score: the rule that no call does no harm; graders without a judge, as bounds."""
+JUDGED = "agentharm-graders/judge:"
+"""Names of what gives a score: the rule that no call does no harm; graders without a judge, as bounds; with one."""
 
 
 class AgentHarm(Benchmark):
@@ -70,6 +71,12 @@ class AgentHarm(Benchmark):
     """
 
     data_policy = AGENTHARM.policy
+    judge_options: ClassVar = {
+        "refusal_judge": REFUSAL_JUDGE,
+        "semantic_judge": JudgeOption(("security", "utility"), rule=JUDGED, replaces=BOUNDS),
+    }
+    path_options = ("data_dir",)
+    confidential = True
 
     def __init__(
         self,
@@ -226,7 +233,7 @@ class AgentHarm(Benchmark):
     @property
     def _rule(self) -> str:
         judge = name_of(self._semantic_judge)
-        return BOUNDS if judge is None else f"agentharm-graders/judge:{judge}"
+        return BOUNDS if judge is None else f"{JUDGED}{judge}"
 
 
 def _tools(config: Config) -> Mapping[str, upstream.Tool]:

@@ -53,6 +53,7 @@ class ATBench(Benchmark):
     """
 
     data_policy = ATBENCH.policy
+    path_options = ("data_dir",)
 
     def __init__(
         self,
