@@ -11,9 +11,9 @@ from typing import Any, Final
 from fate_gym.chat import Json
 from fate_gym.env import Observation, ToolEnv
 from fate_gym.errors import ContextOverflowError, ProviderError
-from fate_gym.evaluation.jsonl import encode_line, parse
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.rollout import Agent, Reply, Session, rollout
+from fate_gym.storage import encode_line, parse
 from fate_gym.task import Task
 
 OVERFLOW: Final = "context_overflow"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fate_gym.evaluation.jsonl import parse
 from fate_gym.evaluation.runner import EPISODE_SCHEMA
 from fate_gym.leaderboards.records import problem
+from fate_gym.storage import parse
 
 Report = Callable[[str, str], None]
 

@@ -18,7 +18,6 @@ from typing import Any, Final
 
 from fate_gym.errors import FateGymError, RunError
 from fate_gym.evaluation.config import NOT_IN_DIGEST
-from fate_gym.evaluation.jsonl import dump, parse
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.store import SCHEMA as RUN_SCHEMA
 from fate_gym.evaluation.store import config_digest
@@ -28,6 +27,7 @@ from fate_gym.leaderboards import scanning
 from fate_gym.leaderboards.replay import Change, changes, leaves, replay
 from fate_gym.leaderboards.settings import Settings, read_settings
 from fate_gym.leaderboards.submissions import FILE, read_submission
+from fate_gym.storage import dump, parse
 
 SCHEMA: Final = "fate-gym/verification/1"
 

@@ -243,7 +243,7 @@ def test_summary_that_disagrees(change: Any, expected: str, copied: Path) -> Non
 def test_records_of_another_shape_are_named_and_passed_over(copied: Path) -> None:
     path = copied / "episodes.jsonl"
     first, second, third, fourth, *rest = (json.loads(line) for line in path.read_text().splitlines())
-    first["verdict"]["security"]["value"] = float("nan")
+    first["verdict"]["security"]["value"] = 1.5
     second["schema"] = "fate-gym/episode/9"
     third["status"] = "env_error"
     fourth["seed"] += 1
