@@ -1,7 +1,7 @@
 """Coverage-guided fuzzing by atheris: `python coverage_guided.py TARGET [libFuzzer's options]`; `make fuzz` visits all.
 
-Atheris compiles the package anew, so that its libFuzzer sees which bytes reach new code and goes on from those. A finding
-is written to `findings/TARGET/`, where `test_fuzz.py` tries it ever after.
+Atheris instruments the package, so that libFuzzer sees which bytes reach new code and goes on from those. A finding is
+written to `findings/TARGET/`, where `test_fuzz.py` tries it ever after.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _HERE = Path(__file__).parent
 
 
 def main(name: str, *options: str) -> None:
-    sys.path.insert(0, str(_HERE))
+    sys.path[:0] = [str(_HERE), str(_HERE.parent / "support")]
     os.environ["PYTHONWARNINGS"] = "ignore"
     with atheris.instrument_imports(include=["fate_gym"]):
         import targets

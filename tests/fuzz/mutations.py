@@ -1,4 +1,4 @@
-"""Bytes made from well-formed ones, for hypothesis: values of a JSON tree replaced, pieces of text cut, doubled, swapped."""
+"""Bytes made from well-formed ones, for hypothesis: values of a JSON tree replaced, pieces of text cut and doubled."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 _TOKENS = (
     b"null", b"true", b"NaN", b"1e999", b"-0", b"1" + b"0" * 400, b"0x" + b"f" * 5000, b'"', b"{", b"}", b"[", b"]",
-    b"\0", b"\n", b"\xff", b"\xed\xa0\x80", b'"\\ud800"', b"[" * 3000, b'{"a":' * 300, b"<think>", b"</think>", b"Answer: Yes",
-    b"pass", b"!!python/name:os.system", b"!!binary x", b"!!int ''", b"&a [*a]", b"*a", b"<<: *a", b"..", b"\x80\x05", b".",
+    b"\0", b"\n", b"\xff", b"\xed\xa0\x80", b'"\\ud800"', b"[" * 3000, b'{"a":' * 300, b"<think>", b"</think>", b"pass",
+    b"Answer: Yes", b"!!python/name:os.system", b"!!binary x", b"!!int ''", b"&a [*a]", b"*a", b"<<: *a", b"\x80\x05.", b"..",
     b"\x1b[31m", b"\xe2\x80\xae", b"<tool_call>", b"</text>",
 )  # fmt: skip
 
@@ -23,7 +23,9 @@ _LEAVES = st.one_of(
     st.sampled_from([10**400, -1, 2**63, 1e308, 5e-324, float("nan"), float("inf"), 0.1]),
     st.floats(),
     st.text(max_size=12),
-    st.sampled_from(["", "\ud800", "ok", "assistant", "tool", "../x", "x" * 3000, "1.0", "__class__", "\x1b[2J", "null"]),
+    st.sampled_from(
+        ["", "\ud800", "ok", "assistant", "tool", "../x", "x" * 3000, "1.0", "__class__", "\x1b[2J", "null"]
+    ),
 )
 _TREES = st.recursive(
     _LEAVES,
