@@ -11,6 +11,7 @@ from fate_gym.storage._lock import LOCK_FILE, WriterLock
 from fate_gym.storage._log import AppendLog, corrupt, records
 from fate_gym.storage._reading import Fields, is_finite, open_file, read_file, read_object
 from fate_gym.storage._settings import check_same_settings
+from fate_gym.storage._yaml import parse_yaml, read_yaml
 
 __all__ = [
     "LOCK_FILE",
@@ -30,8 +31,10 @@ __all__ = [
     "make_folder",
     "open_file",
     "parse",
+    "parse_yaml",
     "read_file",
     "read_object",
+    "read_yaml",
     "records",
     "replace_file",
 ]

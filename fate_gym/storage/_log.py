@@ -51,7 +51,7 @@ class AppendLog:
         with disk_errors(self._path):
             opened, named = os.fstat(self._fd), os.stat(self._path)
             if not os.path.samestat(opened, named):
-                raise DiskError(f"{self._path} was replaced by another file while it was written: run again to resume")
+                raise DiskError(f"{self._path} was replaced by another file while it was written")
             self._whole = False
             try:
                 _write_all(self._fd, line)
