@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 _TOKENS = (
     b"null", b"true", b"NaN", b"1e999", b"-0", b"1" + b"0" * 400, b"0x" + b"f" * 5000, b'"', b"{", b"}", b"[", b"]",
     b"\0", b"\n", b"\xff", b"\xed\xa0\x80", b'"\\ud800"', b"[" * 3000, b'{"a":' * 300, b"<think>", b"</think>", b"pass",
-    b"Answer: Yes", b"!!python/name:os.system", b"!!binary x", b"!!int ''", b"&a [*a]", b"*a", b"<<: *a", b"\x80\x05.", b"..",
-    b"\x1b[31m", b"\xe2\x80\xae", b"<tool_call>", b"</text>",
+    b"Answer: Yes", b"!!python/name:os.system", b"!!binary x", b"!!int ''", b"&a [*a]", b"*a", b"<<: *a", b"\x80\x05.",
+    b"\x1b[31m", b"\xe2\x80\xae", b"<tool_call>", b"</text>", b"..",
 )  # fmt: skip
 
 _LEAVES = st.one_of(
