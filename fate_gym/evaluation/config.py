@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 
 from fate_gym.chat import Json
+from fate_gym.serving import public_url
 
 Attack: TypeAlias = str | Mapping[str, str] | None
 """A registered attack's name, payloads of one's own, or none."""
@@ -94,12 +94,6 @@ def _without_logins(value: Json) -> Json:
         name: public_url(item) if name == "base_url" and isinstance(item, str) else _without_logins(item)
         for name, item in value.items()
     }
-
-
-def public_url(url: str) -> str:
-    """Returns an address without user, password, query and fragment, fit for a manifest or an error."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def read_settings(name: str) -> dict[str, Any]:
