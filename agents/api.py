@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
 from fate_gym.agents._history import History, provider_fields
-from fate_gym.agents._malformed import holds_call_markup, malformed_call
+from fate_gym.agents._malformed import malformed_call
 from fate_gym.agents.pricing import Prices, check_prices, cost, shipped_prices
 from fate_gym.chat import Message
 from fate_gym.env import Observation
@@ -22,6 +22,7 @@ from fate_gym.errors import (
     QuotaError,
     UsageError,
 )
+from fate_gym.markup import holds_call_markup
 from fate_gym.rollout import Agent, Reply, Session
 from fate_gym.serving import (
     ChatClient,

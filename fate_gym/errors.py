@@ -64,3 +64,7 @@ class RunMismatchError(RunError):
 
 class RunLockedError(RunError):
     """Another writer has the run open."""
+
+
+class DiskError(RunError):
+    """The file system refused a write (full, failing, removed meanwhile); what was written before is still whole."""

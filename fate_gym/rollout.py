@@ -44,8 +44,9 @@ class Reply:
         usage: Tokens and cost of this call by name ("prompt_tokens", "completion_tokens", "cost_usd"), where known.
         attempts: Requests that it took.
         sample: The sampled tokens, from a local model.
-        finish_reason: Why the model stopped ("stop", "tool_calls", "length", ...), where it is known; "content_filter"
-            for a turn that the provider's filter stopped, "malformed_call" for one whose call the server could not read.
+        finish_reason: Why the model stopped ("stop", "tool_calls", "length", ...), where it is known. It is
+            "content_filter" where the provider's filter stopped it, "malformed_call" where the server could not read
+            its call.
     """
 
     message: Any

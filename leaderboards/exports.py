@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from fate_gym.evaluation.jsonl import SURROGATE
 from fate_gym.leaderboards.board import Board, Estimate, Row
 from fate_gym.rendering import visible
+from fate_gym.storage import SURROGATE
 
 SCHEMA: Final = "fate-gym/leaderboard/1"
 """What `leaderboard.json` has under `schema`; the number rises when an older reader would misread it."""

@@ -12,8 +12,8 @@ _SHORTEST = 6
 
 _BLANK = "[redacted]"
 
-_ESCAPES = ("%", "\\", "&#")
-"""What begins an escaped character."""
+_ESCAPES = frozenset({"%", "\\u", "\\x", "&#"})
+"""What begins an escaped character, whichever it is."""
 
 
 class Redactor:
@@ -39,6 +39,8 @@ class Redactor:
         ordered = sorted(secrets, key=len, reverse=True)
         escaped = ["".join(map(_escaped, secret)) for secret in ordered]
         encoded = sorted({form for secret in secrets for form in _encodings(secret)}, key=len, reverse=True)
+        punctuation = {character for character in "".join(secrets) if not character.isalnum()}
+        self._escapes = _ESCAPES | {f"\\{character}" for character in punctuation}
         self._plain = [text.lower() for text in [*ordered, *encoded]]
         self._pattern = re.compile("|".join([*escaped, *map(re.escape, encoded)]), re.IGNORECASE) if secrets else None
 
@@ -48,7 +50,7 @@ class Redactor:
             return text
         # Every reply comes through here: looking for plain forms first is a hundred times as fast as the pattern.
         lowered = text.lower()
-        escaped = any(mark in text for mark in _ESCAPES)
+        escaped = any(mark in text for mark in self._escapes)
         if not escaped and not any(plain in lowered for plain in self._plain):
             return text
         return self._pattern.sub(_BLANK, text)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
-from fate_gym.evaluation.jsonl import records
 from fate_gym.leaderboards.board import Row
 from fate_gym.leaderboards.columns import Column
 from fate_gym.leaderboards.records import problem
@@ -30,6 +29,7 @@ from fate_gym.leaderboards.site.traces import trace
 from fate_gym.leaderboards.site.training import curves
 from fate_gym.leaderboards.submissions import Submission
 from fate_gym.rewards import AXES
+from fate_gym.storage import records
 
 _LIST: Final = 700_000
 _ROW: Final = 330

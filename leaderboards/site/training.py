@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from fate_gym.errors import RunError
-from fate_gym.evaluation.jsonl import records
 from fate_gym.rewards import AXES
+from fate_gym.storage import records
 
 MARK: Final = "fate-gym.json"
 """In a model's folder: what it was trained by."""

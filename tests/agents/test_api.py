@@ -20,7 +20,6 @@ from fate_gym.rollout import Reply
 from fate_gym.serving import Completion, Pacer, Redactor, RetryPolicy, TransientError, UnusableError, public_url
 from fate_gym.serving._completions import read_completion
 from fate_gym.serving._failures import ServerError, failure
-from fate_gym.serving._waits import asked_wait
 from fate_gym.task import Task
 
 OBSERVATION: dict[str, Any] = {
