@@ -9,7 +9,7 @@ from typing import Any
 
 from fate_gym.cli.terminal import out
 from fate_gym.errors import UsageError
-from fate_gym.evaluation.report import notes, results_tables
+from fate_gym.evaluation.report import notes, read_summary, results_tables
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.rendering import render_episode
 from fate_gym.rewards import AXES
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show_run(folder: RunFolder, *, every: bool) -> None:
-    summary = folder.summary()
+    summary = read_summary(folder.path / "summary.json")
     out.line(f"{summary['agent']} on {summary['env']}")
     for table in results_tables([summary], by_suite=True):
         out.table(table)

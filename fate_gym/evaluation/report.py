@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
@@ -11,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fate_gym.evaluation.metrics import LABELS
-from fate_gym.evaluation.summary import ALL
+from fate_gym.evaluation.summary import ALL, SCHEMA
 from fate_gym.rendering import visible
+from fate_gym.storage import Fields, read_object
 
 Summary = Mapping[str, Any]
 
@@ -214,3 +216,34 @@ def _refusals_by(summaries: Sequence[Summary]) -> str:
 
 def _percent(share: float) -> str:
     return "100" if share == 1.0 else f"{100 * share:.1f}"
+
+
+def read_summary(path: Path) -> Summary:
+    """Reads a `summary.json` that may be damaged or a stranger's, and checks what tables need of it.
+
+    Raises:
+        RunError: It is missing, or the file and field of what is wrong with it.
+    """
+    fields = read_object(path, SCHEMA)
+    for name in ("agent", "env"):
+        fields.text(name)
+    for group in fields.objects("groups"):
+        group.text("mode")
+        group.text_or_none("attack")
+        group.text("suite")
+        group.texts("refusals_by")
+        for name in ("errors", "grader_errors"):
+            counts = group.object(name)
+            for kind in counts.values:
+                counts.integer(kind)
+        metrics = group.object("metrics")
+        for name in metrics.values:
+            _check_estimate(metrics.object(name))
+    return fields.values
+
+
+def _check_estimate(estimate: Fields) -> None:
+    estimate.integer("n")
+    if estimate.values.get("value") is not None:
+        for name in ("value", "low", "high"):
+            estimate.number(name)

@@ -1,6 +1,6 @@
 """Runs `fate-gym` and sends a signal to it the moment a module is first imported.
 
-    python signal_at.py SIGNAL MODULE ARGUMENTS...
+python signal_at.py SIGNAL MODULE ARGUMENTS...
 """
 
 from __future__ import annotations
