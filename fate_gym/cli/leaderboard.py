@@ -77,15 +77,11 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def _print_verification(found: Verification) -> None:
-    from fate_gym.leaderboards.verification import CANNOT_KNOW
-
     lines = [f"{entry.where}: {entry.what}" for entry in found.differences[:_LISTED]]
     if len(found.differences) > _LISTED:
         lines.append(f"and {len(found.differences) - _LISTED} more (--json has all)")
     lines += [f"note: {note}" for note in found.notes]
-    for axis, count in sorted(found.not_rescored.items()):
-        lines.append(f"note: {axis} of {count} episodes was scored by a judge and is not scored again")
-    lines += [f"cannot be known: {what}" for what in CANNOT_KNOW]
+    lines += [f"cannot be known: {what}" for what in found.unknown]
     verdict = "agrees" if found.ok else f"DIFFERS in {len(found.differences)} places"
     lines.append(f"{found.run}: {found.replayed} episodes played again; the run {verdict}")
     for line in lines:
