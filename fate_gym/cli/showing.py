@@ -79,9 +79,11 @@ def _find(folder: RunFolder, wanted: str) -> dict[str, Any]:
 
 
 def _show_episode(episode: Mapping[str, Any]) -> None:
-    lines = [episode["key"], f"seed {episode['seed']}, status {episode['status']}"]
-    lines += [f"error: {episode['error']}"] if episode["error"] else []
+    out.line(episode["key"])
+    out.line(f"seed {episode['seed']}, status {episode['status']}")
+    if episode["error"]:
+        out.line(f"error: {episode['error']}")
     for vector, text in episode["injections"].items():
-        lines.append(f"injected at {vector} ({'reached' if episode['injection_reached'] else 'not reached'}):")
-        lines += [f"    {line}" for line in text.strip().split("\n")]
-    out.text("\n".join([*lines, "", render_episode(episode["messages"], episode["ended"], episode["verdict"])]))
+        out.line(f"injected at {vector} ({'reached' if episode['injection_reached'] else 'not reached'}):")
+        out.text("\n".join(f"    {line}" for line in text.strip().split("\n")))
+    out.text("\n" + render_episode(episode["messages"], episode["ended"], episode["verdict"]))

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fate_gym.evaluation.metrics import LABELS
 from fate_gym.evaluation.summary import ALL, SCHEMA
-from fate_gym.rendering import visible
+from fate_gym.rendering import visible_line
 from fate_gym.storage import Fields, read_object
 
 Summary = Mapping[str, Any]
@@ -123,7 +123,7 @@ def notes(summaries: Sequence[Summary]) -> str:
         lines.append(f"Refusals told by: {_refusals_by(summaries)}.")
     elif by_agent:
         lines.append(
-            "Refusals told by: " + "; ".join(f"{visible(agent)}: {by}" for agent, by in by_agent.items()) + "."
+            "Refusals told by: " + "; ".join(f"{visible_line(agent)}: {by}" for agent, by in by_agent.items()) + "."
         )
     return "\n".join(lines)
 
@@ -132,7 +132,7 @@ def _layouts(summaries: Sequence[Summary]) -> Iterator[_Layout]:
     """Yields the tables for which there are episodes."""
     modes = {group["mode"] for group in _groups(summaries)}
     attacks = sorted({group["attack"] for group in _groups(summaries) if group["mode"] == "attacked"})
-    layouts = [_Layout(f"attack: {visible(attack)}", attack, (*_BENIGN, *_ATTACKED)) for attack in attacks]
+    layouts = [_Layout(f"attack: {visible_line(attack)}", attack, (*_BENIGN, *_ATTACKED)) for attack in attacks]
     if "benign" in modes and not attacks:
         layouts.append(_Layout("without attack", None, _BENIGN))
     if "harmful" in modes:
@@ -145,7 +145,8 @@ def _layouts(summaries: Sequence[Summary]) -> Iterator[_Layout]:
         ]
     for mode in sorted(modes - set(_MODES)):
         names = dict.fromkeys(name for group in _groups(summaries, mode) for name in group["metrics"])
-        layouts.append(_Layout(visible(mode), None, tuple(_Column(name, mode, "", name) for name in names)))
+        columns = tuple(_Column(visible_line(name), mode, "", name) for name in names)
+        layouts.append(_Layout(visible_line(mode), None, columns))
     for layout in layouts:
         columns = tuple(
             column
@@ -165,7 +166,7 @@ def _rows(summary: Summary, layout: _Layout, by_suite: bool) -> Iterator[list[Te
         errors = sum(
             sum(part["errors"].values()) + sum(part["grader_errors"].values()) for part in parts.values() if part
         )
-        label = visible(suite if by_suite else str(summary["agent"]))
+        label = visible_line(suite if by_suite else str(summary["agent"]))
         n = "+".join(str(_n(parts[mode], layout.columns)) for mode in layout.modes)
         cells = [_cell(parts[column.mode], column) for column in layout.columns]
         # Text, not str: agents' names may hold what rich would take for markup.
@@ -211,7 +212,7 @@ def _groups(summaries: Iterable[Summary], mode: str | None = None) -> Iterator[S
 
 
 def _refusals_by(summaries: Sequence[Summary]) -> str:
-    return ", ".join(sorted({rule for group in _groups(summaries) for rule in group["refusals_by"]}))
+    return visible_line(", ".join(sorted({rule for group in _groups(summaries) for rule in group["refusals_by"]})))
 
 
 def _percent(share: float) -> str:

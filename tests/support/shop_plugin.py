@@ -18,26 +18,30 @@ HOSTILE = "\x1b]0;title\x07\x1b[31m\x9b2J\u202enot\u2066 [red]x[/red] [/nothing]
 """What a stranger may put into any text: it retitles and recolours a terminal, turns text round, forges a line."""
 
 
+_NAME = HOSTILE.replace("\ud800", "")
+"""Keys of episodes must be valid Unicode."""
+
+
 class CursedParcels(parcels.Parcels):
     """The shop, with a hostile text wherever a benchmark can put one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tasks = tuple(f"{task}{HOSTILE}" for task in self.tasks)
+        self.tasks = tuple(f"{task}{_NAME}" for task in self.tasks)
 
     def task(self, task_id: str) -> fate_gym.Task:
-        task = super().task(task_id.removesuffix(HOSTILE))
-        attack = task.attack and task.attack + HOSTILE
+        task = super().task(task_id.removesuffix(_NAME))
+        attack = task.attack and task.attack + _NAME
         return fate_gym.Task(
-            id=task_id, mode=task.mode, suite=task.suite + HOSTILE, cluster=task.cluster + HOSTILE, attack=attack
+            id=task_id, mode=task.mode, suite=task.suite + _NAME, cluster=task.cluster + _NAME, attack=attack
         )
 
     def ground_truth(self, task_id: str) -> fate_gym.GroundTruth:
-        return super().ground_truth(task_id.removesuffix(HOSTILE))
+        return super().ground_truth(task_id.removesuffix(_NAME))
 
     def open(self, task_id: str, seed: int) -> fate_gym.World:
-        world = super().open(task_id.removesuffix(HOSTILE), seed)
-        world.injections = {vector + HOSTILE: text + HOSTILE for vector, text in world.injections.items()}
+        world = super().open(task_id.removesuffix(_NAME), seed)
+        world.injections = {vector + _NAME: text + _NAME for vector, text in world.injections.items()}
         return world
 
 
