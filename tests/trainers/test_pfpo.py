@@ -354,7 +354,7 @@ def test_a_killed_training_ends_as_an_unbroken_one(
         train("killed", on_step=kill)
     resumed: list[dict[str, Any]] = []
     with monkeypatch.context() as patch:
-        patch.setattr("fate_gym.trainers.pfpo.save_policy", lambda *args: kill({"step": 2 * passes}))
+        patch.setattr("fate_gym.trainers.algorithms.pfpo.save_policy", lambda *args: kill({"step": 2 * passes}))
         with pytest.raises(Killed):
             train("killed", on_step=resumed.append)
     assert resumed[0]["step"] == passes + 1
