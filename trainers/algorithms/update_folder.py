@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fate_gym.chat import Json
-from fate_gym.errors import RunError
+from fate_gym.errors import RunCorruptError, RunError
 from fate_gym.storage import (
     Fields,
     check_same_settings,
@@ -111,12 +111,16 @@ def read_steps(out: Path) -> list[Fields]:
 
 def _last_complete(folder: Path) -> Path | None:
     """The newest checkpoint whose `trainer_state.json` can be read: transformers writes that file last."""
-    numbered = [path for path in folder.glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
-    return next((path for path in sorted(numbered, key=_step, reverse=True) if _is_complete(path)), None)
+    newest_first = sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)
+    return next((path for path in newest_first if _is_complete(path)), None)
 
 
 def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+    """The step of a checkpoint, which transformers writes into its name."""
+    number = checkpoint.name.rpartition("-")[2]
+    if not number.isdecimal():
+        raise RunCorruptError(f"{checkpoint} is no checkpoint that a trainer wrote: remove it")
+    return int(number)
 
 
 def _is_complete(checkpoint: Path) -> bool:

@@ -50,7 +50,7 @@ _AGENTDOJO = "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo"
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ScriptedEpisode:
     """A scripted run that came out as meant.
 
     Attributes:
@@ -85,7 +85,7 @@ def held_out(label: Label, settings: TinySettings) -> list[str]:
     ]
 
 
-def play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[Run]:
+def play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[ScriptedEpisode]:
     """Plays every script on every task that cloning may see.
 
     Args:
@@ -134,8 +134,8 @@ _REFUSING: tuple[Agent, ...] = (REFUSER, _Scripted("alarmed", _refuse))
 _LAZY = _Scripted("lazy", _stop_early)
 
 
-async def _play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[Run]:
-    runs: list[Run] = []
+async def _play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[ScriptedEpisode]:
+    runs: list[ScriptedEpisode] = []
     for attack in (None, *settings.attacks):
         env = ToolEnv(_AGENTDOJO, suite=settings.suites, attack=attack, purpose="training")
         for task_id in env.tasks:
@@ -144,12 +144,14 @@ async def _play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[Run
     return runs
 
 
-async def _play_task(env: ToolEnv, task_id: str, repair_prompt: RepairPrompt) -> list[Run]:
+async def _play_task(env: ToolEnv, task_id: str, repair_prompt: RepairPrompt) -> list[ScriptedEpisode]:
     """All runs of one task; none where its ground truth itself fails."""
     tools = env.benchmark.open(task_id, 0).tools
 
-    def run(kind: Kind, played: Rollout, prompt: str | None = None) -> Run:
-        return Run(kind, task_id, played.task.attack, _conversation(played.transcript.messages, prompt), tools)
+    def run(kind: Kind, played: Rollout, prompt: str | None = None) -> ScriptedEpisode:
+        return ScriptedEpisode(
+            kind, task_id, played.task.attack, _conversation(played.transcript.messages, prompt), tools
+        )
 
     good = await rollout(env, _DUTIFUL, task_id, 0)
     if good.status != "ok" or good.verdict.vector.min() < 1:
