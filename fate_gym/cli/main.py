@@ -117,7 +117,9 @@ def _flush() -> None:
 
 def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Prints an exception that nobody expected: its text, too, may come from a model."""
-    err.text("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"))
+    *frames, last = traceback.format_exception(kind, error, trace)
+    err.text("".join(frames).rstrip("\n"))
+    err.line(last.rstrip("\n"))
 
 
 if __name__ == "__main__":
