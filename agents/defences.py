@@ -229,6 +229,10 @@ class _Defended(Agent):
     def start(self, task: Task, seed: int) -> Session:
         return self._defence.start(functools.partial(self._agent.start, task, seed))
 
+    @property
+    def exhausted(self) -> str | None:  # type: ignore[override]
+        return self._agent.exhausted
+
     async def check(self, *, tools: bool = False) -> None:
         await self._agent.check(tools=tools)
         await self._defence.check()
