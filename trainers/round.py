@@ -179,7 +179,7 @@ class Round:
         Raises:
             RunError: The stage is not finished, or its file is damaged.
         """
-        if stage in ("warmup", "pfpo"):
+        if stage == "warmup" or stage == "pfpo":
             return read_numbers(self.path / stage)
         if stage != "collect" and not self.method.repairs:
             return None

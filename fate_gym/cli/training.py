@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeRemainingColumn
@@ -20,6 +20,7 @@ from fate_gym.errors import UsageError
 if TYPE_CHECKING:
     from fate_gym.trainers.config import TrainConfig
     from fate_gym.trainers.progress import ProgressReporter
+    from fate_gym.trainers.round import StageName
 
 STAGES = ("collect", "repair", "select", "warmup", "pfpo")
 _COMPARE = "compare"
@@ -112,7 +113,7 @@ def _stage(config: TrainConfig, stage: str, options: argparse.Namespace, folder:
         raise UsageError(f"--round counts from 1, got {options.round}")
     _quiet()
     with _Bars() as progress, usage_errors(), TrainingFolder(config, folder, progress) as training:
-        counts = run_stage(stage, options.round, training)
+        counts = run_stage(cast("StageName", stage), options.round, training)
     if counts is None:
         err.line(f"Method {config.method} has no stage {stage} with these settings and results.")
         return 0
@@ -201,6 +202,7 @@ class _Bars:
 
     def __enter__(self) -> ProgressReporter:
         from fate_gym.trainers.progress import ProgressReporter
+    from fate_gym.trainers.round import StageName
 
         bars = self
 

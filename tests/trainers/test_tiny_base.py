@@ -169,7 +169,7 @@ def test_a_run_longer_than_a_batch_has_one_of_its_own() -> None:
 
 def test_a_mixture_asks_for_no_kind_that_is_not_there() -> None:
     encoded = [EncodedEpisode(kind, [0], [1]) for kind in Mixture().shares() if kind != "refused"]
-    with pytest.raises(ValueError, match="kinds that there are none of: refused"):
+    with pytest.raises(ValueError, match="kinds of episodes that do not exist here: refused"):
         plan_batches(encoded, TinySettings())
     none_refused = Mixture(ignored=0.53, obeyed=0.47)
     assert plan_batches(encoded, TinySettings(mixture=none_refused))
@@ -251,7 +251,7 @@ def test_a_finished_base_is_used_again_and_other_settings_make_another(base: Pat
 )
 def test_a_damaged_report_is_an_error_that_says_what_to_do(tmp_path: Path, text: str) -> None:
     (tmp_path / "base.json").write_text(text)
-    with pytest.raises(RunCorruptError, match=r"base\.json cannot be read .*: delete .* and build the base anew"):
+    with pytest.raises(RunCorruptError, match=r"base\.json.*; or delete .*, and the base policy is made again"):
         build(tmp_path)
 
 

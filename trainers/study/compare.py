@@ -1,7 +1,7 @@
 """Several trainings from one base policy, side by side: FATE, the baselines, the ablations.
 
 Each arm is a few overrides of one configuration, and trains in a folder of its own. The baselines may sample as many
-episodes as FATE did, each with the one knob it has for that; what an arm cost in the end stands beside what it reached.
+episodes as FATE did, each by the one setting that it has for that. The final cost of an arm stands beside its scores.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ BASELINES: Final = tuple(METHODS)
 """What is compared unless other arms are asked for: the methods."""
 
 Train = Callable[[str, TrainConfig, Path], Mapping[str, Any]]
-"""Arm, settings and run folder -> the run's summary, as of `fate.train`; an interrupted run goes on."""
+"""Trains an arm (its name, settings and folder) and returns its summary, as `fate.train` does."""
 
 
 def arm_configs(name: str, overrides: Sequence[str] = (), arms: Sequence[str] = BASELINES) -> dict[str, TrainConfig]:
@@ -74,11 +74,11 @@ def arm_configs(name: str, overrides: Sequence[str] = (), arms: Sequence[str] = 
 
     Args:
         name: The configuration that all arms share: a YAML file or a shipped one.
-        overrides: Further "KEY=VALUE" texts for all of them; an arm's own go last.
+        overrides: Further strings "KEY=VALUE" for all arms; an arm's own overrides come last.
         arms: Names in `ARMS`.
 
     Raises:
-        ValueError: No such arm, an arm is asked for twice, or an arm's settings make no sense.
+        ValueError: An arm does not exist or is given twice, or its settings make no sense.
     """
     unknown = [arm for arm in arms if arm not in ARMS]
     if unknown:
@@ -91,16 +91,16 @@ def arm_configs(name: str, overrides: Sequence[str] = (), arms: Sequence[str] = 
 def compare(configs: Mapping[str, TrainConfig], out: Path, train: Train) -> dict[str, Any]:
     """Trains each arm in `out/arms/NAME`, and writes `out/comparison.json` after each.
 
-    The first arm that is FATE sets the budget of the baselines after it (`at_cost_of`). An arm that fails says why in
-    its row, and the others go on; the same call tries it again.
+    The first arm that is FATE sets the budget of the baselines after it (`at_cost_of`). If an arm fails, its row says
+    why, and the other arms are trained all the same; the same call tries it again.
 
     Args:
-        configs: Arm -> settings; all should begin with the same policy.
+        configs: The settings of each arm, by its name; all should start from the same policy.
         out: The folder.
         train: Trains one arm.
 
     Returns:
-        `schema`, and `arms`: name -> `about`, `overrides`, and `summary` or `error`.
+        `schema`, and `arms`: by name `about`, `overrides`, and `summary` or `error`.
 
     Raises:
         NotCompetentError: The base policy, which all arms share, does not pass the gate.
@@ -126,21 +126,21 @@ def compare(configs: Mapping[str, TrainConfig], out: Path, train: Train) -> dict
 
 
 def at_cost_of(config: TrainConfig, summary: Mapping[str, Any]) -> TrainConfig:
-    """Returns a baseline's settings with which a round samples about as many episodes as one of another training.
+    """Returns settings with which a round of a baseline samples about as many episodes as a round of FATE did.
 
-    Policy optimisation takes more steps, learning from successes collects each task more often, and learning from
-    repairs tries more candidates a failure. FATE and its ablations stay as they are. The total depends on the
-    number of failures, and of groups sampled anew.
+    Policy optimisation takes more steps, learning from successes repeats each task more often, and learning from
+    repairs samples more candidates per failure. FATE and its ablations stay as they are. The exact number depends on
+    how many failures there will be, and how many groups are refilled.
 
     Args:
-        config: The baseline's.
-        summary: Of the other training, FATE's.
+        config: The settings of the baseline.
+        summary: The summary of FATE.
     """
     rounds = summary["rounds"][1:]
     each = (summary["budget"]["rollouts"] + summary["budget"]["candidates"]) / len(rounds)
     collected = statistics.fmean(row["collected"]["records"] for row in rounds)
     if METHODS[config.method].rule is not None and config.pfpo is not None:
-        # What a step costs, refills included, is known where the other training optimised too.
+        # The cost of a step, refills included, is known if FATE optimised too.
         optimised = [row["pfpo"] for row in rounds if row["pfpo"]] or [
             {"rollouts": config.pfpo.groups * config.pfpo.group_size, "steps": 1}
         ]
@@ -163,7 +163,7 @@ def _at_least_one(number: float) -> int:
 
 
 def tables(comparison: Mapping[str, Any]) -> Iterator[Table]:
-    """Lays out a comparison, intervals under the values: the main test set, what the arms cost, each other test set."""
+    """Lays out a comparison: the main test set, the costs of the arms, each other test set; intervals under values."""
     arms = comparison["arms"]
     done = {name: row["summary"] for name, row in arms.items() if "summary" in row}
     main = main_name(next(iter(done.values()), {}))
@@ -183,10 +183,10 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _scores(title: str, parts: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The rows of one test set: the base policy's, and each arm's."""
+    """Returns the table of one test set: a row for the base policy, and one for each arm."""
     table = _table(title, ("arm", *METRICS, "n"))
     if parts:
-        # All arms begin with one policy, so any of them has scored it.
+        # All arms start from one policy, so each of them has its scores.
         _add(table, "before", next(iter(parts.values())).get("before") or {})
     for name, part in parts.items():
         _add(table, name, part.get("after") or {})
@@ -194,7 +194,7 @@ def _scores(title: str, parts: Mapping[str, Mapping[str, Any]]) -> Table:
 
 
 def _costs(arms: Mapping[str, Any]) -> Table:
-    """What each arm cost, and which failed."""
+    """Returns the table of costs; it also shows which arms failed."""
     table = _table("cost", ("arm", "rollouts", "candidates", "tokens", "min"))
     for name, row in arms.items():
         budget = row.get("summary", {}).get("budget", {})
@@ -212,5 +212,5 @@ def failures(comparison: Mapping[str, Any]) -> list[str]:
 def _add(table: Table, name: str, metrics: Mapping[str, Any]) -> None:
     counts = [str((metrics.get(metric) or {}).get("n", 0)) for metric in ("utility", "ASR")]
     cells = [name, *(estimate_cell(metrics.get(metric)) for metric in METRICS), "+".join(counts)]
-    # Text, not str: names of test sets may hold what rich would take for markup.
+    # Text, not str: rich would read parts of a name as markup.
     table.add_row(*map(Text, cells))

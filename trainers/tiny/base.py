@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fate_gym.chat import Json
+from fate_gym.errors import RunCorruptError
 from fate_gym.storage import make_folder, read_object, replace_file
 from fate_gym.trainers.stages.prompts import compact_prompt
 from fate_gym.trainers.tiny.cloning import EncodedEpisode, OnProgress, clone
@@ -67,18 +68,21 @@ def read_base(folder: Path) -> BaseReport | None:
     path = folder / _REPORT
     if not path.exists():
         return None
-    report = read_object(path, SCHEMA)
-    return BaseReport(
-        settings=report.object("settings").values,
-        digest=report.text("digest"),
-        seen=report.texts("seen"),
-        runs={kind: int(count) for kind, count in report.number_mapping("runs").items()},
-        parameters=report.integer("parameters"),
-        tokens_per_run=report.number("tokens_per_run"),
-        tokens=report.integer("tokens"),
-        loss=report.number("loss"),
-        seconds=report.number_mapping("seconds"),
-    )
+    try:
+        report = read_object(path, SCHEMA)
+        return BaseReport(
+            settings=report.object("settings").values,
+            digest=report.text("digest"),
+            seen=report.texts("seen"),
+            runs={kind: int(count) for kind, count in report.number_mapping("runs").items()},
+            parameters=report.integer("parameters"),
+            tokens_per_run=report.number("tokens_per_run"),
+            tokens=report.integer("tokens"),
+            loss=report.number("loss"),
+            seconds=report.number_mapping("seconds"),
+        )
+    except RunCorruptError as error:
+        raise RunCorruptError(f"{error}; or delete {folder}, and the base policy is made again") from error
 
 
 def build_base(
