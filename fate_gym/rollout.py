@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 
 from fate_gym.chat import Json, Message
 from fate_gym.env import Observation, Status, ToolEnv
-from fate_gym.errors import ContextOverflowError, EndlessReplyError, ProviderError, QuotaError
+from fate_gym.errors import ContextOverflowError, EndlessReplyError, ProviderError
 from fate_gym.rewards import Verdict
 from fate_gym.task import Task
 from fate_gym.transcript import Transcript
@@ -65,7 +65,6 @@ class Session(Protocol):
         Raises:
             ContextOverflowError, EndlessReplyError: The conversation no longer fits, or the model does not end its
                 reply; the episode is truncated and scored.
-            QuotaError: No episode can go on; the run ends.
             Exception: Anything else leaves the episode unscored, as a `provider_error`.
         """
         ...
@@ -78,11 +77,13 @@ class Agent(ABC):
         name: Stands in results.
         privileged: Whether it is given the ground truth (oracles).
         contaminated_by: Benchmark data that its model learned from against the authors' wish; stands in every run.
+        exhausted: Why no further episode can be played (a daily quota is spent), None while one can; a run then ends.
     """
 
     name: str
     privileged: bool = False
     contaminated_by: tuple[str, ...] = ()
+    exhausted: str | None = None
 
     @abstractmethod
     def start(self, task: Task, seed: int) -> Session:
@@ -205,9 +206,6 @@ async def rollout(env: ToolEnv, agent: Agent, task_id: str, seed: int) -> Rollou
         agent: Who acts.
         task_id: One of `env.tasks`.
         seed: Seeds the environment and the agent's session.
-
-    Raises:
-        QuotaError: The agent's server serves no more today.
     """
     meter = _Meter()
     task = env.task(task_id)
@@ -217,8 +215,6 @@ async def rollout(env: ToolEnv, agent: Agent, task_id: str, seed: int) -> Rollou
         shown, observation, info = await asyncio.to_thread(_begin, env, agent, task_id, seed)
         injections, transcript = info["injections"], env.transcript
         info = await _play(env, agent, shown, seed, observation, meter)
-    except QuotaError:
-        raise
     except ProviderError as failure:
         meter.attempts += failure.attempts
         info = {"status": "provider_error", "error": str(failure)}
@@ -259,7 +255,7 @@ async def _play(
             meter.attempts += cut.attempts
             ended = "context_overflow" if isinstance(cut, ContextOverflowError) else "endless_reply"
             return (await asyncio.to_thread(env.truncate, ended))[4]
-        except (ProviderError, QuotaError):
+        except ProviderError:
             raise
         except Exception as error:
             raise ProviderError(f"{agent.name} failed: {type(error).__name__}: {error}") from error
