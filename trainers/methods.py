@@ -8,6 +8,9 @@ from typing import Final, Literal, TypeAlias
 
 MethodName: TypeAlias = Literal["fate", "sft", "rft", "dpo", "grpo", "gdpo", "security-only"]
 
+StageName: TypeAlias = Literal["collect", "repair", "select", "warmup", "pfpo"]
+"""The stages of a round, in their order."""
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -30,6 +33,12 @@ class Method:
     def repairs(self) -> bool:
         """Whether failures are repaired: only where something learns from repairs."""
         return self.warm_up not in (None, "successes")
+
+    def has_stage(self, stage: StageName) -> bool:
+        """Whether a stage is a part of this method."""
+        if stage in ("repair", "select"):
+            return self.repairs
+        return stage == "collect" or (self.warm_up is not None if stage == "warmup" else self.optimises)
 
 
 METHODS: Final[Mapping[MethodName, Method]] = {

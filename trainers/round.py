@@ -22,16 +22,13 @@ from fate_gym.storage import encode_line, file_digest, folder_digest, make_folde
 from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, read_numbers, read_steps
 from fate_gym.trainers.config import TrainConfig
 from fate_gym.trainers.folder import TrainingFolder
+from fate_gym.trainers.methods import StageName
 from fate_gym.trainers.progress import axes_line
 from fate_gym.trainers.stage_file import StageFile, Upgrade, read_header
 from fate_gym.trainers.tasks import Item, TaskPool, noop_tasks
 
 FileStage: TypeAlias = Literal["collect", "repair", "select"]
 UpdateStage: TypeAlias = Literal["warmup", "pfpo"]
-StageName: TypeAlias = Literal["collect", "repair", "select", "warmup", "pfpo"]
-
-STAGES: Final[tuple[StageName, ...]] = ("collect", "repair", "select", "warmup", "pfpo")
-"""All stages in their order."""
 
 FILES: Final[Mapping[FileStage, tuple[str, str]]] = {
     "collect": ("collect.jsonl", "fate-gym/train-collect/1"),
@@ -164,7 +161,7 @@ class Round:
         Raises:
             RunError: The stage is not finished.
         """
-        if stage == "warmup" and self.method.warm_up is None:
+        if not self.method.has_stage(stage):
             return before
         out = self.path / stage
         if read_numbers(out) is not None:
@@ -179,10 +176,10 @@ class Round:
         Raises:
             RunError: The stage is not finished, or its file is damaged.
         """
+        if not self.method.has_stage(stage):
+            return None
         if stage == "warmup" or stage == "pfpo":
             return read_numbers(self.path / stage)
-        if stage != "collect" and not self.method.repairs:
-            return None
         name, schema = FILES[stage]
         return read_header(self.path / name, schema).object("counts").values
 

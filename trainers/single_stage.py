@@ -5,7 +5,8 @@ from __future__ import annotations
 from fate_gym.trainers.algorithms.update_folder import Numbers
 from fate_gym.trainers.base_policy import base_policy
 from fate_gym.trainers.folder import TrainingFolder
-from fate_gym.trainers.round import Round, StageName
+from fate_gym.trainers.methods import StageName
+from fate_gym.trainers.round import Round
 from fate_gym.trainers.stages.collect import collect
 from fate_gym.trainers.stages.optimise import optimise
 from fate_gym.trainers.stages.repair import repair
@@ -28,6 +29,8 @@ def run_stage(stage: StageName, number: int, folder: TrainingFolder) -> Numbers 
         RunError: A stage before it is not finished.
     """
     this_round = Round(folder, number, only=stage)
+    if not this_round.method.has_stage(stage):
+        return None
     policy = _policy_before(number, folder)
     if stage == "pfpo":
         optimise(this_round.policy_after("warmup", policy), this_round)

@@ -19,8 +19,8 @@ from fate_gym.errors import UsageError
 
 if TYPE_CHECKING:
     from fate_gym.trainers.config import TrainConfig
+    from fate_gym.trainers.methods import StageName
     from fate_gym.trainers.progress import ProgressReporter
-    from fate_gym.trainers.round import StageName
 
 STAGES = ("collect", "repair", "select", "warmup", "pfpo")
 _COMPARE = "compare"
@@ -202,7 +202,6 @@ class _Bars:
 
     def __enter__(self) -> ProgressReporter:
         from fate_gym.trainers.progress import ProgressReporter
-    from fate_gym.trainers.round import StageName
 
         bars = self
 

@@ -1,7 +1,7 @@
 """The repair prompt p_f: the task, the failed attempt with all tool output quoted as untrusted, and what was wrong.
 
-What was wrong is one fixed phrase per axis, chosen by the value of the axis alone (FATE, section 4.2.3). Nothing else of
-a verdict may enter a prompt: its evidence may quote the graders, and with them the answer or the injection's goal.
+What was wrong is one fixed phrase per axis, chosen by the value of the axis alone (FATE, section 4.2.3). Nothing else
+of a verdict may enter a prompt: its evidence may quote the graders, and with them the answer or the injection's goal.
 """
 
 from __future__ import annotations
