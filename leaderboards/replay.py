@@ -22,6 +22,9 @@ OVERFLOW: Final = "context_overflow"
 _NOT_REPLAYED: Final = ("seconds", "usage", "attempts", "error")
 """What an episode's record holds of its agent; the environment knows nothing of it."""
 
+_PLACE: Final = ("schema", "key", "repeat")
+"""What an episode's record holds of its place in the run."""
+
 Episode = Mapping[str, Any]
 Change = tuple[str, Any, Any]
 """(dotted name, stored value, recomputed value)"""
@@ -76,7 +79,8 @@ async def replay(
             if item.variant not in envs:
                 envs[item.variant] = plan.make_env(item.variant)
             result = await rollout(envs[item.variant], Recorded(episode), item.task_id, item.seed)
-            on_done(episode, parse(encode_line(result.to_json())))
+            fresh = parse(encode_line(result.to_json()))
+            on_done(episode, {name: value for name, value in fresh.items() if name not in _PLACE})
 
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from fate_gym.episode import Episode
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.report import notes, results_tables
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.rendering import render_episode, visible
-from fate_gym.rewards import AXES
 
 _LISTED = 40
 
@@ -54,24 +53,23 @@ def _show_run(folder: RunFolder, *, every: bool) -> None:
         console.print(f"... and {len(listed) - len(shown)} more (--all)", highlight=False)
 
 
-def _perfect(episode: Mapping[str, Any]) -> bool:
-    return all(axis["value"] == 1.0 for axis in episode["verdict"].values())
+def _perfect(episode: Episode) -> bool:
+    return all(axis.value == 1.0 for axis in episode.verdict.axes.values())
 
 
-def _line(episode: Mapping[str, Any]) -> str:
-    axes = episode["verdict"]
-    values = "  ".join(f"{name} {axes[name]['value']:.2f}" for name in AXES if axes[name]["active"])
-    return f"{episode['key']}  {values}  ({episode['ended']})"
+def _line(episode: Episode) -> str:
+    values = "  ".join(f"{name} {axis.value:.2f}" for name, axis in episode.verdict.axes.items() if axis.active)
+    return f"{episode.key}  {values}  ({episode.ended})"
 
 
-def _failure_line(failure: Mapping[str, Any]) -> str:
-    return f"{failure['key']}  {failure['status']}: {failure['error']}"
+def _failure_line(failure: Episode) -> str:
+    return f"{failure.key}  {failure.status}: {failure.error}"
 
 
-def _find(folder: RunFolder, wanted: str) -> dict[str, Any]:
+def _find(folder: RunFolder, wanted: str) -> Episode:
     """Finds the episode that is meant, and fails where several or none could be."""
-    records = {record["key"]: record for record in folder.failures() if wanted in record["key"]}
-    records.update({record["key"]: record for record in folder.episodes() if wanted in record["key"]})
+    records = {record.key: record for record in folder.failures() if wanted in record.key}
+    records.update({record.key: record for record in folder.episodes() if wanted in record.key})
     for matches in ([wanted], [key for key in records if key.endswith((wanted, f"{wanted}#0"))], list(records)):
         if len(matches) == 1 and matches[0] in records:
             return records[matches[0]]
@@ -81,11 +79,11 @@ def _find(folder: RunFolder, wanted: str) -> dict[str, Any]:
     raise UsageError(f"{len(records)} episodes of {folder.path} have {wanted!r} in their key: {some}, ...")
 
 
-def _show_episode(episode: Mapping[str, Any]) -> None:
-    lines = [episode["key"], f"seed {episode['seed']}, status {episode['status']}"]
-    lines += [f"error: {episode['error']}"] if episode["error"] else []
-    for vector, text in episode["injections"].items():
-        lines.append(f"injected at {vector} ({'reached' if episode['injection_reached'] else 'not reached'}):")
+def _show_episode(episode: Episode) -> None:
+    lines = [episode.key, f"seed {episode.seed}, status {episode.status}"]
+    lines += [f"error: {episode.error}"] if episode.error else []
+    for vector, text in episode.injections.items():
+        lines.append(f"injected at {vector} ({'reached' if episode.injection_reached else 'not reached'}):")
         lines += [f"    {line}" for line in text.strip().split("\n")]
     sys.stdout.write(visible("\n".join(lines)) + "\n\n")
-    sys.stdout.write(render_episode(episode["messages"], episode["ended"], episode["verdict"]) + "\n")
+    sys.stdout.write(render_episode(episode.messages, episode.ended, episode.verdict.to_json()) + "\n")

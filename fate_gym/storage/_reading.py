@@ -165,6 +165,16 @@ class Fields:
         entries = self._entries(name)
         return [entries.text(i) for i in entries.values]
 
+    def integers(self, name: str) -> list[int]:
+        """Reads a list of integers."""
+        entries = self._entries(name)
+        return [entries.integer(i) for i in entries.values]
+
+    def numbers(self, name: str) -> list[float]:
+        """Reads a list of finite numbers."""
+        entries = self._entries(name)
+        return [entries.number(i) for i in entries.values]
+
     def text_mapping(self, name: str) -> dict[str, str]:
         """Reads an object whose values are strings."""
         fields = self.object(name)
