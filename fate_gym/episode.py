@@ -25,6 +25,14 @@ MAX_COUNT: Final = 10**15
 LEFT_OUT: Final = "left_out"
 """Under this name usage counts the figures that were no sane numbers."""
 
+_TIMES: Final = ("total", "agent")
+
+_LABELS: Final = ("risk_source", "failure_mode", "real_world_harm")
+_SHARES: Final = frozenset(
+    ("harm_low", "harm_high", "score_low", "score_high", "refused", "unsafe", "flagged", *_LABELS)
+)
+"""Measures that are shares: metrics take their means."""
+
 _ROLES: Final = ("system", "user", "assistant", "tool")
 
 
@@ -197,23 +205,19 @@ class Episode:
         fields = Fields(dict(record), where)
         fields.check_schema(SCHEMA)
         fields.only(_NAMES)
-        status = fields.text("status")
-        if status not in get_args(Status):
-            raise fields.problem("status", f"must be one of {', '.join(get_args(Status))}")
-        seconds = _counts(fields, "seconds")
-        if "total" not in seconds:
-            raise fields.problem("seconds.total", "is missing")
+        seconds = fields.object("seconds")
+        seconds.only(_TIMES)
         return cls(
             key=fields.text("key"),
-            repeat=_count(fields, "repeat"),
+            repeat=_integer(fields, "repeat"),
             task_id=fields.text("task_id"),
             mode=fields.text("mode"),
             suite=fields.text("suite"),
             cluster=fields.text("cluster"),
             attack=fields.text_or_none("attack"),
             metadata=fields.object("metadata").values,
-            seed=fields.integer("seed"),
-            status=status,
+            seed=_integer(fields, "seed"),
+            status=fields.choice("status", get_args(Status)),
             error=fields.text_or_none("error"),
             ended=fields.text_or_none("ended"),
             truncated=fields.flag("truncated"),
@@ -223,9 +227,9 @@ class Episode:
             messages=[_read_message(message) for message in fields.objects("messages")],
             actions=fields.items("actions"),
             calls=tuple(_read_call(call) for call in fields.objects("calls")),
-            usage=_counts(fields, "usage"),
-            attempts=_count(fields, "attempts"),
-            seconds=seconds,
+            usage=_counts(fields.object("usage")),
+            attempts=_integer(fields, "attempts"),
+            seconds={name: _count(seconds, name) for name in _TIMES},
             trajectory=_read_trajectory(fields),
         )
 
@@ -234,19 +238,28 @@ _NAMES: Final = frozenset({"schema", *(entry.name for entry in dataclasses.field
 _FIELDS: Final = tuple(entry.name for entry in dataclasses.fields(Episode) if entry.name != "trajectory")
 
 
-def _count(fields: Fields, name: str) -> int:
-    value = fields.integer(name)
+def _integer(fields: Fields, name: str) -> int:
+    _count(fields, name)
+    return fields.integer(name)
+
+
+def _count(fields: Fields, name: str) -> float:
+    value = fields.number(name)
     if not 0 <= value <= MAX_COUNT:
         raise fields.problem(name, f"must lie between 0 and {MAX_COUNT}")
     return value
 
 
-def _counts(fields: Fields, name: str) -> dict[str, float]:
-    values = fields.number_mapping(name)
-    for key, value in values.items():
-        if not 0 <= value <= MAX_COUNT:
-            raise fields.problem(f"{name}.{key}", f"must lie between 0 and {MAX_COUNT}")
-    return values
+def _counts(fields: Fields) -> dict[str, float]:
+    return {name: _count(fields, name) for name in fields.values}
+
+
+def _read_measures(fields: Fields) -> dict[str, float]:
+    measures = {name: fields.number(name) for name in fields.values}
+    for name, value in measures.items():
+        if abs(value) > MAX_COUNT or (name in _SHARES and not 0 <= value <= 1):
+            raise fields.problem(name, "must lie in [0, 1]" if name in _SHARES else f"must lie within {MAX_COUNT}")
+    return measures
 
 
 def _read_verdict(fields: Fields) -> Verdict:
@@ -265,7 +278,7 @@ def _read_axis(fields: Fields) -> AxisVerdict:
         rule=fields.text("rule"),
         evidence=tuple(fields.texts("evidence")) if "evidence" in fields.values else (),
         error=fields.text("error") if "error" in fields.values else None,
-        measures=fields.number_mapping("measures") if "measures" in fields.values else {},
+        measures=_read_measures(fields.object("measures")) if "measures" in fields.values else {},
     )
 
 
@@ -274,10 +287,8 @@ _AXIS_FIELDS: Final = frozenset(entry.name for entry in dataclasses.fields(AxisV
 
 def _read_call(fields: Fields) -> Call:
     fields.only(_CALL_FIELDS)
-    outcome = fields.text("outcome")
-    if outcome not in get_args(Outcome):
-        raise fields.problem("outcome", f"must be one of {', '.join(get_args(Outcome))}")
-    return Call(_count(fields, "turn"), fields.text("id"), fields.text("name"), outcome)
+    outcome = fields.choice("outcome", get_args(Outcome))
+    return Call(_integer(fields, "turn"), fields.text("id"), fields.text("name"), outcome)
 
 
 _CALL_FIELDS: Final = frozenset(entry.name for entry in dataclasses.fields(Call))
@@ -285,9 +296,7 @@ _CALL_FIELDS: Final = frozenset(entry.name for entry in dataclasses.fields(Call)
 
 def _read_message(fields: Fields) -> Message:
     """Checks the parts of a message that readers rely on."""
-    role = fields.text("role")
-    if role not in _ROLES:
-        raise fields.problem("role", f"must be one of {', '.join(_ROLES)}")
+    role = fields.choice("role", _ROLES)
     fields.text_or_none("content")
     if role == "tool":
         fields.text("tool_call_id")

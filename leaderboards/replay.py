@@ -19,11 +19,11 @@ from fate_gym.task import Task
 OVERFLOW: Final = "context_overflow"
 """How an episode ends whose conversation outgrew the model; no action of it says so."""
 
-_NOT_REPLAYED: Final = ("seconds", "usage", "attempts", "error")
+_NOT_REPLAYED: Final = ("seconds", "usage", "attempts")
 """What an episode's record holds of its agent; the environment knows nothing of it."""
 
-_PLACE: Final = ("schema", "key", "repeat")
-"""What an episode's record holds of its place in the run."""
+ABSENT: Final = object()
+"""Stands for the value of a field that is not there; null is a value."""
 
 Episode = Mapping[str, Any]
 Change = tuple[str, Any, Any]
@@ -40,20 +40,23 @@ class Recorded(Agent):
 
     def start(self, task: Task, seed: int) -> Session:
         """Begins at the first action."""
-        return _Player(iter(self._episode["actions"]), overflows=self._episode["ended"] == OVERFLOW)
+        end = ContextOverflowError("recorded") if self._episode["ended"] == OVERFLOW else ProviderError(self._error)
+        return _Player(iter(self._episode["actions"]), end)
+
+    @property
+    def _error(self) -> str:
+        return self._episode["error"] or "it was not over when its recorded actions were"
 
 
 @dataclass(frozen=True, slots=True)
 class _Player:
     actions: Iterator[Json]
-    overflows: bool
+    end: Exception
 
     async def act(self, observation: Observation) -> Reply:
         for action in self.actions:
             return Reply(action)
-        if self.overflows:
-            raise ContextOverflowError("recorded")
-        raise ProviderError("it was not over when its recorded actions were")
+        raise self.end
 
 
 async def replay(
@@ -78,9 +81,10 @@ async def replay(
         for item, episode in waiting:
             if item.variant not in envs:
                 envs[item.variant] = plan.make_env(item.variant)
-            result = await rollout(envs[item.variant], Recorded(episode), item.task_id, item.seed)
-            fresh = parse(encode_line(result.to_json()))
-            on_done(episode, {name: value for name, value in fresh.items() if name not in _PLACE})
+            result = await rollout(
+                envs[item.variant], Recorded(episode), item.task_id, item.seed, repeat=item.repeat, key=item.key
+            )
+            on_done(episode, parse(encode_line(result.to_json())))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):
@@ -89,16 +93,16 @@ async def replay(
 
 def changes(stored: Episode, fresh: Episode) -> Iterator[Change]:
     """Yields what is otherwise in a replayed episode: verdict, vector, messages, calls, and all else of the world."""
-    for name, value in fresh.items():
+    for name in {**fresh, **stored}:
         if name not in _NOT_REPLAYED:
-            yield from leaves(stored.get(name), value, name)
+            yield from leaves(stored.get(name, ABSENT), fresh.get(name, ABSENT), name)
 
 
 def leaves(stored: Any, fresh: Any, name: str) -> Iterator[Change]:
     """Yields the leaves in which two JSON values differ; numbers that differ by rounding are equal."""
     if isinstance(stored, Mapping) and isinstance(fresh, Mapping):
         for key in sorted({*stored, *fresh}):
-            yield from leaves(stored.get(key), fresh.get(key), f"{name}.{key}" if name else key)
+            yield from leaves(stored.get(key, ABSENT), fresh.get(key, ABSENT), f"{name}.{key}" if name else key)
     elif isinstance(stored, list) and isinstance(fresh, list) and len(stored) == len(fresh):
         for i, pair in enumerate(zip(stored, fresh, strict=True)):
             yield from leaves(*pair, f"{name}[{i}]")

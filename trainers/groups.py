@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fate_gym.episode import Episode as Rollout
+from fate_gym.episode import Trajectory
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES
 from fate_gym.rollout import Agent
 from fate_gym.trainers.advantages import advantages
-from fate_gym.trainers.episodes import Item, TaskPool, Trajectory, sample
+from fate_gym.trainers.episodes import Item, TaskPool, sample
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from fate_gym.rendering import visible
+from fate_gym.cli.terminal import err, out
 
 if TYPE_CHECKING:
     from fate_gym.leaderboards.verification import Verification
@@ -64,9 +60,7 @@ def run_build(options: argparse.Namespace) -> int:
     boards = build(runs)
     write_exports(boards, options.out)
     build_site(boards, runs, options.out, private=options.private)
-    sys.stdout.write(
-        visible(f"{len(runs)} runs, {sum(len(board.rows) for board in boards)} rows: {options.out}") + "\n"
-    )
+    out.line(f"{len(runs)} runs, {sum(len(board.rows) for board in boards)} rows: {options.out}")
     return 0
 
 
@@ -76,25 +70,22 @@ def run_verify(options: argparse.Namespace) -> int:
 
     found = verify(options.run_folder, trusted=options.trust)
     if options.json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
+        out.json(found.to_json())
     else:
         _print_verification(found)
     return int(not found.ok)
 
 
 def _print_verification(found: Verification) -> None:
-    from fate_gym.leaderboards.verification import CANNOT_KNOW
-
     lines = [f"{entry.where}: {entry.what}" for entry in found.differences[:_LISTED]]
     if len(found.differences) > _LISTED:
         lines.append(f"and {len(found.differences) - _LISTED} more (--json has all)")
     lines += [f"note: {note}" for note in found.notes]
-    for axis, count in sorted(found.not_rescored.items()):
-        lines.append(f"note: {axis} of {count} episodes was scored by a judge and is not scored again")
-    lines += [f"cannot be known: {what}" for what in CANNOT_KNOW]
+    lines += [f"cannot be known: {what}" for what in found.unknown]
     verdict = "agrees" if found.ok else f"DIFFERS in {len(found.differences)} places"
     lines.append(f"{found.run}: {found.replayed} episodes played again; the run {verdict}")
-    sys.stdout.write("\n".join(visible(line).replace("\n", "\\n") for line in lines) + "\n")
+    for line in lines:
+        out.line(line)
 
 
 def run_compare(options: argparse.Namespace) -> int:
@@ -105,12 +96,11 @@ def run_compare(options: argparse.Namespace) -> int:
 
     comparison = compare(*load_runs([options.a, options.b]))
     if options.json:
-        sys.stdout.write(json.dumps(dataclasses.asdict(comparison), indent=2) + "\n")
+        out.json(dataclasses.asdict(comparison))
         return 0
-    console = Console()
     for table in comparison_tables(comparison, every_suite=options.all):
-        console.print(table)
-    console.print(comparison_notes(comparison), highlight=False, markup=False)
+        out.table(table)
+    out.prose(comparison_notes(comparison))
     return 0
 
 
@@ -120,10 +110,7 @@ def run_results(options: argparse.Namespace) -> int:
     from fate_gym.leaderboards.results import write_results
 
     with usage_errors():
-        written = write_results(options.out, suites=options.suite, attacks=options.attack, say=_say)
-    sys.stdout.write("".join(f"{visible(str(path))}\n" for path in written))
+        written = write_results(options.out, suites=options.suite, attacks=options.attack, say=err.line)
+    for path in written:
+        out.line(str(path))
     return 0
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(visible(line) + "\n")

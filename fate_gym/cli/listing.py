@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +11,7 @@ import gymnasium as gym
 
 from fate_gym.benchmark import ENTRY_POINT
 from fate_gym.cli.settings import add_env_flags, merge, usage_errors
+from fate_gym.cli.terminal import out
 from fate_gym.evaluation.config import DEFAULT_ENV
 
 
@@ -36,9 +35,12 @@ def list_tasks(options: argparse.Namespace) -> int:
         attack = {"attack": attacks[0]} if attacks else {}
         env: Any = gym.make(settings.get("env", DEFAULT_ENV), **settings["env_args"], **attack).unwrapped
     for task_id in env.tasks:
-        task = dataclasses.asdict(env.task(task_id)) if options.json else {}
+        if not options.json:
+            out.line(task_id)
+            continue
+        task = dataclasses.asdict(env.task(task_id))
         task.pop("ground_truth", None)
-        sys.stdout.write((json.dumps(task) if options.json else task_id) + "\n")
+        out.json(task, indent=None)
     return 0
 
 
@@ -58,7 +60,7 @@ def list_agents(options: argparse.Namespace) -> int:
     from fate_gym.agents.defences import DEFENCES
 
     _print(SPECS.items())
-    sys.stdout.write("\ndefences (--defence):\n")
+    out.text("\ndefences (--defence):")
     _print(DEFENCES.items())
     return 0
 
@@ -78,4 +80,4 @@ def _print(rows: Iterable[tuple[str, str]]) -> None:
     listed = list(rows)
     width = max(len(name) for name, _ in listed)
     for name, text in listed:
-        sys.stdout.write(f"{name:<{width}}  {text}".rstrip() + "\n")
+        out.line(f"{name:<{width}}  {text}".rstrip())

@@ -7,15 +7,15 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
+from fate_gym.cli.parser import did_you_mean
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig, read_settings
+from fate_gym.storage import dump, is_finite, parse_yaml
 
 ENV_FLAGS: Final = ("suite", "split", "version", "max_turns", "system_prompt")
 """Arguments of the environment that have flags of their own."""
@@ -23,7 +23,27 @@ ENV_FLAGS: Final = ("suite", "split", "version", "max_turns", "system_prompt")
 AGENT_FLAGS: Final = ("base_url", "adapter", "temperature")
 """Options of agents that have flags of their own."""
 
-_KEYS: Final = {entry.name for entry in dataclasses.fields(EvalConfig)} | {*ENV_FLAGS, *AGENT_FLAGS}
+_KINDS: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
+    "agent": (lambda value: _is_text(value) or _is_texts(value), "a name or a list of names"),
+    "agent_args": (lambda value: _is_mapping(value), "a mapping from names to values that JSON can hold"),
+    "defences": (lambda value: _is_text(value) or _is_texts(value), "a name or a list of names"),
+    "env": (lambda value: _is_text(value), "a string"),
+    "attack": (
+        lambda value: _is_attack(value) or (isinstance(value, list) and all(map(_is_attack, value))),
+        "a name, a mapping from vectors to payloads, or a list of these",
+    ),
+    "env_args": (lambda value: _is_mapping(value), "a mapping from names to values that JSON can hold"),
+    "tasks": (lambda value: _is_text(value) or _is_texts(value), "a pattern or a list of patterns"),
+    "seed": (lambda value: type(value) is int, "a whole number"),
+    "repeats": (lambda value: type(value) is int, "a whole number"),
+    "limit": (lambda value: value is None or type(value) is int, "a whole number"),
+    "concurrency": (lambda value: type(value) is int, "a whole number"),
+    "max_cost": (lambda value: value is None or is_finite(value), "a finite number"),
+    "out": (lambda value: _is_text(value), "the path of a folder"),
+}
+"""What each setting must be, as a test and in words."""
+
+_KEYS: Final = {*_KINDS, *ENV_FLAGS, *AGENT_FLAGS}
 
 
 @contextmanager
@@ -33,6 +53,10 @@ def usage_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def add_env_flags(parser: argparse.ArgumentParser) -> None:
@@ -81,14 +105,43 @@ def merge(options: argparse.Namespace) -> dict[str, Any]:
     flags = {name: value for name, value in vars(options).items() if name in _KEYS and value is not None}
     for group in ("env_args", "agent_args"):
         flags[group] = {**settings.get(group, {}), **_pairs(group, flags.get(group, []))}
-    return _grouped({**settings, **flags})
+    return _grouped(_known({**settings, **flags}, "the command line"))
 
 
 def _known(settings: dict[str, Any], source: str) -> dict[str, Any]:
-    unknown = sorted(set(settings) - _KEYS)
-    if unknown:
-        raise ValueError(f"unknown settings {unknown} in {source}; there are: {', '.join(sorted(_KEYS))}")
+    for name, value in settings.items():
+        if name not in _KEYS:
+            question = did_you_mean(name, _KEYS)
+            raise ValueError(f"{source}: there is no setting {name!r}{question}; there are: {', '.join(sorted(_KEYS))}")
+        is_kind, kind = _KINDS.get(name, (lambda value: True, ""))
+        if not is_kind(value):
+            raise ValueError(f"{source}: {name} must be {kind}, not {repr(value)[:80]}")
     return settings
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_mapping(value: object) -> bool:
+    if not isinstance(value, dict) or not all(map(_is_text, value)):
+        return False
+    try:
+        # The manifest is JSON, which has neither NaN nor YAML's dates and binaries.
+        dump(value)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _is_attack(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(vector, str) and isinstance(payload, str) for vector, payload in value.items())
+    return value is None or _is_text(value)
 
 
 def _grouped(settings: dict[str, Any]) -> dict[str, Any]:
@@ -167,10 +220,7 @@ def _pairs(group: str, texts: list[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise ValueError(f"{flag} {text!r} must be KEY=VALUE")
-        try:
-            pairs[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{flag} {key}: {value!r} is no valid YAML: {error}") from error
+        pairs[key] = parse_yaml(value, f"{flag} {key}")
     return pairs
 
 

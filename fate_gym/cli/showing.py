@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from fate_gym.cli.terminal import out
 from fate_gym.episode import Episode
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.report import notes, results_tables
 from fate_gym.evaluation.store import RunFolder
-from fate_gym.rendering import render_episode, visible
+from fate_gym.rendering import render_episode
 
 _LISTED = 40
 
@@ -38,19 +36,18 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show_run(folder: RunFolder, *, every: bool) -> None:
-    console = Console()
     summary = folder.summary()
-    console.print(visible(f"{summary['agent']} on {summary['env']}"), highlight=False, markup=False)
+    out.line(f"{summary['agent']} on {summary['env']}")
     for table in results_tables([summary], by_suite=True):
-        console.print(table)
-    console.print(notes([summary]), highlight=False, markup=False)
+        out.table(table)
+    out.prose(notes([summary]))
     listed = [episode for episode in folder.episodes() if every or not _perfect(episode)]
     shown = listed if every else listed[:_LISTED]
-    console.print(f"\n{'episodes' if every else 'episodes below a perfect score'}: {len(listed)}", highlight=False)
+    out.text(f"\n{'episodes' if every else 'episodes below a perfect score'}: {len(listed)}")
     for line in [*map(_line, shown), *map(_failure_line, folder.failures())]:
-        console.print(visible(line), highlight=False, markup=False, soft_wrap=True)
+        out.line(line)
     if len(shown) < len(listed):
-        console.print(f"... and {len(listed) - len(shown)} more (--all)", highlight=False)
+        out.line(f"... and {len(listed) - len(shown)} more (--all)")
 
 
 def _perfect(episode: Episode) -> bool:
@@ -85,5 +82,4 @@ def _show_episode(episode: Episode) -> None:
     for vector, text in episode.injections.items():
         lines.append(f"injected at {vector} ({'reached' if episode.injection_reached else 'not reached'}):")
         lines += [f"    {line}" for line in text.strip().split("\n")]
-    sys.stdout.write(visible("\n".join(lines)) + "\n\n")
-    sys.stdout.write(render_episode(episode.messages, episode.ended, episode.verdict.to_json()) + "\n")
+    out.text("\n".join([*lines, "", render_episode(episode.messages, episode.ended, episode.verdict.to_json())]))

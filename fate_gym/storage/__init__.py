@@ -8,9 +8,10 @@ from fate_gym.storage._atomic import make_folder, replace_file
 from fate_gym.storage._digest import file_digest, folder_digest
 from fate_gym.storage._json import MAX_DEPTH, SURROGATE, digest, dump, encode_line, parse
 from fate_gym.storage._lock import LOCK_FILE, WriterLock
-from fate_gym.storage._log import AppendLog, corrupt, records
+from fate_gym.storage._log import AppendLog, corrupt, lines, records
 from fate_gym.storage._reading import Fields, is_finite, open_file, read_file, read_object
 from fate_gym.storage._settings import check_same_settings
+from fate_gym.storage._yaml import parse_yaml, read_yaml
 
 __all__ = [
     "LOCK_FILE",
@@ -27,11 +28,14 @@ __all__ = [
     "file_digest",
     "folder_digest",
     "is_finite",
+    "lines",
     "make_folder",
     "open_file",
     "parse",
+    "parse_yaml",
     "read_file",
     "read_object",
+    "read_yaml",
     "records",
     "replace_file",
 ]

@@ -51,7 +51,7 @@ class AppendLog:
         with disk_errors(self._path):
             opened, named = os.fstat(self._fd), os.stat(self._path)
             if not os.path.samestat(opened, named):
-                raise DiskError(f"{self._path} was replaced by another file while it was written: run again to resume")
+                raise DiskError(f"{self._path} was replaced by another file while it was written")
             self._whole = False
             try:
                 _write_all(self._fd, line)
@@ -75,15 +75,26 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     if not path.exists():
         return
-    with open_file(path) as file:
-        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE), b""), start=1):
-            try:
-                record = parse(line)
-            except ValueError as error:
-                if not file.read(1) and len(line) < MAX_LINE:
-                    return
-                raise corrupt(path, number, "is not a JSON object") from error
+    damaged: ValueError | None = None
+    for number, line in lines(path):
+        if damaged is not None:
+            raise corrupt(path, number - 1, "is not a JSON object") from damaged
+        try:
+            record = parse(line)
+        except ValueError as error:
+            damaged = error
+        else:
             yield number, record
+
+
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yields (line number, line with its end), of a line that is too long its beginning alone.
+
+    Raises:
+        RunError: The path is no regular file, or cannot be read.
+    """
+    with open_file(path) as file:
+        yield from enumerate(iter(lambda: file.readline(MAX_LINE), b""), start=1)
 
 
 def corrupt(path: Path, number: int, what: str) -> RunCorruptError:

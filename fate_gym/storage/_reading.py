@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO, Final, NoReturn, TypeGuard
+from typing import BinaryIO, Final, NoReturn, TypeGuard, TypeVar
 
 from fate_gym.chat import Json
 from fate_gym.errors import RunCorruptError, RunError
@@ -29,6 +29,8 @@ _KINDS: Final[dict[type, str]] = {
     dict: "an object",
     type(None): "null",
 }
+T = TypeVar("T")
+
 _VERSION: Final = re.compile("[0-9]{1,9}")
 
 
@@ -142,6 +144,14 @@ class Fields:
         """Reads true or false."""
         value = self._value(name)
         return value if isinstance(value, bool) else self._refuse(name, "must be true or false")
+
+    def choice(self, name: str, options: tuple[T, ...]) -> T:
+        """Reads one of some strings."""
+        value = self.text(name)
+        for option in options:
+            if option == value:
+                return option
+        raise self.problem(name, f"must be one of {', '.join(map(str, options))}")
 
     def object(self, name: str) -> Fields:
         """Reads an object."""

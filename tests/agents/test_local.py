@@ -24,9 +24,10 @@ from fate_gym.agents.local import LocalAgent
 from fate_gym.agents.response_templates import PROBE_TOOL, choose_response_template, registry
 from fate_gym.chat import Message, read_action
 from fate_gym.env import Observation, ToolEnv
+from fate_gym.episode import Sample
 from fate_gym.errors import ContextOverflowError, UsageError
 from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
-from fate_gym.rollout import Agent, Reply, Sample, Session, rollout
+from fate_gym.rollout import Agent, Reply, Session, rollout
 from fate_gym.task import Task
 
 CALL = '\n{"name": "get_balance", "arguments": {}}\n'

@@ -292,7 +292,7 @@ CALL = {"id": "a", "function": {"name": "n", "arguments": "{}"}}
         (lambda r: r["calls"].append({}), "outcome is missing"),
         (lambda r: r["calls"].append(5), "must be an object"),
         (lambda r: r["usage"].update(cost_usd="1"), "usage.cost_usd must be a finite number"),
-        (lambda r: r.update(seconds={}), "seconds.total is missing"),
+        (lambda r: r.update(seconds={}), "seconds.agent is missing"),
         (lambda r: r["injections"].update(x=5), "injections.x must be a string"),
     ],
 )

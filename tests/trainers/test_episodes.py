@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fate_gym.agents import load_agent
-from fate_gym.episode import Trajectory
+from fate_gym.episode import Sample, Trajectory
 from fate_gym.errors import FateGymError, RunCorruptError, RunError, RunMismatchError
-from fate_gym.rollout import Sample
 from fate_gym.storage import file_digest, folder_digest
 from fate_gym.trainers.episodes import Episode, Item, TaskPool, TaskSet, sample
 from fate_gym.trainers.stages import StageFile, read_stage, write_stage
