@@ -239,8 +239,9 @@ _FIELDS: Final = tuple(entry.name for entry in dataclasses.fields(Episode) if en
 
 
 def _integer(fields: Fields, name: str) -> int:
+    value = fields.integer(name)
     _count(fields, name)
-    return fields.integer(name)
+    return value
 
 
 def _count(fields: Fields, name: str) -> float:

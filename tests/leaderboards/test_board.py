@@ -205,12 +205,11 @@ def test_refusals_by_a_rule_and_by_a_judge_do_not_mix(runs: Path, tmp_path: Path
 def test_contamination_is_shown_and_competes_with_nobody(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, tmp_path / "runs")
     edit_json(tmp_path / "runs/random/manifest.json", lambda m: m.update(contaminated_by="AgentDojo/test"))
-    edit_line(tmp_path / "runs/noop/episodes.jsonl", lambda r: True, lambda r: r.update(contaminated_by=["x"]))
     submission = "schema: fate-gym/submission/1\nwho: w\nmodel: m\ndate: 2026-01-02\ncontaminated_by: [y]\n"
     (tmp_path / "runs/noop/submission.yaml").write_text(submission)
     made = board(tmp_path / "runs")
     assert row(made, "random").contaminated_by == ("AgentDojo/test",)
-    assert row(made, "noop").contaminated_by == ("x", "y")
+    assert row(made, "noop").contaminated_by == ("y",)
     assert row(made, "noop").date == "2026-01-02"
     assert made.fronts == ()
 
@@ -292,7 +291,7 @@ CALL = {"id": "a", "function": {"name": "n", "arguments": "{}"}}
         (lambda r: r["calls"].append({}), "outcome is missing"),
         (lambda r: r["calls"].append(5), "must be an object"),
         (lambda r: r["usage"].update(cost_usd="1"), "usage.cost_usd must be a finite number"),
-        (lambda r: r.update(seconds={}), "seconds.agent is missing"),
+        (lambda r: r.update(seconds={}), "seconds.total is missing"),
         (lambda r: r["injections"].update(x=5), "injections.x must be a string"),
     ],
 )
