@@ -42,6 +42,14 @@ class ContextOverflowError(NoReplyError):
     """The conversation no longer fits the model's context; the episode is truncated and still scored."""
 
 
+class EndlessReplyError(NoReplyError):
+    """The model does not end its reply; the episode is truncated and still scored."""
+
+
+class QuotaError(NoReplyError):
+    """The server serves no more before money or another day comes; it ends a run, since no episode can go on."""
+
+
 class RunError(FateGymError):
     """A folder cannot be used as the run that was asked for."""
 

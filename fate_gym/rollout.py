@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from fate_gym.chat import Message
 from fate_gym.env import Observation, ToolEnv
 from fate_gym.episode import LEFT_OUT, MAX_COUNT, Call, Episode, Sample, Trajectory
-from fate_gym.errors import ContextOverflowError, ProviderError
+from fate_gym.errors import ContextOverflowError, EndlessReplyError, ProviderError, QuotaError
 from fate_gym.rewards import Verdict
 from fate_gym.storage import is_finite
 from fate_gym.task import Task
@@ -34,12 +34,16 @@ class Reply:
         usage: Tokens and cost of this call by name ("prompt_tokens", "completion_tokens", "cost_usd"), where known.
         attempts: Requests that it took.
         sample: The sampled tokens, from a local model.
+        finish_reason: Why the model stopped ("stop", "tool_calls", "length", ...), where it is known. It is
+            "content_filter" where the provider's filter stopped it, "malformed_call" where the server could not read
+            its call.
     """
 
     message: Any
     usage: dict[str, float] = field(default_factory=dict)
     attempts: int = 1
     sample: Sample | None = None
+    finish_reason: str | None = None
 
 
 class Session(Protocol):
@@ -49,7 +53,9 @@ class Session(Protocol):
         """Answers an observation.
 
         Raises:
-            ContextOverflowError: The conversation no longer fits; the episode is truncated and scored.
+            ContextOverflowError, EndlessReplyError: The conversation no longer fits, or the model does not end its
+                reply; the episode is truncated and scored.
+            QuotaError: No episode can go on; the run ends.
             Exception: Anything else leaves the episode unscored, as a `provider_error`.
         """
         ...
@@ -72,8 +78,11 @@ class Agent(ABC):
     def start(self, task: Task, seed: int) -> Session:
         """Begins an episode; `task.ground_truth` is set only for privileged agents."""
 
-    async def check(self) -> None:
+    async def check(self, *, tools: bool = False) -> None:
         """Finds out, before a run, whether the agent can answer at all.
+
+        Args:
+            tools: Whether the run's environments have tools.
 
         Raises:
             UsageError: It cannot; one line says why.
@@ -130,6 +139,9 @@ async def rollout(
         seed: Seeds the environment and the agent's session.
         repeat: Which of the repeats of its task it is.
         key: Its identity; made from attack, task and repeat if it is not given.
+
+    Raises:
+        QuotaError: The agent's server serves no more today.
     """
     meter = _Meter()
     task = env.task(task_id)
@@ -139,6 +151,8 @@ async def rollout(
         visible_task, observation, info = await asyncio.to_thread(_begin, env, agent, task_id, seed)
         injections, transcript = info["injections"], env.transcript
         info = await _play(env, agent, visible_task, seed, observation, meter)
+    except QuotaError:
+        raise
     except ProviderError as failure:
         meter.attempts += failure.attempts
         info = {"status": "provider_error", "error": str(failure)}
@@ -192,10 +206,11 @@ async def _play(
     while True:
         try:
             reply = await meter.time(session.act(observation))
-        except ContextOverflowError as overflow:
-            meter.attempts += overflow.attempts
-            return (await asyncio.to_thread(env.truncate, "context_overflow"))[4]
-        except ProviderError:
+        except (ContextOverflowError, EndlessReplyError) as cut:
+            meter.attempts += cut.attempts
+            ended = "context_overflow" if isinstance(cut, ContextOverflowError) else "endless_reply"
+            return (await asyncio.to_thread(env.truncate, ended))[4]
+        except (ProviderError, QuotaError):
             raise
         except Exception as error:
             raise ProviderError(f"{agent.name} failed: {type(error).__name__}: {error}") from error

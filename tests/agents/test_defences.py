@@ -310,9 +310,9 @@ def test_tools_that_were_not_chosen_are_never_run(tmp_path: Path) -> None:
         assert all(name in chosen for name in run)
         if task.ground_truth.injection and all(name not in chosen for name, _ in task.ground_truth.injection.calls):
             refused += 1
-            assert episode["verdict"]["security"]["value"] == episode["verdict"]["utility"]["value"] == 1.0
-            assert episode["verdict"]["validity"]["value"] < 1.0
-            assert any(item["name"].startswith("filtered_") for item in episode["calls"])
+            assert episode.verdict.security.value == episode.verdict.utility.value == 1.0
+            assert episode.verdict.validity.value < 1.0
+            assert any(item.name.startswith("filtered_") for item in episode.calls)
     assert refused > 20
 
 
@@ -463,7 +463,7 @@ def test_checks_and_closing_reach_the_agent() -> None:
     events: list[str] = []
 
     class Noting(Scripted):
-        async def check(self) -> None:
+        async def check(self, *, tools: bool = False) -> None:
             events.append("check")
 
         async def aclose(self) -> None:
