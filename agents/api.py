@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from fate_gym.agents._history import History, provider_fields
 from fate_gym.agents._malformed import malformed_call
-from fate_gym.agents.pricing import Prices, check_prices, cost, shipped_prices
+from fate_gym.agents._pricing import Prices, check_prices, cost, shipped_prices
 from fate_gym.chat import Message
 from fate_gym.env import Observation
 from fate_gym.errors import (
@@ -169,10 +169,15 @@ class OpenAIAgent(Agent):
             ProviderError: No usable answer came, after all attempts or for good; in one line, without secrets.
         """
         history = history or History()
+        if self.exhausted is not None:
+            raise QuotaError(self.exhausted)
         try:
             completion, attempts = await self._complete(observation, seed, history, self._with_retries)
         except ModelFaultError as fault:
             return self._reply_for(fault)
+        except QuotaError as error:
+            self.exhausted = str(error)
+            raise
         except ContextOverflowError:
             self._note_early_overflow(observation)
             raise
@@ -196,10 +201,11 @@ class OpenAIAgent(Agent):
             UsageError: The address, the key, the model or an option is wrong, or the server takes no system message
                 or no tools; in one line, with the server's words.
         """
+        self.exhausted = None
         probe: Observation = {"messages": [_SYSTEM, _QUESTION], **({"tools": [_TOOL]} if tools else {})}
         try:
             await self._complete(probe, self._seed, History(), self._once)
-        except (ProviderError, QuotaError, ContextOverflowError, UnreachableError, UnusableError) as error:
+        except (ProviderError, ContextOverflowError, UnreachableError, UnusableError) as error:
             raise UsageError(f"{self.name} cannot be used: {error}") from None
         except (TransientError, ModelFaultError):
             return

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from fate_gym.chat import Message
 from fate_gym.env import Observation, ToolEnv
 from fate_gym.episode import LEFT_OUT, MAX_COUNT, Call, Episode, Sample, Trajectory
-from fate_gym.errors import ContextOverflowError, EndlessReplyError, ProviderError, QuotaError
+from fate_gym.errors import ContextOverflowError, EndlessReplyError, ProviderError
 from fate_gym.rewards import Verdict
 from fate_gym.storage import is_finite
 from fate_gym.task import Task
@@ -55,7 +55,6 @@ class Session(Protocol):
         Raises:
             ContextOverflowError, EndlessReplyError: The conversation no longer fits, or the model does not end its
                 reply; the episode is truncated and scored.
-            QuotaError: No episode can go on; the run ends.
             Exception: Anything else leaves the episode unscored, as a `provider_error`.
         """
         ...
@@ -68,11 +67,13 @@ class Agent(ABC):
         name: Stands in results.
         privileged: Whether it is given the ground truth (oracles).
         contaminated_by: Benchmark data that its model learned from against the authors' wish; stands in every run.
+        exhausted: Why no further episode can be played (a daily quota is spent), None while one can; a run then ends.
     """
 
     name: str
     privileged: bool = False
     contaminated_by: tuple[str, ...] = ()
+    exhausted: str | None = None
 
     @abstractmethod
     def start(self, task: Task, seed: int) -> Session:
@@ -139,9 +140,6 @@ async def rollout(
         seed: Seeds the environment and the agent's session.
         repeat: Which of the repeats of its task it is.
         key: Its identity; made from attack, task and repeat if it is not given.
-
-    Raises:
-        QuotaError: The agent's server serves no more today.
     """
     meter = _Meter()
     task = env.task(task_id)
@@ -151,8 +149,6 @@ async def rollout(
         visible_task, observation, info = await asyncio.to_thread(_begin, env, agent, task_id, seed)
         injections, transcript = info["injections"], env.transcript
         info = await _play(env, agent, visible_task, seed, observation, meter)
-    except QuotaError:
-        raise
     except ProviderError as failure:
         meter.attempts += failure.attempts
         info = {"status": "provider_error", "error": str(failure)}
@@ -210,7 +206,7 @@ async def _play(
             meter.attempts += cut.attempts
             ended = "context_overflow" if isinstance(cut, ContextOverflowError) else "endless_reply"
             return (await asyncio.to_thread(env.truncate, ended))[4]
-        except (ProviderError, QuotaError):
+        except ProviderError:
             raise
         except Exception as error:
             raise ProviderError(f"{agent.name} failed: {type(error).__name__}: {error}") from error

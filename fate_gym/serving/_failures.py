@@ -207,8 +207,10 @@ def _ends_the_run(error: ServerError, wait: float | None) -> bool:
 
 
 def _parsed(content: bytes) -> Json:
+    # A server that was asked for a stream may send its error as an event.
+    line = content.strip().removeprefix(b"data:").partition(b"\n\n")[0]
     try:
-        return json.loads(content)
+        return json.loads(line)
     except (ValueError, RecursionError):
         return None
 
