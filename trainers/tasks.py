@@ -11,9 +11,10 @@ from fate_gym.agents import Agent
 from fate_gym.agents.scripted import NOOP
 from fate_gym.chat import Json
 from fate_gym.env import ToolEnv
+from fate_gym.episode import Episode
 from fate_gym.evaluation.config import DEFAULT_ENV, Attack, EvalConfig
 from fate_gym.evaluation.plan import Plan
-from fate_gym.rollout import Rollout, rollout
+from fate_gym.rollout import rollout
 from fate_gym.task import Mode, Purpose, Task
 
 
@@ -113,7 +114,7 @@ def _plan(task_set: TaskSet, seed: int, purpose: Purpose) -> Plan:
     return Plan(settings)
 
 
-OnDone = Callable[[Item, Rollout], None]
+OnDone = Callable[[Item, Episode], None]
 
 
 async def sample(
@@ -123,7 +124,7 @@ async def sample(
     *,
     concurrency: int = 128,
     on_done: OnDone = lambda item, result: None,
-) -> list[Rollout]:
+) -> list[Episode]:
     """Runs episodes, many at once, and returns them in the order of `items`.
 
     Args:
@@ -133,7 +134,7 @@ async def sample(
         concurrency: Episodes under way at once.
         on_done: Called after each episode, in the order in which they end; what it raises ends the sampling.
     """
-    results: list[Rollout | None] = [None] * len(items)
+    results: list[Episode | None] = [None] * len(items)
     waiting = iter(enumerate(items))
 
     async def work() -> None:
@@ -165,5 +166,5 @@ def noop_tasks(pool: TaskPool) -> frozenset[str]:
         task = pool.task(item)
         first.setdefault(task.cluster, item)
     results = asyncio.run(sample(pool, NOOP, list(first.values())))
-    axes = {result.task.cluster: result.verdict.utility for result in results}
+    axes = {result.cluster: result.verdict.utility for result in results}
     return frozenset(cluster for cluster, axis in axes.items() if axis.active and axis.value == 1.0)

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fate_gym.episode import Episode, Trajectory
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES
-from fate_gym.rollout import Agent, Rollout
+from fate_gym.rollout import Agent
 from fate_gym.trainers.algorithms.advantages import advantages
-from fate_gym.trainers.episodes import Trajectory, trajectory
 from fate_gym.trainers.tasks import Item, TaskPool, sample
 
 
@@ -133,17 +133,16 @@ class GroupSampler:
     def _seed(self, *place: int) -> int:
         return random.Random("/".join(map(str, (self.seed, *place)))).getrandbits(31)  # noqa: S311 (no secret)
 
-    def _group(self, rollouts: Sequence[Rollout]) -> Group:
+    def _group(self, rollouts: Sequence[Episode]) -> Group:
         trajectories: list[Trajectory | None] = []
         masks = np.zeros((len(rollouts), len(AXES)), dtype=np.bool_)
         problem = None
         for row, result in enumerate(rollouts):
-            try:
-                trajectories.append(trajectory(result.samples))
+            trajectories.append(result.trajectory)
+            if result.trajectory is None:
+                problem = result.error or "its turns are not one sequence of sampled token ids"
+            else:
                 masks[row] = result.verdict.mask
-            except ValueError as error:
-                trajectories.append(None)
-                problem = result.error or str(error)
         vectors = np.array([result.verdict.vector for result in rollouts], dtype=np.float64)
         # A member that lacks an axis which others have cannot be compared with them (see `advantages`).
         scored = (masks == masks.any(axis=0)).all(axis=1)

@@ -15,6 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from fate_gym.agents.local import LocalAgent
+from fate_gym.episode import Trajectory
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES
 from fate_gym.trainers.algorithms._transformers import make_arguments, quiet
@@ -22,7 +23,6 @@ from fate_gym.trainers.algorithms.advantages import RULES, advantages
 from fate_gym.trainers.algorithms.groups import Group, GroupSampler, Tally, schedule
 from fate_gym.trainers.algorithms.settings import PFPOSettings
 from fate_gym.trainers.algorithms.update_folder import UpdateFolder
-from fate_gym.trainers.episodes import Trajectory
 from fate_gym.trainers.processes import process_count
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TypeAlias
 
 from fate_gym.agents import Agent
 from fate_gym.chat import Json
+from fate_gym.episode import Episode as Rollout
 from fate_gym.errors import FateGymError
-from fate_gym.rollout import Rollout
 from fate_gym.trainers.episodes import Episode
 from fate_gym.trainers.progress import RunningMeans
 from fate_gym.trainers.round import FileStage, Round

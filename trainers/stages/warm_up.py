@@ -6,11 +6,12 @@ import dataclasses
 import random
 from collections.abc import Sequence
 
+from fate_gym.episode import Trajectory
 from fate_gym.trainers.algorithms.dpo import Pair, dpo
 from fate_gym.trainers.algorithms.sequences import Example
 from fate_gym.trainers.algorithms.supervised import learn_examples
 from fate_gym.trainers.config import ExampleSettings
-from fate_gym.trainers.episodes import Episode, Trajectory
+from fate_gym.trainers.episodes import Episode
 from fate_gym.trainers.marks import mark
 from fate_gym.trainers.round import Round
 from fate_gym.trainers.stages.repair import Repair

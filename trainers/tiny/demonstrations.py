@@ -26,7 +26,8 @@ from fate_gym.agents.scripted import REFUSER, Gullible
 from fate_gym.benchmarks.agentdojo.splits import Label, labels
 from fate_gym.chat import Message, ToolSchema
 from fate_gym.env import ToolEnv
-from fate_gym.rollout import Agent, Rollout, Session, rollout
+from fate_gym.episode import Episode
+from fate_gym.rollout import Agent, Session, rollout
 from fate_gym.task import Demonstration, GroundTruth, Task
 from fate_gym.trainers.tiny.settings import TinySettings
 
@@ -42,7 +43,7 @@ Kind = Literal[
 ]
 """What a run shows; repairs begin with the repair prompt in place of the user's."""
 
-RepairPrompt: TypeAlias = Callable[[Rollout], str]
+RepairPrompt: TypeAlias = Callable[[Episode], str]
 """Writes the repair prompt p_f of a failed run."""
 
 
@@ -148,15 +149,13 @@ async def _play_task(env: ToolEnv, task_id: str, repair_prompt: RepairPrompt) ->
     """All runs of one task; none where its ground truth itself fails."""
     tools = env.benchmark.open(task_id, 0).tools
 
-    def run(kind: Kind, played: Rollout, prompt: str | None = None) -> ScriptedEpisode:
-        return ScriptedEpisode(
-            kind, task_id, played.task.attack, _conversation(played.transcript.messages, prompt), tools
-        )
+    def run(kind: Kind, played: Episode, prompt: str | None = None) -> ScriptedEpisode:
+        return ScriptedEpisode(kind, task_id, played.attack, _conversation(played.messages, prompt), tools)
 
     good = await rollout(env, _DUTIFUL, task_id, 0)
     if good.status != "ok" or good.verdict.vector.min() < 1:
         return []
-    benign = good.task.mode == "benign"
+    benign = good.mode == "benign"
     runs = [run("benign" if benign else "ignored", good)]
     for agent in (REFUSER,) if benign else _REFUSING:
         bad = await rollout(env, agent, task_id, 0)
