@@ -5,7 +5,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.installed-demo
 
-.PHONY: demo train-demo test test-slow bench lint typecheck clean
+LOCK := requirements.lock
+# Without isolation, because then the lock also says which setuptools builds the package.
+LOCKED := install --quiet --constraint $(LOCK) --no-build-isolation
+# The strict mode lays the package out as links in one folder. Type checkers understand that, but a file that was added
+# or removed is seen only after the next install: hence the folders, whose times change with it.
+EDITABLE := --config-settings editable_mode=strict --editable
+FOLDERS := $(shell find fate_gym agents configs leaderboards trainers -type d -not -name __pycache__)
+
+PYTEST_FAST := -m "not slow and not bench" -n auto --dist loadscope
+
+.PHONY: demo train-demo test test-slow test-newest test-oldest bench lint typecheck lock clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/fate-gym eval --config demo
@@ -19,11 +29,21 @@ train-demo: $(STAMP)
 	$(BIN)/fate-gym train --config fate-tiny --out runs/fate-tiny
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not bench" -n auto --dist loadscope --cov --cov-report=term
+	$(BIN)/python -m pytest $(PYTEST_FAST) --cov --cov-report=term
 
 test-slow: $(STAMP) lint typecheck
 	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
 	$(BIN)/python -m pytest -m bench
+
+# The newest releases that our ranges allow, without the lock: tells early what they will break. No warning is an error.
+test-newest: build/newest
+	build/newest/bin/pip freeze
+	build/newest/bin/pytest $(PYTEST_FAST) -W default
+
+# The oldest releases that our ranges allow, and the tests of the seams to them.
+test-oldest: build/oldest
+	build/oldest/bin/pip freeze
+	build/oldest/bin/pytest $(PYTEST_FAST) -W default tests/core tests/agents tests/agentdojo tests/agentharm tests/trainers
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -m bench -s
@@ -34,20 +54,40 @@ lint: $(STAMP)
 
 # Checkers do not follow the mapping of folders to packages, so what is checked is what is installed.
 typecheck: $(STAMP)
-	rm -rf build/typecheck
-	$(BIN)/pip install --quiet --no-deps --target build/typecheck .
+	rm -rf build/lib build/typecheck
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/typecheck .
 	cd build/typecheck && ../../$(BIN)/mypy --config-file ../../pyproject.toml fate_gym
 
-$(DEMO_STAMP): pyproject.toml
+# Exact versions of everything that is installed here, for all Python versions and systems at once.
+COMPILE := $(BIN)/uv pip compile --quiet --upgrade --no-emit-index-url --annotation-style line pyproject.toml
+lock: $(STAMP)
+	$(COMPILE) --universal --python-version 3.11 --extra dev --custom-compile-command "make lock" --output-file $(LOCK)
+
+$(DEMO_STAMP): pyproject.toml $(LOCK) $(FOLDERS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip $(LOCKED) setuptools
+	$(BIN)/pip $(LOCKED) $(EDITABLE) .
 	touch $@
 
-# torch first and by version: the newest build, which another package would ask for, brings gigabytes of CUDA.
+# torch comes first and by the lock's version in each environment: see [tool.uv] in pyproject.toml.
 $(STAMP): $(DEMO_STAMP)
-	$(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip $(LOCKED) torch
+	$(BIN)/pip $(LOCKED) $(EDITABLE) '.[dev]'
 	touch $@
+
+.PHONY: build/newest build/oldest
+build/newest:
+	rm -rf build/lib $@
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --constraint $(LOCK) torch
+	$@/bin/pip install --quiet '.[dev]'
+
+build/oldest: $(STAMP)
+	rm -rf build/lib $@
+	$(PYTHON) -m venv $@
+	$(COMPILE) --resolution lowest-direct --extra all --output-file $@/requirements.txt
+	$@/bin/pip install --quiet --constraint $@/requirements.txt torch
+	$@/bin/pip install --quiet --constraint $@/requirements.txt '.[dev]'
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -6,11 +6,11 @@ other module has to expect a verdict of NaN or a message that is a number.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import NoneType
 from typing import Any, Final
 
+from fate_gym.evaluation.metrics import LABELS
 from fate_gym.rewards import AXES
 
 _FIELDS: Final[dict[str, tuple[type, ...]]] = {
@@ -39,6 +39,14 @@ _FIELDS: Final[dict[str, tuple[type, ...]]] = {
 }
 _CALL: Final[dict[str, tuple[type, ...]]] = {"turn": (int,), "id": (str,), "name": (str,), "outcome": (str,)}
 _AXIS: Final[dict[str, tuple[type, ...]]] = {"value": (int, float), "active": (bool,), "rule": (str,)}
+_MOST: Final = 1e15
+"""Bound of every number, so that no sum of them is infinite."""
+
+_SHARES: Final = frozenset(
+    ("harm_low", "harm_high", "score_low", "score_high", "refused", "unsafe", "flagged", *LABELS)
+)
+"""Measures whose means metrics take."""
+
 _ROLES: Final = ("system", "user", "assistant", "tool")
 
 
@@ -55,8 +63,9 @@ def problem(record: Mapping[str, Any]) -> str | None:
         *(_axis(record["verdict"].get(name), f"verdict.{name}") for name in AXES),
         *(_message(message, f"messages[{i}]") for i, message in enumerate(record["messages"])),
         *(_wrong(call, _CALL, f"calls[{i}].") for i, call in enumerate(record["calls"])),
-        *(_numbers(record[name], name) for name in ("usage", "seconds")),
-        None if "total" in record["seconds"] else "seconds.total is missing",
+        *(_spent(record[name], name) for name in ("usage", "seconds")),
+        _spent({name: record[name] for name in ("attempts", "repeat", "seed")}, "record"),
+        None if sorted(record["seconds"]) == ["agent", "total"] else "seconds must hold total and agent",
         _texts(record["injections"].values(), "injections"),
     )
     return next((check for check in checks if check), None)
@@ -86,7 +95,16 @@ def _axis(axis: Any, where: str) -> str | None:
     measures = axis.get("measures", {})
     if not isinstance(measures, Mapping):
         return f"{where}.measures is no object"
-    return _texts([*evidence, axis.get("error", "")], f"{where}.evidence") or _numbers(measures, f"{where}.measures")
+    return (
+        _texts([*evidence, axis.get("error", "")], f"{where}.evidence")
+        or _numbers(measures, f"{where}.measures")
+        or next((f"{where}.measures.{name} is outside [0, 1]" for name in _wide(measures)), None)
+    )
+
+
+def _wide(measures: Mapping[str, float]) -> Iterator[str]:
+    """Yields the measures outside of [0, 1] whose means metrics take."""
+    return (name for name, value in measures.items() if name in _SHARES and not 0 <= value <= 1)
 
 
 def _message(message: Any, where: str) -> str | None:
@@ -109,9 +127,15 @@ def _message(message: Any, where: str) -> str | None:
 
 def _numbers(values: Mapping[str, Any], where: str) -> str | None:
     for name, value in values.items():
-        if type(value) not in (int, float) or not math.isfinite(value):
-            return f"{where}.{name} is no finite number"
+        # Compared first, since an integer may be too large for any function of floats.
+        if type(value) not in (int, float) or not -_MOST <= value <= _MOST:
+            return f"{where}.{name} must be a number from -1e15 to 1e15"
     return None
+
+
+def _spent(values: Mapping[str, Any], where: str) -> str | None:
+    negative = next((name for name, value in values.items() if type(value) in (int, float) and value < 0), None)
+    return _numbers(values, where) if negative is None else f"{where}.{negative} must not be negative"
 
 
 def _texts(values: Iterable[object], where: str) -> str | None:

@@ -11,16 +11,20 @@ from typing import Any, Final
 from fate_gym.chat import Json
 from fate_gym.env import Observation, ToolEnv
 from fate_gym.errors import ContextOverflowError, ProviderError
-from fate_gym.evaluation.jsonl import encode_line, parse
 from fate_gym.evaluation.plan import Item, Plan
+from fate_gym.evaluation.runner import EPISODE_SCHEMA
 from fate_gym.rollout import Agent, Reply, Session, rollout
+from fate_gym.storage import encode_line, parse
 from fate_gym.task import Task
 
 OVERFLOW: Final = "context_overflow"
 """How an episode ends whose conversation outgrew the model; no action of it says so."""
 
-_NOT_REPLAYED: Final = ("seconds", "usage", "attempts", "error")
+_NOT_REPLAYED: Final = ("seconds", "usage", "attempts")
 """What an episode's record holds of its agent; the environment knows nothing of it."""
+
+ABSENT: Final = object()
+"""Stands for the value of a field that is not there; null is a value."""
 
 Episode = Mapping[str, Any]
 Change = tuple[str, Any, Any]
@@ -37,20 +41,23 @@ class Recorded(Agent):
 
     def start(self, task: Task, seed: int) -> Session:
         """Begins at the first action."""
-        return _Player(iter(self._episode["actions"]), overflows=self._episode["ended"] == OVERFLOW)
+        end = ContextOverflowError("recorded") if self._episode["ended"] == OVERFLOW else ProviderError(self._error)
+        return _Player(iter(self._episode["actions"]), end)
+
+    @property
+    def _error(self) -> str:
+        return self._episode["error"] or "it was not over when its recorded actions were"
 
 
 @dataclass(frozen=True, slots=True)
 class _Player:
     actions: Iterator[Json]
-    overflows: bool
+    end: Exception
 
     async def act(self, observation: Observation) -> Reply:
         for action in self.actions:
             return Reply(action)
-        if self.overflows:
-            raise ContextOverflowError("recorded")
-        raise ProviderError("it was not over when its recorded actions were")
+        raise self.end
 
 
 async def replay(
@@ -76,7 +83,8 @@ async def replay(
             if item.variant not in envs:
                 envs[item.variant] = plan.make_env(item.variant)
             result = await rollout(envs[item.variant], Recorded(episode), item.task_id, item.seed)
-            on_done(episode, parse(encode_line(result.to_json())))
+            record = {"schema": EPISODE_SCHEMA, "key": item.key, "repeat": item.repeat, **result.to_json()}
+            on_done(episode, parse(encode_line(record)))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):
@@ -85,16 +93,16 @@ async def replay(
 
 def changes(stored: Episode, fresh: Episode) -> Iterator[Change]:
     """Yields what is otherwise in a replayed episode: verdict, vector, messages, calls, and all else of the world."""
-    for name, value in fresh.items():
+    for name in {**fresh, **stored}:
         if name not in _NOT_REPLAYED:
-            yield from leaves(stored.get(name), value, name)
+            yield from leaves(stored.get(name, ABSENT), fresh.get(name, ABSENT), name)
 
 
 def leaves(stored: Any, fresh: Any, name: str) -> Iterator[Change]:
     """Yields the leaves in which two JSON values differ; numbers that differ by rounding are equal."""
     if isinstance(stored, Mapping) and isinstance(fresh, Mapping):
         for key in sorted({*stored, *fresh}):
-            yield from leaves(stored.get(key), fresh.get(key), f"{name}.{key}" if name else key)
+            yield from leaves(stored.get(key, ABSENT), fresh.get(key, ABSENT), f"{name}.{key}" if name else key)
     elif isinstance(stored, list) and isinstance(fresh, list) and len(stored) == len(fresh):
         for i, pair in enumerate(zip(stored, fresh, strict=True)):
             yield from leaves(*pair, f"{name}[{i}]")

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fate_gym.evaluation.jsonl import parse
+from fate_gym.errors import RunError
 from fate_gym.evaluation.runner import EPISODE_SCHEMA
 from fate_gym.leaderboards.records import problem
+from fate_gym.storage import dump, lines, parse
 
 Report = Callable[[str, str], None]
 
@@ -46,17 +47,16 @@ def failures(run: Path, report: Report = silent) -> Iterator[dict[str, Any]]:
 
 
 def _lines(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
-    if not path.is_file():
-        report(path.name, "is missing")
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+    try:
+        for number, line in lines(path):
             where = f"{path.name}, line {number}"
             try:
                 record = parse(line)
-            except ValueError:
+                # Of what is nested deeper than a run writes, no other module has to be able to make anything.
+                dump(record)
+            except ValueError as error:
                 torn = "" if line.endswith(b"\n") else ": the file ends inside of a record, it was cut off"
-                report(where, f"is not a JSON object on a line of its own{torn}")
+                report(where, f"is not a JSON object on a line of its own ({error}){torn}")
                 continue
             if record.get("schema") != EPISODE_SCHEMA:
                 report(where, f"schema is not {EPISODE_SCHEMA}")
@@ -64,3 +64,5 @@ def _lines(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
                 report(where, f"is no episode's record: {found}")
             else:
                 yield number, record
+    except RunError as error:
+        report(path.name, str(error))

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 import gymnasium as gym
 
-from fate_gym.benchmark import ENTRY_POINT
+from fate_gym.benchmark import ENTRY_POINT, Benchmark, Disclosure, JudgeOption, disclosure
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.config import EvalConfig
+from fate_gym.verifiers.judge import is_model
 
 _LOOP: Final = ("max_turns", "max_messages", "system_prompt")
 """Arguments of the episode loop itself that may come from a manifest; `benchmark` could name any callable."""
@@ -44,14 +45,15 @@ class Settings:
 
     Attributes:
         config: The evaluation, without what is left out.
-        judges: Arguments that name a judge: left out, since asking it again would send the traces to a server of the
-            submitter's choice, or import code; what it scored cannot be scored again.
-        folders: Arguments that name a folder of another machine: left out, the data lie elsewhere here.
+        judges: Judges that the run names, by option: how far their word goes, and their names, "" where the settings
+            do not show it. They are left out of `config`, since asking one again would send the traces to a server of
+            the submitter's choice, or import code.
+        paths: Options that name a path on the machine of the run; left out of `config`, the data lie elsewhere here.
     """
 
     config: EvalConfig
-    judges: tuple[str, ...]
-    folders: tuple[str, ...]
+    judges: Mapping[str, tuple[JudgeOption, str]]
+    paths: tuple[str, ...]
 
 
 def read_settings(manifest: Mapping[str, Any], trusted: str | None) -> Settings:
@@ -77,9 +79,17 @@ def read_settings(manifest: Mapping[str, Any], trusted: str | None) -> Settings:
     if stored["repeats"] > MOST_REPEATS:
         raise ValueError(f"config.repeats is {stored['repeats']}, more than {MOST_REPEATS}")
     env = _registered(stored["env"], trusted)
-    judges, folders = (tuple(sorted(name for name in stored["env_args"] if sign(name))) for sign in (_judge, _folder))
-    _check_arguments(env, stored["env_args"])
-    left = {name: value for name, value in stored["env_args"].items() if name not in (*judges, *folders)}
+    benchmark = benchmark_class(env)
+    given = stored["env_args"]
+    _check_arguments(env, benchmark, given)
+    judges = {
+        name: (option, _judge_name(name, given[name]))
+        for name, option in benchmark.judge_options.items()
+        if given.get(name) is not None
+    }
+    declared = disclosure(env) or Disclosure()
+    paths = tuple(name for name in declared.path_options if name in given)
+    left = {name: value for name, value in given.items() if name not in (*benchmark.judge_options, *paths)}
     values = {
         **stored,
         "env": env,
@@ -89,7 +99,7 @@ def read_settings(manifest: Mapping[str, Any], trusted: str | None) -> Settings:
         "tasks": None if stored["tasks"] is None else _texts("tasks", stored["tasks"]),
         "out": Path(stored["out"]),
     }
-    return Settings(EvalConfig(**values), judges, folders)
+    return Settings(EvalConfig(**values), judges, paths)
 
 
 def _registered(env: str, trusted: str | None) -> str:
@@ -106,20 +116,25 @@ def _registered(env: str, trusted: str | None) -> str:
     return plain
 
 
-def _check_arguments(env: str, arguments: Mapping[str, Any]) -> None:
+def benchmark_class(env: str) -> type[Benchmark]:
+    """Returns the class of a registered environment's benchmark."""
     module, _, name = str(gym.spec(env).kwargs["benchmark"]).partition(":")
-    taken = inspect.signature(getattr(importlib.import_module(module), name)).parameters
-    unknown = sorted(set(arguments) - set(taken) - set(_LOOP))
+    benchmark: type[Benchmark] = getattr(importlib.import_module(module), name)
+    return benchmark
+
+
+def _check_arguments(env: str, benchmark: type[Benchmark], arguments: Mapping[str, Any]) -> None:
+    unknown = sorted(set(arguments) - set(inspect.signature(benchmark).parameters) - set(_LOOP))
     if unknown:
         raise ValueError(f"{env} takes no argument {', '.join(unknown)}")
 
 
-def _judge(name: str) -> bool:
-    return "judge" in name
-
-
-def _folder(name: str) -> bool:
-    return name.endswith("_dir")
+def _judge_name(option: str, judge: object) -> str:
+    """Returns the name of a judge that is a model, "" for a function: it may call itself anything."""
+    model = judge.get("model") if isinstance(judge, Mapping) else judge
+    if not isinstance(model, str):
+        raise ValueError(f"config.env_args.{option} names no judge")
+    return model if is_model(model) else ""
 
 
 def _attack(attack: object) -> Any:

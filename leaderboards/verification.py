@@ -1,14 +1,17 @@
 """`fate-gym leaderboard verify`: whether a run folder agrees with itself and with the benchmark.
 
-What is checked: the files are whole and of known schemas; the settings give the digest that the manifest names;
-versions and checksums are those of this installation; every episode of the task list is there once; every episode,
-played again in a fresh environment, gives the same messages, calls and verdict; the summary follows from the episodes.
-That is consistency, not authenticity: `CANNOT_KNOW` says what no folder can show.
+What is checked: the files are whole, of known schemas, and hold no other fields; the settings give the digest that the
+manifest names; versions and checksums are those of this installation; every episode of the task list is there once;
+every episode, played again in a fresh environment, gives the same record; the summary follows from the episodes.
+That is consistency, not authenticity. `fields` says of every field how far it can be checked, and each report lists
+what remains the submitter's word.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,30 +21,27 @@ from typing import Any, Final
 
 from fate_gym.errors import FateGymError, RunError
 from fate_gym.evaluation.config import NOT_IN_DIGEST
-from fate_gym.evaluation.jsonl import dump, parse
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.store import SCHEMA as RUN_SCHEMA
 from fate_gym.evaluation.store import config_digest
 from fate_gym.evaluation.summary import SCHEMA as SUMMARY_SCHEMA
 from fate_gym.evaluation.summary import summarise
-from fate_gym.leaderboards import scanning
-from fate_gym.leaderboards.replay import Change, changes, leaves, replay
+from fate_gym.leaderboards import fields, scanning
+from fate_gym.leaderboards.judgements import as_judged, is_judged
+from fate_gym.leaderboards.replay import ABSENT, OVERFLOW, Change, changes, leaves, replay
+from fate_gym.leaderboards.runs import refuse_links
 from fate_gym.leaderboards.settings import Settings, read_settings
 from fate_gym.leaderboards.submissions import FILE, read_submission
+from fate_gym.rewards import Verdict
+from fate_gym.storage import read_object
 
 SCHEMA: Final = "fate-gym/verification/1"
 
-CANNOT_KNOW: Final = (
-    "which model wrote the actions: a name proves nothing",
-    "tokens, cost, attempts and times: they are the submitter's own",
-    "whether these traces are the first attempt or the best of many",
-    "training on the benchmark that nobody declared",
-    "whether an episode that a full context cut off was really cut off there",
-)
-"""What no look at a folder can find out."""
-
 _MOST: Final = 5
 """Differences of one episode that are listed; a changed action changes all that follows it."""
+
+_MOST_EPISODES: Final = 1_000_000
+"""A task list that is longer would fill the memory by itself, whatever the folder holds."""
 
 _OURS: Final = ("fate-gym",)
 """Packages whose version decides scores; those of benchmarks stand in the provenance."""
@@ -72,6 +72,7 @@ class Verification:
         notes: What a reader should know, and is no fault.
         replayed: Episodes that were played again.
         not_rescored: Axes that a judge scored and that were not judged again -> number of episodes.
+        unknown: What remains the submitter's word.
     """
 
     run: Path
@@ -79,6 +80,7 @@ class Verification:
     notes: list[str] = field(default_factory=list)
     replayed: int = 0
     not_rescored: Counter[str] = field(default_factory=Counter)
+    unknown: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -106,7 +108,7 @@ class Verification:
             "notes": list(self.notes),
             "replayed": self.replayed,
             "not_rescored": dict(sorted(self.not_rescored.items())),
-            "cannot_know": list(CANNOT_KNOW),
+            "cannot_know": list(self.unknown),
         }
 
 
@@ -125,28 +127,38 @@ def verify(path: Path, *, trusted: str | None = None, concurrency: int = 4) -> V
     """
     if not (path / "manifest.json").is_file():
         raise RunError(f"{path} has no manifest.json: is it the folder of a run?")
-    found = Verification(path)
-    declared = _check_submission(path, found)
-    manifest = _object(path / "manifest.json", RUN_SCHEMA, found)
+    refuse_links(path)
+    report = Verification(path)
+    declared = _check_submission(path, report)
+    manifest = _object(path / "manifest.json", RUN_SCHEMA, report)
     if manifest is None:
-        return found
+        return report
     try:
         settings = read_settings(manifest, trusted)
-        plan = Plan(settings.config)
+        plan = _plan(settings)
     except FateGymError:
         raise
     except Exception as error:
         # A stranger's settings may make a benchmark raise anything.
-        found.add("manifest.json", f"no environment can be made from its settings: {error}")
-        return found
-    _check_manifest(manifest, plan, settings, found)
+        report.add("manifest.json", f"no environment can be made from its settings: {error}")
+        return report
+    _check_manifest(manifest, plan, settings, report)
     planned = {item.key: item for item in plan.items}
-    marks = _check_files(path, planned, found)
-    marks.update(_texts(manifest.get("contaminated_by")))
-    _check_marks(marks, declared, found)
-    asyncio.run(_check_replays(path, plan, planned, settings, found, concurrency))
-    _check_summary(path, manifest, planned, found)
-    return found
+    _check_files(path, planned, report)
+    _check_marks(manifest, declared, report)
+    asyncio.run(_check_replays(path, plan, planned, settings, report, concurrency))
+    _check_summary(path, manifest, planned, report)
+    _list_unknown(path, report)
+    return report
+
+
+def _plan(settings: Settings) -> Plan:
+    config = settings.config
+    if config.repeats > 1:
+        once = Plan(dataclasses.replace(config, repeats=1))
+        if len(once.items) * config.repeats > _MOST_EPISODES:
+            raise ValueError(f"config.repeats is {config.repeats}, which makes more than {_MOST_EPISODES} episodes")
+    return Plan(config)
 
 
 def _check_submission(path: Path, found: Verification) -> set[str] | None:
@@ -162,64 +174,66 @@ def _check_submission(path: Path, found: Verification) -> set[str] | None:
     return set(submission.contaminated_by)
 
 
-def _object(path: Path, schema: str, found: Verification) -> dict[str, Any] | None:
+def _object(path: Path, schema: str, report: Verification) -> dict[str, Any] | None:
     try:
-        value = parse(path.read_bytes())
-        # NaN is read, and no honest writer writes it.
-        dump(value)
-    except OSError:
-        found.add(path.name, "is missing or cannot be read")
+        value = read_object(path, schema).values
+    except RunError as error:
+        report.add(path.name, str(error))
         return None
-    except ValueError:
-        found.add(path.name, "is not one JSON object on a line of its own: it was cut off or damaged")
+    if value["schema"] != schema:
+        report.add(path.name, f"schema: stored {_brief(value['schema'])}, this fate-gym checks {schema}")
         return None
-    if value.get("schema") != schema:
-        found.add(path.name, f"schema: stored {_brief(value.get('schema'))}, this fate-gym checks {schema}")
-        return None
+    for name in fields.strange(value, fields.FILES[path.name]):
+        report.add(path.name, f"{name}: is not a field that fate-gym writes")
     return value
 
 
 def _check_manifest(manifest: Mapping[str, Any], plan: Plan, settings: Settings, found: Verification) -> None:
     """Checks digest, versions, checksums and licence, and notes what was not the whole benchmark."""
     fresh = plan.manifest()
-    stored = {"provenance": manifest.get("provenance"), **manifest["config"]}
+    config = manifest["config"]
+    located = {name: value for name, value in config["env_args"].items() if name not in settings.paths}
+    stored = {"provenance": manifest.get("provenance"), **config, "env_args": located}
     if manifest.get("digest") != config_digest(stored, NOT_IN_DIGEST):
         found.add("manifest.json", "digest: it is not that of the settings and versions, one of them was changed")
-    provenance = leaves(manifest.get("provenance"), fresh["provenance"], "provenance")
-    found.add_changes("manifest.json", (change for change in provenance if not _judged(change, settings)))
-    versions = manifest.get("versions")
-    for name, here, there in leaves(fresh["versions"], versions, ""):
+    provenance = _with_judges(fresh["provenance"], manifest.get("provenance"), settings)
+    found.add_changes("manifest.json", leaves(manifest.get("provenance"), provenance, "provenance"))
+    for name, there, here in leaves(manifest.get("versions"), fresh["versions"], ""):
         if name in _OURS or not name:
             found.add("manifest.json", f"versions.{name}: stored {_brief(there)}, here {_brief(here)}")
         else:
             found.notes.append(f"{name} was {_brief(there)}, here it is {_brief(here)}")
     found.add_changes("manifest.json", leaves(manifest.get("data_policy"), fresh["data_policy"], "data_policy"))
-    config = settings.config
-    if config.limit is not None or config.tasks is not None:
-        found.notes.append(f"a part of the benchmark: limit {config.limit}, tasks {_brief(config.tasks)}")
-    if config.env_args.get("split") is not None:
-        found.notes.append(f"split: {_brief(config.env_args['split'])}")
+    if settings.config.limit is not None or settings.config.tasks is not None:
+        tasks = _brief(settings.config.tasks)
+        found.notes.append(f"a part of the benchmark: limit {settings.config.limit}, tasks {tasks}")
+    if settings.config.env_args.get("split") is not None:
+        found.notes.append(f"split: {_brief(settings.config.env_args['split'])}")
     if settings.judges:
         found.notes.append(f"judges are not asked again: {', '.join(settings.judges)} left out")
 
 
-def _judged(change: Change, settings: Settings) -> bool:
-    return bool(settings.judges) and "judge" in change[0]
+def _with_judges(fresh: list[dict[str, Any]], stored: object, settings: Settings) -> list[dict[str, Any]]:
+    """Puts the names of the run's judges into a provenance that was made without them."""
+    entries = stored if isinstance(stored, list) and len(stored) == len(fresh) else [{}] * len(fresh)
+    named = []
+    for variant, entry in zip(fresh, entries, strict=True):
+        judges = {}
+        for option, (_, name) in settings.judges.items():
+            claimed = entry.get(option) if isinstance(entry, Mapping) else None
+            if option in variant:
+                judges[option] = name or (claimed if isinstance(claimed, str) else "the name of a judge")
+        named.append({**variant, **judges})
+    return named
 
 
-def _check_files(path: Path, planned: Items, found: Verification) -> set[str]:
-    """Checks every line and that the task list is complete; returns the contamination marks of the records."""
-    marks: set[str] = set()
+def _check_files(path: Path, planned: Items, found: Verification) -> None:
+    """Checks every line, and that the task list is complete."""
     keys: set[str] = set()
     for episode in scanning.episodes(path, found.add):
         keys.add(episode["key"])
-        marks.update(_texts(episode.get("contaminated_by")))
-        item = planned.get(episode["key"])
-        if item is None:
+        if episode["key"] not in planned:
             found.add(episode["key"], "is not in the task list of these settings")
-            continue
-        place = {"task_id": item.task_id, "repeat": item.repeat, "seed": item.seed}
-        found.add_changes(episode["key"], leaves({name: episode[name] for name in place}, place, ""))
     errors = {record["key"]: record["status"] for record in scanning.failures(path, found.add)}
     for key in planned:
         if key not in keys:
@@ -227,10 +241,11 @@ def _check_files(path: Path, planned: Items, found: Verification) -> set[str]:
             found.add(key, f"is missing: the task list has it, and no episode does{error}")
     for key in sorted(set(errors) - set(planned)):
         found.add(key, "is in failures.jsonl and not in the task list of these settings")
-    return marks
 
 
-def _check_marks(marks: set[str], declared: set[str] | None, found: Verification) -> None:
+def _check_marks(manifest: Mapping[str, Any], declared: set[str] | None, found: Verification) -> None:
+    """Checks that a submission declares the contamination that the run is marked with."""
+    marks = set(_texts(manifest.get("contaminated_by")))
     if declared is not None and marks - declared:
         found.add(FILE, f"contaminated_by does not declare what the run is marked with: {', '.join(sorted(marks))}")
     if every := sorted(marks | (declared or set())):
@@ -240,24 +255,40 @@ def _check_marks(marks: set[str], declared: set[str] | None, found: Verification
 async def _check_replays(
     path: Path, plan: Plan, planned: Items, settings: Settings, found: Verification, concurrency: int
 ) -> None:
-    def compare(episode: Mapping[str, Any], fresh: dict[str, Any]) -> None:
+    def compare(stored: Mapping[str, Any], fresh: dict[str, Any]) -> None:
         found.replayed += 1
-        if fresh["status"] != "ok":
-            lines.append((episode["key"], [("replay", "ok", f"{fresh['status']}: {fresh['error']}")]))
-            return
-        kept = dict(episode["verdict"])
-        for axis, verdict in fresh["verdict"].items():
-            if settings.judges and kept[axis]["rule"] != verdict["rule"]:
-                found.not_rescored[axis] += 1
-                kept[axis] = verdict
-        lines.append((episode["key"], list(changes({**episode, "verdict": kept}, fresh))))
+        if stored["status"] != "ok":
+            lines.append((stored["key"], list(_failure_changes(stored, fresh))))
+        elif fresh["status"] != "ok":
+            lines.append((stored["key"], [("replay", "ok", f"{fresh['status']}: {fresh['error']}")]))
+        else:
+            for axis, verdict in fresh["verdict"].items():
+                if is_judged(axis, stored["verdict"][axis], verdict, settings.judges.values()):
+                    found.not_rescored[axis] += 1
+                    fresh["verdict"][axis] = as_judged(axis, stored["verdict"][axis], verdict)
+            lines.append((stored["key"], list(changes(stored, fresh))))
 
     lines: list[tuple[str, list[Change]]] = []
-    known = ((planned[episode["key"]], episode) for episode in scanning.episodes(path) if episode["key"] in planned)
+    records = itertools.chain(scanning.episodes(path), scanning.failures(path))
+    known = ((planned[record["key"]], record) for record in records if record["key"] in planned)
     await replay(plan, known, compare, concurrency=concurrency)
     # Episodes end in no order; the report has one.
     for key, differing in sorted(lines):
         found.add_changes(key, differing, _MOST)
+
+
+def _failure_changes(stored: Mapping[str, Any], fresh: Mapping[str, Any]) -> Iterator[Change]:
+    """Yields what is otherwise in a failed episode that was played up to where its agent gave no answer.
+
+    What made an environment or a judge fail need not happen again: of such an episode the task alone is compared.
+    """
+    unscored = Verdict.unscored(stored["error"]).to_json()
+    if stored["status"] == fresh["status"]:
+        yield from changes(stored, {**fresh, "verdict": unscored})
+    else:
+        names = (*fields.TASK, "verdict")
+        compared = {**fresh, "verdict": unscored}
+        yield from changes({name: stored[name] for name in names}, {name: compared[name] for name in names})
 
 
 def _check_summary(path: Path, manifest: Mapping[str, Any], planned: Items, found: Verification) -> None:
@@ -269,14 +300,26 @@ def _check_summary(path: Path, manifest: Mapping[str, Any], planned: Items, foun
 
 
 def _named(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """A summary with its groups by name, so that a group that is missing shifts no other."""
+    """A summary with its groups by name, so that a group that is missing or given twice shifts no other."""
     groups = summary.get("groups")
     named: dict[str, Any] = {}
     for i, group in enumerate(groups if isinstance(groups, list) else ()):
         known = isinstance(group, Mapping)
-        parts = [str(group.get(name) or "none") for name in ("mode", "attack", "suite")] if known else [str(i)]
-        named["/".join(parts)] = group
+        name = "/".join(str(group.get(part) or "none") for part in ("mode", "attack", "suite")) if known else str(i)
+        named[f"{name} (again, as number {i})" if name in named else name] = group
     return {**summary, "groups": named}
+
+
+def _list_unknown(path: Path, report: Verification) -> None:
+    """Lists what remains the submitter's word in this run."""
+    lines = [fields.ALWAYS, *fields.doubts(fields.MANIFEST), *fields.doubts(fields.EPISODE)]
+    for axis, count in sorted(report.not_rescored.items()):
+        lines.append(f"{axis} of {count} episodes: a judge scored it; what holds whatever a judge says was checked")
+    if overflowed := sum(episode["ended"] == OVERFLOW for episode in scanning.episodes(path)):
+        lines.append(f"whether the {overflowed} episodes that a full context cut off were really cut off there")
+    if next(scanning.failures(path), None) is not None:
+        lines += fields.doubts(fields.FAILURE)
+    report.unknown = list(dict.fromkeys(lines))
 
 
 def _texts(value: object) -> Iterator[str]:
@@ -285,5 +328,7 @@ def _texts(value: object) -> Iterator[str]:
 
 def _brief(value: object) -> str:
     """A value on one line, cut where it is long."""
+    if value is ABSENT:
+        return "nothing"
     text = json.dumps(value, default=str)
     return text if len(text) <= 80 else f"{text[:77]}... ({len(text)} characters)"

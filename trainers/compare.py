@@ -20,9 +20,9 @@ from rich.text import Text
 
 from fate_gym.errors import FateGymError
 from fate_gym.rendering import visible
+from fate_gym.storage import make_folder, replace_file
 from fate_gym.trainers.config import RULE_OF, TrainConfig, read_config
 from fate_gym.trainers.fate import NotCompetentError
-from fate_gym.trainers.stages import replace_file
 
 SCHEMA = "fate-gym/comparison/1"
 
@@ -104,6 +104,7 @@ def compare(configs: Mapping[str, TrainConfig], out: Path, train: Train) -> dict
     Raises:
         NotCompetentError: The base policy, which all arms share, does not pass the gate.
     """
+    make_folder(out)
     comparison: dict[str, Any] = {"schema": SCHEMA, "arms": {}}
     reference: Mapping[str, Any] | None = None
     for name, config in configs.items():

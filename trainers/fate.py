@@ -15,7 +15,7 @@ from typing import Any
 
 from fate_gym.agents.marks import contamination
 from fate_gym.errors import FateGymError, UsageError
-from fate_gym.evaluation.jsonl import encode_line
+from fate_gym.storage import encode_line, replace_file
 from fate_gym.trainers.collect import competence, split_failures
 from fate_gym.trainers.config import GateSettings, TrainConfig
 from fate_gym.trainers.progress import Watch
@@ -23,7 +23,7 @@ from fate_gym.trainers.repair import SCHEMA as REPAIR
 from fate_gym.trainers.run import Run
 from fate_gym.trainers.scoring import Row
 from fate_gym.trainers.selection import SCHEMA as SELECT
-from fate_gym.trainers.stages import Stage, read_stage, replace_file
+from fate_gym.trainers.stages import Stage, read_stage
 
 SUMMARY = "fate-gym/train-summary/1"
 

@@ -14,9 +14,8 @@ from typing import Final
 from fate_gym.agents.marks import MARK, contamination
 from fate_gym.chat import Json
 from fate_gym.errors import RunLockedError, RunMismatchError
-from fate_gym.evaluation.jsonl import Log, encode_line, records
+from fate_gym.storage import AppendLog, digest, encode_line, records, replace_file
 from fate_gym.trainers.episodes import Episode
-from fate_gym.trainers.stages import digest, replace_file
 
 SCHEMA: Final = "fate-gym/train/1"
 
@@ -65,7 +64,7 @@ class Ledger:
         spent = round(time.perf_counter() - started, 3)
         if not _first_process():
             return
-        log = Log(self._out / "times.jsonl")
+        log = AppendLog(self._out / "times.jsonl")
         log.append(encode_line({"stage": stage, "round": number, "seconds": spent}))
         log.close()
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from fate_gym.chat import Json
 from fate_gym.errors import RunError
-from fate_gym.evaluation.jsonl import encode_line, records
+from fate_gym.storage import encode_line, file_digest, folder_digest, make_folder, records, replace_file
 from fate_gym.trainers import collect, examples, repair, selection
 from fate_gym.trainers.config import MAY_CHANGE, RULE_OF, TrainConfig
 from fate_gym.trainers.episodes import Episode, Item, TaskPool, TaskSet
 from fate_gym.trainers.ledger import Ledger, mark
 from fate_gym.trainers.progress import Watch
 from fate_gym.trainers.scoring import Row, score, volume
-from fate_gym.trainers.stages import Stage, file_digest, folder_digest, read_stage, replace_file
+from fate_gym.trainers.stages import Stage, read_stage
 
 
 class Run:
@@ -346,6 +346,7 @@ class Run:
         return file_digest(path)
 
     def _skip(self, number: int, out: Path, reason: str) -> None:
+        make_folder(out)
         replace_file(out / "skipped.json", encode_line({"reason": reason}))
         self.watch.say(f"round {number}: no {out.name}, {reason}")
 

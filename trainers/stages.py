@@ -8,8 +8,6 @@ the stage again finds the records there, and pays for no rollout twice.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 
 from fate_gym.chat import Json
 from fate_gym.errors import RunCorruptError, RunError, RunMismatchError
-from fate_gym.evaluation.jsonl import Log, dump, encode_line, records
+from fate_gym.storage import AppendLog, digest, encode_line, make_folder, records, replace_file
 
 Record = Mapping[str, Any]
 
@@ -78,19 +76,9 @@ def write_stage(
         "digest": digest(inputs),
         "counts": {"records": len(found), **(counts or {})},
     }
+    make_folder(path.parent)
     replace_file(path, b"".join(map(encode_line, (header, *found))))
     return Stage(header, found)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file so that, whatever happens, its name stands for the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 class StageFile:
@@ -115,7 +103,7 @@ class StageFile:
         self.path = path
         self._schema, self._inputs = schema, dict(inputs)
         self._part = path.with_name(f"{path.name}.part")
-        self._log: Log | None = None
+        self._log: AppendLog | None = None
         self.finished: Stage | None = None
         self.done: dict[str, dict[str, Any]] = {}
         if path.exists():
@@ -126,7 +114,7 @@ class StageFile:
     def __enter__(self) -> StageFile:
         if self.finished is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._log = Log(self._part)
+            self._log = AppendLog(self._part)
             lines = [record for _, record in records(self._part)]
             if lines:
                 self._check(self._part, lines[0])
@@ -172,20 +160,3 @@ class StageFile:
             f"{path} was made from other inputs ({changed or 'its schema'}): "
             "give the same settings to go on, or another --out"
         )
-
-
-def digest(value: Mapping[str, Json]) -> str:
-    """Returns the SHA-256, in hex, of the canonical JSON of a mapping."""
-    return hashlib.sha256(dump(value, sort_keys=True)).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Returns the SHA-256, in hex, of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def folder_digest(path: Path) -> str:
-    """Returns one SHA-256, in hex, over names and contents of a folder's files, such as a policy's."""
-    files = {str(file.relative_to(path)): file_digest(file) for file in sorted(path.rglob("*")) if file.is_file()}
-    return digest(files)

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from fate_gym.chat import Json
 from fate_gym.errors import RunMismatchError
-from fate_gym.evaluation.jsonl import dump, encode_line, records
+from fate_gym.storage import dump, encode_line, records
 
 OnStep: TypeAlias = Callable[[dict[str, Any]], None]
 """Called after each step with its record, the same that goes into `steps.jsonl`."""

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from fate_gym.errors import FateGymError
-from fate_gym.evaluation.jsonl import Log, encode_line
+from fate_gym.storage import AppendLog, encode_line
 from fate_gym.trainers.training import OnStep, TrainingFolder, quiet
 
 
@@ -46,13 +46,13 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         self._folder = folder
         self._on_step = on_step
         self._describe = describe
-        self._log: Log | None = None
+        self._log: AppendLog | None = None
         self._began = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Opens the file."""
         if state.is_world_process_zero:
-            self._log = Log(self._folder.steps)
+            self._log = AppendLog(self._folder.steps)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Closes it."""

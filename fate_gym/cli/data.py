@@ -5,35 +5,55 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 
 from fate_gym.cli.settings import add_env_flags, merge, usage_errors
+from fate_gym.cli.terminal import out
 from fate_gym.datafiles import DATA, DataFiles, data_folder, fetch_data, find_data, is_on_record
 from fate_gym.errors import DataError, UsageError
 from fate_gym.overlap import Overlap, find_overlap, read_passages, task_records
-from fate_gym.rendering import visible
 
 _FULL_LENGTH = 64
 
 
 def add_commands(commands: Any) -> None:
     """Adds `data` and `check-overlap`."""
-    data = commands.add_parser("data", help="fetch and check the data of benchmarks that do not ship it")
+    data = commands.add_parser(
+        "data",
+        help="fetch or check the data files of a benchmark",
+        description="Fetches or checks the data files of benchmarks that do not ship theirs.",
+    )
     actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")
-    fetch = actions.add_parser("fetch", help="download it from the Hugging Face hub at the pinned revision")
-    fetch.add_argument("--out", metavar="DIR", type=Path, help="a folder, instead of the hub's cache")
+    fetch = actions.add_parser(
+        "fetch",
+        help="download the files at the pinned revision",
+        description="Downloads a benchmark's files from the Hugging Face hub, at the revision that this version pins.",
+    )
+    fetch.add_argument("--out", metavar="DIR", type=Path, help="The folder to write (default: the hub's cache).")
     fetch.set_defaults(run=fetch_files)
-    check = actions.add_parser("check", help="compare what is there with the checksums on record")
-    check.add_argument("--dir", metavar="DIR", help="a folder, instead of the one that the variable names or the cache")
+    check = actions.add_parser(
+        "check",
+        help="compare the files with the checksums on record",
+        description="Compares a benchmark's files with the checksums of the published ones.",
+    )
+    check.add_argument(
+        "--dir", metavar="DIR", help="The folder of the files (default: the benchmark's variable, or the hub's cache)."
+    )
     check.set_defaults(run=check_files)
     for action in (fetch, check):
-        action.add_argument("name", metavar="NAME", choices=sorted(DATA), help=", ".join(sorted(DATA)))
-    overlap = commands.add_parser("check-overlap", help="look for a benchmark's texts and canaries in training data")
-    overlap.add_argument("files", metavar="FILE", nargs="+", type=Path, help="JSONL, JSON or text, or a run folder")
+        names = ", ".join(sorted(DATA))
+        action.add_argument("name", metavar="NAME", choices=sorted(DATA), help=f"The benchmark: one of {names}.")
+    overlap = commands.add_parser(
+        "check-overlap",
+        help="look for a benchmark's texts in training data",
+        description="Looks in files for a benchmark's texts and canary strings, and prints where they are.",
+    )
+    overlap.add_argument(
+        "files", metavar="FILE", nargs="+", type=Path, help="Files of JSON, JSON lines or text, or run folders."
+    )
     add_env_flags(overlap)
     overlap.set_defaults(run=check_overlap)
 
@@ -43,9 +63,9 @@ def fetch_files(options: argparse.Namespace) -> int:
     data = DATA[options.name]
     _print_terms(data)
     for name in data.checksums:
-        sys.stdout.write(f"{name}: {fetch_data(data, name, options.out)}\n")
+        out.line(f"{name}: {fetch_data(data, name, options.out)}")
     if options.out is not None:
-        sys.stdout.write(f"Now set {data.variable}={options.out.resolve()}\n")
+        out.line(f"Now set {data.variable}={options.out.resolve()}")
     return 0
 
 
@@ -54,12 +74,12 @@ def check_files(options: argparse.Namespace) -> int:
     data = DATA[options.name]
     _print_terms(data)
     folder = data_folder(data, options.dir)
-    sys.stdout.write(f"{f'folder {folder}' if folder else 'the cache of the Hugging Face hub'}:\n")
+    out.line(f"{f'folder {folder}' if folder else 'the cache of the Hugging Face hub'}:")
     states = [_state(data, name, options.dir) for name in data.checksums]
     for name, state in zip(data.checksums, states, strict=True):
-        sys.stdout.write(f"  {name}: {state}\n")
+        out.line(f"  {name}: {state}")
     if all(state == "missing" for state in states):
-        sys.stdout.write(f"Run `fate-gym data fetch {data.name}`, or set {data.variable} to a folder with the files.\n")
+        out.line(f"Run `fate-gym data fetch {data.name}`, or set {data.variable} to a folder with the files.")
         return 1
     return int(any(state.startswith("differs") for state in states))
 
@@ -82,29 +102,27 @@ def check_overlap(options: argparse.Namespace) -> int:
     passages = (passage for path in options.files for passage in read_passages(path))
     tasks, places = set(), 0
     for found in find_overlap(passages, records):
-        sys.stdout.write(_overlap_line(found) + "\n")
+        out.line(_overlap_line(found))
         places += 1
         tasks.add(found.task_id)
     if not places:
-        sys.stdout.write(f"No overlap with the {len(records)} tasks of {settings['env']}.\n")
+        out.line(f"No overlap with the {len(records)} tasks of {settings['env']}.")
         return 0
     canary = " and a canary string" if None in tasks else ""
-    sys.stdout.write(f"{len(tasks - {None})} of {len(records)} tasks{canary} found; places: {places}.\n")
+    out.line(f"{len(tasks - {None})} of {len(records)} tasks{canary} found; places: {places}.")
     return 1
 
 
 def _overlap_line(found: Overlap) -> str:
     what = "canary string" if found.task_id is None else f"{found.task_id}  {found.share:.0%} of its 8-grams"
-    return visible(f"{found.source}:{found.line}  {what}")
+    return f"{found.source}:{found.line}  {what}"
 
 
 def _print_terms(data: DataFiles) -> None:
     policy = data.policy
-    sys.stdout.write(
-        f"{data.name}: {data.repo} at {data.revision}\n"
-        f"licence: {policy.licence}. {policy.note}\n"
-        f"The folder is that of data_dir= or {data.variable}; without either, the cache of the hub is read.\n"
-    )
+    out.line(f"{data.name}: {data.repo} at {data.revision}")
+    out.line(f"licence: {policy.licence}. {policy.note}")
+    out.line(f"The folder is that of data_dir= or {data.variable}; without either, the cache of the hub is read.")
 
 
 def _state(data: DataFiles, name: str, folder: str | None) -> str:

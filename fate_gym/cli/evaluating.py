@@ -4,40 +4,59 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
+import errno
 import signal
-import sys
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
 
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fate_gym.cli.settings import add_agent_flags, add_env_flags, eval_configs, usage_errors
+from fate_gym.cli.stopping import Stopped, on_signals
+from fate_gym.cli.terminal import err, out
+from fate_gym.errors import DiskError, UsageError
 from fate_gym.evaluation.config import EvalConfig
-from fate_gym.rendering import visible
 from fate_gym.rollout import Agent
+from fate_gym.storage import make_folder
 
-_INTERRUPTED = 130
+_DISK_TROUBLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+"""What may be mended without another --out."""
 
 
 def add_commands(commands: Any) -> None:
     """Adds `eval`."""
-    parser = commands.add_parser("eval", help="run agents over a benchmark and print what they did")
-    parser.set_defaults(run=run)
-    parser.add_argument("--config", metavar="NAME", help="settings from a YAML file or a shipped configuration")
+    parser = commands.add_parser(
+        "eval",
+        help="run agents on a benchmark and print their results",
+        description="Runs agents on a benchmark, writes a run folder for each, and prints a table of the results. "
+        "Run the same command again to complete a run that was interrupted.",
+    )
+    parser.set_defaults(run=run, resumable=True)
+    parser.add_argument(
+        "--config",
+        metavar="NAME",
+        help="A YAML file of settings, or the name of a configuration that ships with the package. Flags override it.",
+    )
     add_agent_flags(parser)
     add_env_flags(parser)
     group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=int, help="every episode's seed is derived from it (default: 0)")
-    group.add_argument("--repeats", type=int, metavar="N", help="episodes for each task and attack (default: 1)")
-    group.add_argument("--tasks", nargs="+", metavar="PATTERN", help="only tasks whose ids match, such as 'banking/*'")
-    group.add_argument("--limit", type=int, metavar="N", help="at most so many tasks for each attack")
-    group.add_argument("--concurrency", type=int, metavar="N", help="episodes under way at once (default: 8)")
-    group.add_argument("--max-cost", type=float, metavar="USD", help="begin no further episode once so much is spent")
-    group.add_argument("--out", metavar="DIR", help="run folder; one that holds a part of the same run is completed")
-    group.add_argument("--json", action="store_true", help="print the summary as JSON")
-    group.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+    group.add_argument("--seed", type=int, metavar="N", help="The seed from which all others follow (default: 0).")
+    group.add_argument("--repeats", type=int, metavar="N", help="Episodes for each task and attack (default: 1).")
+    group.add_argument(
+        "--tasks", nargs="+", metavar="PATTERN", help="Run only tasks whose ids match a pattern, such as 'banking/*'."
+    )
+    group.add_argument("--limit", type=int, metavar="N", help="Run at most N tasks for each attack, drawn by the seed.")
+    group.add_argument("--concurrency", type=int, metavar="N", help="Episodes that run at once (default: 8).")
+    group.add_argument("--max-cost", type=float, metavar="USD", help="Begin no episode once this much has been spent.")
+    group.add_argument(
+        "--out",
+        metavar="DIR",
+        help="The run folder; with several agents, the folder of their run folders (default: a folder in `runs`).",
+    )
+    group.add_argument("--json", action="store_true", help="Print each agent's summary as one line of JSON.")
+    group.add_argument("--dry-run", action="store_true", help="Print the resolved settings and stop.")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,51 +67,53 @@ def run(options: argparse.Namespace) -> int:
         configs = eval_configs(options)
         agents = [load_agent(config.agent, defences=config.defences, **config.agent_args) for config in configs]
     if options.dry_run:
-        sys.stdout.write(yaml.safe_dump([config.to_json() for config in configs], sort_keys=False))
+        out.text(yaml.safe_dump([config.to_json() for config in configs], sort_keys=False).rstrip("\n"))
         return 0
-    summaries = []
-    interrupted = False
+    summaries: list[dict[str, Any]] = []
+    stop: Stopped | None = None
     for config, agent in zip(configs, agents, strict=True):
-        summary, interrupted = asyncio.run(_evaluate_and_close(config, agent))
+        summary, stop = asyncio.run(_evaluate_and_close(config, agent))
         summaries.append(summary)
-        if interrupted:
+        if stop is not None:
             break
     _print(summaries, as_json=options.json)
-    if interrupted:
-        sys.stderr.write("Interrupted. The same command completes the run.\n")
-        return _INTERRUPTED
+    if stop is not None:
+        raise stop
+    if exhausted := [agent.exhausted for agent in agents if agent.exhausted is not None]:
+        err.line(f"The run ended early: {exhausted[0]}. The same command completes it.")
+        return 1
     if any(summary["episodes"]["missing"] for summary in summaries):
-        sys.stderr.write("The budget is spent. A larger --max-cost completes the run.\n")
+        err.line("The budget is spent. A larger --max-cost completes the run.")
         return 1
     return int(any(summary["episodes"]["errors"] for summary in summaries))
 
 
-async def _evaluate_and_close(config: EvalConfig, agent: Agent) -> tuple[dict[str, Any], bool]:
+async def _evaluate_and_close(config: EvalConfig, agent: Agent) -> tuple[dict[str, Any], Stopped | None]:
     try:
         return await _evaluate(config, agent)
     finally:
         await agent.aclose()
 
 
-async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[dict[str, Any], bool]:
-    """Runs one evaluation with a progress bar; the first Ctrl-C ends it gently, the second at once.
+async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[dict[str, Any], Stopped | None]:
+    """Runs one evaluation with a progress bar; the first Ctrl-C ends it gently, the second and SIGTERM at once.
 
     Returns:
-        The summary, and whether it was interrupted.
+        The summary, and the signal that left episodes to run, if one did.
     """
     from fate_gym.evaluation.evaluate import evaluate
     from fate_gym.evaluation.plan import Plan
     from fate_gym.evaluation.store import RunFolder
 
-    console = Console(stderr=True)
-    with console.status(f"Loading {config.env}"), usage_errors():
+    with err.status(f"Loading {config.env}"), usage_errors():
         plan = Plan(config)
-        await agent.check()
+        _make_folder(config.out)
+        await agent.check(tools=plan.has_tools())
     stop = asyncio.Event()
-    interrupts = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[errors]}"), console=console) as bar:
-        task = bar.add_task(visible(agent.name), total=len(plan.items), errors="")
+    signals: list[int] = []
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with err.progress(*columns, "{task.fields[errors]}") as bar:
+        task = bar.add_task(agent.name, total=len(plan.items), errors="")
         errors = 0
 
         def on_done(item: Any, result: Any) -> None:
@@ -104,33 +125,46 @@ async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[dict[str, Any], b
             bar.update(task, completed=len(RunFolder.read(config.out).done & {item.key for item in plan.items}))
         work = asyncio.ensure_future(evaluate(config, agent, plan=plan, stop=stop, on_done=on_done))
 
-        def on_interrupt() -> None:
-            nonlocal interrupts
-            interrupts += 1
+        def on_signal(number: int) -> None:
             stop.set()
-            if interrupts > 1:
-                work.cancel()
+            signals.append(number)
+            if number == signal.SIGINT and len(signals) == 1:
+                err.line("Stopping: episodes under way will end; Ctrl-C again leaves them.")
             else:
-                console.print("Stopping: episodes under way will end; Ctrl-C again leaves them.")
+                work.cancel()
 
-        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, on_interrupt)
-        try:
-            summary = await work
-        except asyncio.CancelledError:
-            summary = RunFolder.read(config.out).summary()
-    return summary, interrupts > 0 and summary["episodes"]["missing"] > 0
+        with on_signals(asyncio.get_running_loop(), on_signal):
+            try:
+                summary = await work
+            except asyncio.CancelledError:
+                # `asyncio.run` waits for its executor's threads, and those of the episodes left behind may take long.
+                asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+                summary = RunFolder.read(config.out).summary()
+    left = summary["episodes"]["missing"] > 0
+    return summary, Stopped(signals[-1]) if signals and left else None
+
+
+def _make_folder(path: Path) -> None:
+    """Makes the run folder, so that a path that cannot be one is told before a model is asked anything."""
+    try:
+        if not path.exists():
+            make_folder(path)
+    except (OSError, DiskError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(cause, OSError) and cause.errno in _DISK_TROUBLE:
+            raise
+        raise UsageError(f"{error}: give another --out") from error
 
 
 def _print(summaries: list[dict[str, Any]], *, as_json: bool) -> None:
     from fate_gym.evaluation.report import notes, results_tables
 
     if as_json:
-        shown: Any = summaries[0] if len(summaries) == 1 else summaries
-        sys.stdout.write(json.dumps(shown, indent=2, sort_keys=True) + "\n")
+        for summary in summaries:
+            out.json(summary, indent=None)
         return
-    console = Console()
     for table in results_tables(summaries):
-        console.print(table)
-    console.print(notes(summaries), highlight=False, markup=False)
+        out.table(table)
+    out.prose(notes(summaries))
     for summary in summaries:
-        console.print(f"run: {visible(summary['config']['out'])}", highlight=False, markup=False, soft_wrap=True)
+        out.line(f"run: {summary['config']['out']}")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
-from fate_gym.rendering import visible
+from fate_gym.cli.terminal import err, out
+from fate_gym.errors import RunError
 
 if TYPE_CHECKING:
     from fate_gym.leaderboards.verification import Verification
@@ -22,52 +19,93 @@ _LISTED = 100
 
 def add_commands(commands: Any) -> None:
     """Adds `leaderboard` and its own commands."""
-    parser = commands.add_parser("leaderboard", help="tables, comparisons and checks of runs")
+    parser = commands.add_parser(
+        "leaderboard",
+        help="build a leaderboard from runs, verify a run, compare two runs",
+        description="Builds a leaderboard from runs, verifies a run, or compares two runs.",
+    )
     own = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_build(own)
+    _add_verify(own)
 
-    build = own.add_parser("build", help="make a page of runs that opens from disk, and JSON, CSV and Markdown beside")
+    compare = own.add_parser(
+        "compare",
+        help="compare two runs on the tasks that both have",
+        description="Compares two runs on the tasks that both have, and prints the differences (B minus A) with "
+        "intervals and p-values.",
+    )
+    compare.set_defaults(run=run_compare)
+    compare.add_argument("a", metavar="A", type=Path, help="The first run folder.")
+    compare.add_argument("b", metavar="B", type=Path, help="The second run folder.")
+    compare.add_argument("--all", action="store_true", help="Show each suite by itself too, not only all together.")
+    compare.add_argument("--json", action="store_true", help="Print the comparison as JSON.")
+
+    results = own.add_parser(
+        "results",
+        help="run the built-in agents on AgentDojo",
+        description="Runs the built-in agents on AgentDojo and writes their summaries, with which the package ships.",
+    )
+    results.set_defaults(run=run_results)
+    results.add_argument("--out", metavar="DIR", type=Path, required=True, help="The folder to write.")
+    results.add_argument("--suite", nargs="+", metavar="NAME", help="Run only these suites (default: all).")
+    results.add_argument("--attack", nargs="+", metavar="NAME", help="Run only these attacks (default: all).")
+
+
+def _add_build(commands: Any) -> None:
+    build = commands.add_parser(
+        "build",
+        help="build static pages of a leaderboard from runs",
+        description="Builds static pages that open from disk, with the same numbers as JSON, CSV and Markdown. A run "
+        "that cannot be used is left out, and the reason is printed.",
+    )
     build.set_defaults(run=run_build)
-    build.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders, or folders of them")
-    build.add_argument("--out", metavar="DIR", type=Path, default=Path("site"), help="folder to write (default: site)")
-    build.add_argument("--private", action="store_true", help="do not redact prompts that may not be published")
+    build.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="Run folders, or folders that hold some.")
+    build.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("site"), help="The folder to write (default: site)."
+    )
+    build.add_argument(
+        "--private", action="store_true", help="Show prompts that the licence does not allow to publish."
+    )
 
-    verify = own.add_parser(
-        "verify", help="check a run against itself and the benchmark: consistency, not authenticity"
+
+def _add_verify(commands: Any) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="check a run against itself and the benchmark",
+        description="Plays the recorded actions of a run again, recomputes every number, and prints what differs. This "
+        "checks that a run is consistent; it cannot know whether the model that is named sent the actions.",
     )
     verify.set_defaults(run=run_verify)
-    verify.add_argument("run_folder", metavar="RUN", type=Path)
-    verify.add_argument("--trust", metavar="MODULE", help="import this module, which registers the run's environment")
-    verify.add_argument("--json", action="store_true", help="print the report as JSON")
-
-    compare = own.add_parser("compare", help="compare two runs on the same tasks: differences, intervals, p-values")
-    compare.set_defaults(run=run_compare)
-    compare.add_argument("a", metavar="A", type=Path)
-    compare.add_argument("b", metavar="B", type=Path)
-    compare.add_argument("--all", action="store_true", help="every suite by itself, not only all of them together")
-    compare.add_argument("--json", action="store_true", help="print the comparison as JSON")
-
-    results = own.add_parser("results", help="run the built-in agents on AgentDojo and keep the summaries")
-    results.set_defaults(run=run_results)
-    results.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write")
-    results.add_argument("--suite", nargs="+", metavar="NAME", help="only these suites (default: all)")
-    results.add_argument("--attack", nargs="+", metavar="NAME", help="only these attacks (default: all)")
+    verify.add_argument("run_folder", metavar="RUN", type=Path, help="The run folder.")
+    verify.add_argument(
+        "--trust",
+        metavar="MODULE",
+        help="Import this Python module, which registers the run's environment. Give only code that you trust.",
+    )
+    verify.add_argument("--json", action="store_true", help="Print the report as JSON.")
 
 
 def run_build(options: argparse.Namespace) -> int:
-    """Writes the board of some runs."""
+    """Writes the board of some runs; 0 if all of them are on it, 1 if some had to be left out."""
     from fate_gym.leaderboards.board import build
     from fate_gym.leaderboards.exports import write_exports
     from fate_gym.leaderboards.runs import find_runs, load_runs
     from fate_gym.leaderboards.site import build_site
 
-    runs = load_runs(find_runs(options.runs))
+    left_out: list[Path] = []
+
+    def leave_out(path: Path, reason: str) -> None:
+        left_out.append(path)
+        err.line(f"left out {path}: {reason}")
+
+    runs = load_runs(find_runs(options.runs), leave_out=leave_out)
+    if not runs:
+        raise RunError("no run is left to build a board from")
     boards = build(runs)
     write_exports(boards, options.out)
     build_site(boards, runs, options.out, private=options.private)
-    sys.stdout.write(
-        visible(f"{len(runs)} runs, {sum(len(board.rows) for board in boards)} rows: {options.out}") + "\n"
-    )
-    return 0
+    out.line(f"{len(runs)} runs, {sum(len(board.rows) for board in boards)} rows: {options.out}")
+    return int(bool(left_out))
 
 
 def run_verify(options: argparse.Namespace) -> int:
@@ -76,25 +114,22 @@ def run_verify(options: argparse.Namespace) -> int:
 
     found = verify(options.run_folder, trusted=options.trust)
     if options.json:
-        sys.stdout.write(json.dumps(found.to_json(), indent=2) + "\n")
+        out.json(found.to_json())
     else:
         _print_verification(found)
     return int(not found.ok)
 
 
 def _print_verification(found: Verification) -> None:
-    from fate_gym.leaderboards.verification import CANNOT_KNOW
-
     lines = [f"{entry.where}: {entry.what}" for entry in found.differences[:_LISTED]]
     if len(found.differences) > _LISTED:
         lines.append(f"and {len(found.differences) - _LISTED} more (--json has all)")
     lines += [f"note: {note}" for note in found.notes]
-    for axis, count in sorted(found.not_rescored.items()):
-        lines.append(f"note: {axis} of {count} episodes was scored by a judge and is not scored again")
-    lines += [f"cannot be known: {what}" for what in CANNOT_KNOW]
+    lines += [f"cannot be known: {what}" for what in found.unknown]
     verdict = "agrees" if found.ok else f"DIFFERS in {len(found.differences)} places"
     lines.append(f"{found.run}: {found.replayed} episodes played again; the run {verdict}")
-    sys.stdout.write("\n".join(visible(line).replace("\n", "\\n") for line in lines) + "\n")
+    for line in lines:
+        out.line(line)
 
 
 def run_compare(options: argparse.Namespace) -> int:
@@ -105,12 +140,11 @@ def run_compare(options: argparse.Namespace) -> int:
 
     comparison = compare(*load_runs([options.a, options.b]))
     if options.json:
-        sys.stdout.write(json.dumps(dataclasses.asdict(comparison), indent=2) + "\n")
+        out.json(dataclasses.asdict(comparison))
         return 0
-    console = Console()
     for table in comparison_tables(comparison, every_suite=options.all):
-        console.print(table)
-    console.print(comparison_notes(comparison), highlight=False, markup=False)
+        out.table(table)
+    out.prose(comparison_notes(comparison))
     return 0
 
 
@@ -120,10 +154,7 @@ def run_results(options: argparse.Namespace) -> int:
     from fate_gym.leaderboards.results import write_results
 
     with usage_errors():
-        written = write_results(options.out, suites=options.suite, attacks=options.attack, say=_say)
-    sys.stdout.write("".join(f"{visible(str(path))}\n" for path in written))
+        written = write_results(options.out, suites=options.suite, attacks=options.attack, say=err.line)
+    for path in written:
+        out.line(str(path))
     return 0
-
-
-def _say(line: str) -> None:
-    sys.stderr.write(visible(line) + "\n")

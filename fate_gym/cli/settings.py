@@ -7,23 +7,43 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import yaml
-
+from fate_gym.cli.parser import did_you_mean
 from fate_gym.errors import UsageError
-from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig, read_settings
+from fate_gym.evaluation.config import DEFAULT_ENV, NOT_IN_DIGEST, EvalConfig, read_settings
+from fate_gym.storage import dump, is_finite, parse_yaml
 
-ENV_FLAGS: Final = ("suite", "split", "version", "max_turns", "system_prompt")
+ENV_FLAGS: Final = ("suite", "split", "version", "max_turns", "system_prompt", "model_name")
 """Arguments of the environment that have flags of their own."""
 
 AGENT_FLAGS: Final = ("base_url", "adapter", "temperature")
 """Options of agents that have flags of their own."""
 
-_KEYS: Final = {entry.name for entry in dataclasses.fields(EvalConfig)} | {*ENV_FLAGS, *AGENT_FLAGS}
+_KINDS: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
+    "agent": (lambda value: _is_text(value) or _is_texts(value), "a name or a list of names"),
+    "agent_args": (lambda value: _is_mapping(value), "a mapping from names to values that JSON can hold"),
+    "defences": (lambda value: _is_text(value) or _is_texts(value), "a name or a list of names"),
+    "env": (lambda value: _is_text(value), "a string"),
+    "attack": (
+        lambda value: _is_attack(value) or (isinstance(value, list) and all(map(_is_attack, value))),
+        "a name, a mapping from vectors to payloads, or a list of these",
+    ),
+    "env_args": (lambda value: _is_mapping(value), "a mapping from names to values that JSON can hold"),
+    "tasks": (lambda value: _is_text(value) or _is_texts(value), "a pattern or a list of patterns"),
+    "seed": (lambda value: type(value) is int, "a whole number"),
+    "repeats": (lambda value: type(value) is int, "a whole number"),
+    "limit": (lambda value: value is None or type(value) is int, "a whole number"),
+    "concurrency": (lambda value: type(value) is int, "a whole number"),
+    "max_cost": (lambda value: value is None or is_finite(value), "a finite number"),
+    "out": (lambda value: _is_text(value), "the path of a folder"),
+}
+"""What each setting must be, as a test and in words."""
+
+_KEYS: Final = {*_KINDS, *ENV_FLAGS, *AGENT_FLAGS}
 
 
 @contextmanager
@@ -31,43 +51,76 @@ def usage_errors() -> Iterator[None]:
     """Turns what wrong settings raise into one line; elsewhere such an exception is a bug and shows its trace."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
         raise UsageError(str(error)) from error
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def add_env_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that choose an environment and its tasks."""
     group = parser.add_argument_group("environment")
-    group.add_argument("--env", metavar="ID", help="Gymnasium id (default: fate/AgentDojo-v0)")
-    group.add_argument("--suite", nargs="+", metavar="NAME", help="suites, or all")
-    group.add_argument("--attack", nargs="+", metavar="NAME", help="attacks; none is one of them (or comma-separated)")
-    group.add_argument("--split", help="train, dev, test, or one label of the split file")
-    group.add_argument("--version", metavar="V", help="version of the benchmark")
-    group.add_argument("--max-turns", type=int, metavar="N", help="tool rounds before truncation")
-    group.add_argument("--system-prompt", metavar="TEXT", help="replaces the benchmark's own")
+    group.add_argument("--env", metavar="ID", help=f"The Gymnasium id of the environment (default: {DEFAULT_ENV}).")
+    group.add_argument("--suite", nargs="+", metavar="NAME", help="The suites of tasks to use, or `all`.")
+    group.add_argument(
+        "--attack",
+        nargs="+",
+        metavar="NAME",
+        help="The attacks to run, each over all tasks; `none` runs the tasks without an attack.",
+    )
+    group.add_argument(
+        "--model-name",
+        metavar="NAME",
+        help="The name by which attacks address the model, such as `GPT-4`. By default it follows from the agent's "
+        "model where AgentDojo knows that model, and is `Local model` elsewhere.",
+    )
+    group.add_argument(
+        "--split", metavar="NAME", help="The part of the tasks: `train`, `dev`, `test`, or a label of the split file."
+    )
+    group.add_argument("--version", metavar="V", help="The version of the benchmark (default: the newest).")
+    group.add_argument(
+        "--max-turns", type=int, metavar="N", help="The number of tool rounds after which an episode is cut off."
+    )
+    group.add_argument("--system-prompt", metavar="TEXT", help="The system prompt, in place of the benchmark's own.")
     group.add_argument(
         "--env-arg",
         dest="env_args",
         action="append",
         metavar="KEY=VALUE",
-        help="any other argument of the environment; the value is read as YAML",
+        help="Any other argument of the environment. The value is read as YAML. May be given several times.",
     )
 
 
 def add_agent_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that choose agents."""
     group = parser.add_argument_group("agent")
-    group.add_argument("--agent", nargs="+", metavar="NAME", help="agents, or YAML files; `fate-gym agents` lists them")
-    group.add_argument("--defence", dest="defences", nargs="+", metavar="NAME", help="defences, the innermost first")
-    group.add_argument("--base-url", metavar="URL", help="server of an openai: agent (vLLM, llama.cpp, ...)")
-    group.add_argument("--adapter", metavar="DIR", help="LoRA adapter of an hf: agent")
-    group.add_argument("--temperature", type=float, metavar="T", help="sampling temperature")
+    group.add_argument(
+        "--agent",
+        nargs="+",
+        metavar="NAME",
+        help="The agents to run, or YAML files that describe one each; `fate-gym agents` lists what there is.",
+    )
+    group.add_argument(
+        "--defence",
+        "--defense",
+        dest="defences",
+        nargs="+",
+        metavar="NAME",
+        help="Defences around the agent, the innermost first; `fate-gym agents` lists them.",
+    )
+    group.add_argument(
+        "--base-url", metavar="URL", help="The server of an `openai:` agent, such as a vLLM or llama.cpp server."
+    )
+    group.add_argument("--adapter", metavar="DIR", help="The folder of a LoRA adapter for an `hf:` agent.")
+    group.add_argument("--temperature", type=float, metavar="T", help="The sampling temperature; 0 is greedy.")
     group.add_argument(
         "--agent-arg",
         dest="agent_args",
         action="append",
         metavar="KEY=VALUE",
-        help="any other option of the agent; the value is read as YAML",
+        help="Any other option of the agent. The value is read as YAML. May be given several times.",
     )
 
 
@@ -81,14 +134,43 @@ def merge(options: argparse.Namespace) -> dict[str, Any]:
     flags = {name: value for name, value in vars(options).items() if name in _KEYS and value is not None}
     for group in ("env_args", "agent_args"):
         flags[group] = {**settings.get(group, {}), **_pairs(group, flags.get(group, []))}
-    return _grouped({**settings, **flags})
+    return _grouped(_known({**settings, **flags}, "the command line"))
 
 
 def _known(settings: dict[str, Any], source: str) -> dict[str, Any]:
-    unknown = sorted(set(settings) - _KEYS)
-    if unknown:
-        raise ValueError(f"unknown settings {unknown} in {source}; there are: {', '.join(sorted(_KEYS))}")
+    for name, value in settings.items():
+        if name not in _KEYS:
+            question = did_you_mean(name, _KEYS)
+            raise ValueError(f"{source}: there is no setting {name!r}{question}; there are: {', '.join(sorted(_KEYS))}")
+        is_kind, kind = _KINDS.get(name, (lambda value: True, ""))
+        if not is_kind(value):
+            raise ValueError(f"{source}: {name} must be {kind}, not {repr(value)[:80]}")
     return settings
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != "" and "\0" not in value
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _is_mapping(value: object) -> bool:
+    if not isinstance(value, dict) or not all(map(_is_text, value)):
+        return False
+    try:
+        # The manifest is JSON, which has neither NaN nor YAML's dates and binaries.
+        dump(value)
+    except (ValueError, TypeError):
+        return False
+    return True
+
+
+def _is_attack(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(vector, str) and isinstance(payload, str) for vector, payload in value.items())
+    return value is None or _is_text(value)
 
 
 def _grouped(settings: dict[str, Any]) -> dict[str, Any]:
@@ -132,8 +214,26 @@ def _with_agent(settings: dict[str, Any], agent: str) -> dict[str, Any]:
     if not isinstance(described.get("agent"), str) or set(described) - allowed or described.get("env_args"):
         raise ValueError(f"{agent} must name its `agent`, and may have its options and `defences`, nothing else")
     agent_args = {**described.get("agent_args", {}), **settings["agent_args"]}
+    env_args = {**_model_name(described["agent"], settings), **settings["env_args"]}
     defences = tuple(settings.get("defences") or _as_list(described.get("defences")))
-    return {**settings, "agent": described["agent"], "agent_args": agent_args, "defences": defences}
+    return {
+        **settings,
+        "agent": described["agent"],
+        "agent_args": agent_args,
+        "env_args": env_args,
+        "defences": defences,
+    }
+
+
+def _model_name(agent: str, settings: dict[str, Any]) -> dict[str, str]:
+    """Returns the name by which AgentDojo's attacks address the evaluated model, where AgentDojo knows that model."""
+    kind, _, model = agent.partition(":")
+    if kind not in ("openai", "hf") or settings.get("env", DEFAULT_ENV) != DEFAULT_ENV:
+        return {}
+    from fate_gym.benchmarks.agentdojo.attacks import prose_name
+
+    name = prose_name(model)
+    return {} if name is None else {"model_name": name}
 
 
 def _folder(config: EvalConfig, out: str | Path | None, *, several: bool) -> Path:
@@ -167,10 +267,7 @@ def _pairs(group: str, texts: list[str]) -> dict[str, Any]:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise ValueError(f"{flag} {text!r} must be KEY=VALUE")
-        try:
-            pairs[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{flag} {key}: {value!r} is no valid YAML: {error}") from error
+        pairs[key] = parse_yaml(value, f"{flag} {key}")
     return pairs
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from fate_gym.cli.terminal import out
 from fate_gym.errors import UsageError
-from fate_gym.evaluation.report import notes, results_tables
+from fate_gym.evaluation.report import notes, read_summary, results_tables
 from fate_gym.evaluation.store import RunFolder
-from fate_gym.rendering import render_episode, visible
+from fate_gym.rendering import render_episode
 from fate_gym.rewards import AXES
 
 _LISTED = 40
@@ -21,11 +19,15 @@ _LISTED = 40
 
 def add_commands(commands: Any) -> None:
     """Adds `show`."""
-    parser = commands.add_parser("show", help="show a run, or one of its episodes")
+    parser = commands.add_parser(
+        "show",
+        help="show the results of a run, or one of its episodes",
+        description="Shows the results of a run and its episodes below a perfect score, or one episode in full.",
+    )
     parser.set_defaults(run=run)
-    parser.add_argument("run_folder", metavar="RUN", type=Path)
-    parser.add_argument("episode", metavar="EPISODE", nargs="?", help="an episode's key, or the end or a part of it")
-    parser.add_argument("--all", action="store_true", help="list every episode, not only those below a perfect score")
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="The run folder.")
+    parser.add_argument("episode", metavar="EPISODE", nargs="?", help="An episode's key, or a part that only it has.")
+    parser.add_argument("--all", action="store_true", help="List every episode, not only those below a perfect score.")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,19 +41,18 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show_run(folder: RunFolder, *, every: bool) -> None:
-    console = Console()
-    summary = folder.summary()
-    console.print(visible(f"{summary['agent']} on {summary['env']}"), highlight=False, markup=False)
+    summary = read_summary(folder.path / "summary.json")
+    out.line(f"{summary['agent']} on {summary['env']}")
     for table in results_tables([summary], by_suite=True):
-        console.print(table)
-    console.print(notes([summary]), highlight=False, markup=False)
+        out.table(table)
+    out.prose(notes([summary]))
     listed = [episode for episode in folder.episodes() if every or not _perfect(episode)]
     shown = listed if every else listed[:_LISTED]
-    console.print(f"\n{'episodes' if every else 'episodes below a perfect score'}: {len(listed)}", highlight=False)
+    out.text(f"\n{'episodes' if every else 'episodes below a perfect score'}: {len(listed)}")
     for line in [*map(_line, shown), *map(_failure_line, folder.failures())]:
-        console.print(visible(line), highlight=False, markup=False, soft_wrap=True)
+        out.line(line)
     if len(shown) < len(listed):
-        console.print(f"... and {len(listed) - len(shown)} more (--all)", highlight=False)
+        out.line(f"... and {len(listed) - len(shown)} more (--all)")
 
 
 def _perfect(episode: Mapping[str, Any]) -> bool:
@@ -82,10 +83,11 @@ def _find(folder: RunFolder, wanted: str) -> dict[str, Any]:
 
 
 def _show_episode(episode: Mapping[str, Any]) -> None:
-    lines = [episode["key"], f"seed {episode['seed']}, status {episode['status']}"]
-    lines += [f"error: {episode['error']}"] if episode["error"] else []
+    out.line(episode["key"])
+    out.line(f"seed {episode['seed']}, status {episode['status']}")
+    if episode["error"]:
+        out.line(f"error: {episode['error']}")
     for vector, text in episode["injections"].items():
-        lines.append(f"injected at {vector} ({'reached' if episode['injection_reached'] else 'not reached'}):")
-        lines += [f"    {line}" for line in text.strip().split("\n")]
-    sys.stdout.write(visible("\n".join(lines)) + "\n\n")
-    sys.stdout.write(render_episode(episode["messages"], episode["ended"], episode["verdict"]) + "\n")
+        out.line(f"injected at {vector} ({'reached' if episode['injection_reached'] else 'not reached'}):")
+        out.text("\n".join(f"    {line}" for line in text.strip().split("\n")))
+    out.text("\n" + render_episode(episode["messages"], episode["ended"], episode["verdict"]))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -13,12 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeRemainingColumn
 
 from fate_gym.cli.settings import usage_errors
+from fate_gym.cli.terminal import err, out
 from fate_gym.errors import UsageError
-from fate_gym.rendering import visible
 
 if TYPE_CHECKING:
     from fate_gym.trainers.config import TrainConfig
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
 
 STAGES = ("collect", "repair", "select", "warmup", "pfpo")
 _COMPARE = "compare"
-_INTERRUPTED = 130
 _NAME, _WIDE = 17, 110
 
 
@@ -34,20 +30,37 @@ def add_commands(commands: Any) -> None:
     """Adds `train`."""
     parser = commands.add_parser(
         "train",
-        help="train a policy with FATE",
-        usage="fate-gym train [STAGE | compare] --config NAME [KEY=VALUE ...] --out DIR [options]",
-        description="Runs rounds of FATE: collect failures, repair, select, warm up, optimise, score. "
-        f"A stage runs alone as `train STAGE`: {', '.join(STAGES)}. The same command goes on after an interruption.",
+        help="train a model with FATE, or with a baseline",
+        usage="fate-gym train [STAGE | compare] --config NAME [KEY=VALUE ...] [options]",
+        description="Runs rounds of FATE: collect failures, repair them, select repairs, warm up, optimise, and score. "
+        f"`train STAGE` runs one stage alone: {', '.join(STAGES)}. `train compare` also trains the baselines. "
+        "Run the same command again to go on after an interruption.",
     )
-    parser.set_defaults(run=run)
-    parser.add_argument("settings", nargs="*", metavar="STAGE | KEY=VALUE", help="a stage, and settings to override")
-    parser.add_argument("--config", required=True, metavar="NAME", help="a YAML file or a shipped configuration")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="run folder (default: runs/NAME)")
-    parser.add_argument("--round", type=int, default=1, metavar="N", help="of a stage that runs alone (default: 1)")
-    parser.add_argument("--arms", nargs="+", metavar="NAME", help="what `compare` trains (default: the baselines)")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.set_defaults(run=run, resumable=True)
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved settings, and run every stage on a tiny random model"
+        "settings",
+        nargs="*",
+        metavar="STAGE | KEY=VALUE",
+        help="A stage to run alone; settings that override the file.",
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="NAME",
+        help="A YAML file of settings, or the name of a configuration that ships with the package.",
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="The training folder (default: runs/NAME).")
+    parser.add_argument(
+        "--round", type=int, default=1, metavar="N", help="The round of a stage that runs alone (default: 1)."
+    )
+    parser.add_argument(
+        "--arms", nargs="+", metavar="NAME", help="The methods that `compare` trains (default: all baselines)."
+    )
+    parser.add_argument("--json", action="store_true", help="Print the summary as JSON.")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="Print the resolved settings, run every stage once on a tiny random model, and stop.",
     )
 
 
@@ -56,18 +69,14 @@ def run(options: argparse.Namespace) -> int:
     from fate_gym.trainers.config import read_config
 
     command, overrides = _command(options.settings)
-    out = options.out or Path("runs") / Path(options.config).stem
-    try:
-        if command == _COMPARE:
-            return _compare(options, overrides, out)
-        with usage_errors():
-            config = read_config(options.config, overrides)
-        if options.dry_run:
-            return _dry_run(config)
-        return _stage(config, command, options, out) if command else _train(config, options, out)
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted. The same command goes on.\n")
-        return _INTERRUPTED
+    folder = options.out or Path("runs") / Path(options.config).stem
+    if command == _COMPARE:
+        return _compare(options, overrides, folder)
+    with usage_errors():
+        config = read_config(options.config, overrides)
+    if options.dry_run:
+        return _dry_run(config)
+    return _stage(config, command, options, folder) if command else _train(config, options, folder)
 
 
 def _command(settings: list[str]) -> tuple[str | None, list[str]]:
@@ -80,78 +89,81 @@ def _command(settings: list[str]) -> tuple[str | None, list[str]]:
     return (words[0] if words else None), [text for text in settings if "=" in text]
 
 
-def _train(config: TrainConfig, options: argparse.Namespace, out: Path) -> int:
+def _train(config: TrainConfig, options: argparse.Namespace, folder: Path) -> int:
     from fate_gym.trainers.fate import NotCompetentError, train
 
     _quiet()
     try:
         with _Bars() as watch, usage_errors():
-            summary = train(config, out, watch=watch)
+            summary = train(config, folder, watch=watch)
     except NotCompetentError as error:
-        sys.stderr.write(f"fate-gym: {visible(str(error))}\n")
+        err.line(f"fate-gym: {error}")
         return 1
-    _print(summary, out, as_json=options.json)
+    _print(summary, folder, as_json=options.json)
     return 0
 
 
-def _stage(config: TrainConfig, stage: str, options: argparse.Namespace, out: Path) -> int:
+def _stage(config: TrainConfig, stage: str, options: argparse.Namespace, folder: Path) -> int:
     from fate_gym.trainers.run import Run
 
     if options.round < 1:
         raise UsageError(f"--round counts from 1, got {options.round}")
     _quiet()
-    with _Bars() as watch, usage_errors(), Run(config, out, watch) as training:
+    with _Bars() as watch, usage_errors(), Run(config, folder, watch) as training:
         if options.round == 1:
             training.make_base()
         result = getattr(training, "warm_up" if stage == "warmup" else stage)(options.round)
     if result is None:
-        sys.stderr.write(f"Method {config.method} has no stage {stage} with these settings and results.\n")
+        err.line(f"Method {config.method} has no stage {stage} with these settings and results.")
         return 0
     counts = result if isinstance(result, dict) else result.header["counts"]
-    shown = json.dumps(counts, indent=2) if options.json else yaml.safe_dump(counts, sort_keys=False).rstrip()
-    sys.stdout.write(shown + "\n")
+    if options.json:
+        out.json(counts)
+    else:
+        out.text(_yaml(counts))
     return 0
 
 
-def _compare(options: argparse.Namespace, overrides: list[str], out: Path) -> int:
+def _compare(options: argparse.Namespace, overrides: list[str], folder: Path) -> int:
     from fate_gym.trainers.compare import BASELINES, arm_configs, compare, failures, tables
     from fate_gym.trainers.fate import train
 
     with usage_errors():
         configs = arm_configs(options.config, overrides, options.arms or BASELINES)
     if options.dry_run:
-        shown = {name: config.to_json() for name, config in configs.items()}
-        sys.stdout.write(yaml.safe_dump(shown, sort_keys=False))
+        out.text(_yaml({name: config.to_json() for name, config in configs.items()}))
         return 0
     _quiet()
     with _Bars() as watch:
 
-        def train_arm(name: str, config: TrainConfig, folder: Path) -> Mapping[str, Any]:
+        def train_arm(name: str, config: TrainConfig, arm_folder: Path) -> Mapping[str, Any]:
             watch.say(f"arm {name}")
-            return train(config, folder, watch=watch, shared=out)
+            return train(config, arm_folder, watch=watch, shared=folder)
 
-        comparison = compare(configs, out, train_arm)
+        comparison = compare(configs, folder, train_arm)
     if options.json:
-        sys.stdout.write(json.dumps(comparison, indent=2) + "\n")
+        out.json(comparison)
     else:
-        console = Console()
         for table in tables(comparison):
-            console.print(table)
+            out.table(table)
     for line in failures(comparison):
-        sys.stderr.write(f"fate-gym: {line}\n")
+        err.line(f"fate-gym: {line}")
     return int(bool(failures(comparison)))
 
 
 def _dry_run(config: TrainConfig) -> int:
     from fate_gym.trainers.rehearsal import rehearse
 
-    sys.stdout.write(yaml.safe_dump(config.to_json(), sort_keys=False))
-    sys.stdout.flush()
+    out.text(_yaml(config.to_json()))
     _quiet()
     with _Bars() as watch, usage_errors():
         report = rehearse(config, watch=watch)
-    sys.stderr.write("\n".join(["Every stage ran once on a tiny random model:", *report]) + "\n")
+    err.text("\n".join(["Every stage ran once on a tiny random model:", *report]))
     return 0
+
+
+def _yaml(value: object) -> str:
+    return str(yaml.safe_dump(value, sort_keys=False)).rstrip("\n")
 
 
 def _quiet() -> None:
@@ -162,30 +174,27 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
 
 
-def _print(summary: Mapping[str, Any], out: Path, *, as_json: bool) -> None:
+def _print(summary: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(json.dumps(summary, indent=2) + "\n")
+        out.json(summary)
         return
     from fate_gym.trainers.report import notes, results_table
 
-    console = Console()
-    console.print(results_table(summary))
-    console.print(notes(summary, out), highlight=False, markup=False, soft_wrap=True)
+    out.table(results_table(summary))
+    out.prose(notes(summary, folder))
 
 
 class _Bars:
     """Progress bars with rate and remaining time, a stage each, and the axes so far; fits 80 columns."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True)
-        bars = [BarColumn(20)] if self._console.width >= _WIDE else []
-        self._bar = Progress(
-            TextColumn("{task.description:<17}"),
+        bars = [BarColumn(20)] if err.width >= _WIDE else []
+        self._bar = err.progress(
+            "{task.description:<17}",
             *bars,
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-            TextColumn("{task.fields[rate]:>6} {task.fields[note]}"),
-            console=self._console,
+            "{task.fields[rate]:>6} {task.fields[note]}",
         )
         self._task: TaskID | None = None
         self._started = 0.0
@@ -217,8 +226,7 @@ class _Bars:
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Adds a bar."""
-        name = visible(stage)
-        shown = name if len(name) <= _NAME else f"{name[: _NAME - 3]}..."
+        shown = stage if len(stage) <= _NAME else f"{stage[: _NAME - 3]}..."
         self._task = self._bar.add_task(shown, total=total or None, completed=done, rate="", note="")
         self._started, self._count = time.monotonic(), 0
 
@@ -240,4 +248,4 @@ class _Bars:
 
     def say(self, line: str) -> None:
         """Prints a line above the bars."""
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        err.line(line)

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit, urlunsplit
-
-import yaml
 
 from fate_gym.chat import Json
+from fate_gym.serving import public_url
+from fate_gym.storage import read_yaml
 
 Attack: TypeAlias = str | Mapping[str, str] | None
 """A registered attack's name, payloads of one's own, or none."""
@@ -21,8 +20,6 @@ NOT_IN_DIGEST = ("limit", "concurrency", "max_cost", "out")
 """Settings that a resumed run may change."""
 
 DEFAULT_ENV = "fate/AgentDojo-v0"
-
-_MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +93,6 @@ def _without_logins(value: Json) -> Json:
     }
 
 
-def public_url(url: str) -> str:
-    """Returns an address without user, password, query and fragment, fit for a manifest or an error."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
 def read_settings(name: str) -> dict[str, Any]:
     """Reads settings from a YAML file, or from a configuration that ships with the package.
 
@@ -110,39 +101,16 @@ def read_settings(name: str) -> dict[str, Any]:
 
     Raises:
         ValueError: There is no such file, or it is not a mapping with unique keys.
+        OSError: The file cannot be read.
     """
     path = Path(name)
     source: Any = path if path.is_file() else importlib.resources.files("fate_gym.configs") / f"{name}.yaml"
     if not source.is_file():
         raise ValueError(f"no configuration {name!r}: neither a file nor one of {', '.join(shipped_configs())}")
-    text = source.read_bytes()
-    if len(text) > _MAX_BYTES:
-        raise ValueError(f"{name} has {len(text)} bytes, more than a configuration ever needs")
-    try:
-        settings = yaml.load(text, _UniqueKeyLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(f"{name} is no valid YAML: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{name} must hold a mapping of settings, got {type(settings).__name__}")
-    return settings
+    return read_yaml(source, name)
 
 
 def shipped_configs() -> list[str]:
     """Names of the configurations that ship with the package."""
     files = importlib.resources.files("fate_gym.configs").iterdir()
     return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML lets the last of equal keys win without a word."""
-
-
-def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [key.value for key, _ in node.value]
-    repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
-    if repeated:
-        raise yaml.constructor.ConstructorError(None, None, f"keys given twice: {', '.join(repeated)}", node.start_mark)
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)

@@ -8,15 +8,12 @@
 | `summary.json` | what is derived from the other files | replaced atomically |
 
 The manifest names the version of this layout under `schema`. Lines end in LF alone and are ASCII, so that no other line
-separator inside a string can split them. One process writes at a time, under a lock that dies with it
-(`flock`, hence POSIX systems only); anyone may read meanwhile.
+separator inside a string can split them. One process writes at a time, under a lock that dies with it; anyone may read
+meanwhile.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
@@ -25,16 +22,28 @@ from types import TracebackType
 from typing import Any
 
 from fate_gym.chat import Json
-from fate_gym.errors import RunCorruptError, RunError, RunLockedError, RunMismatchError
-from fate_gym.evaluation.jsonl import SURROGATE, Log, corrupt, dump, encode_line, parse, records
+from fate_gym.errors import RunError
+from fate_gym.storage import (
+    LOCK_FILE,
+    SURROGATE,
+    AppendLog,
+    WriterLock,
+    check_same_settings,
+    corrupt,
+    digest,
+    encode_line,
+    make_folder,
+    read_object,
+    records,
+    replace_file,
+)
 
 SCHEMA = "fate-gym/run/1"
 """What a manifest has under `schema`; the number rises when an older reader would misread the folder."""
 
 _MANIFEST, _EPISODES, _FAILURES, _SUMMARY = "manifest.json", "episodes.jsonl", "failures.jsonl", "summary.json"
-_LOCK = ".fate-gym.lock"
 # All that a kill between mkdir and the manifest can leave behind.
-_BEFORE_MANIFEST = {_LOCK, f"{_MANIFEST}.tmp"}
+_BEFORE_MANIFEST = {LOCK_FILE, f"{_MANIFEST}.tmp"}
 
 
 class RunFolder:
@@ -50,7 +59,7 @@ class RunFolder:
         self.path = path
         self.manifest = _read_manifest(path)
         self.done = {episode["key"] for episode in self.episodes()}
-        self._logs: dict[str, Log] = {}
+        self._logs: dict[str, AppendLog] = {}
         self._mutex = threading.Lock()
         self._resources = ExitStack()
 
@@ -74,20 +83,19 @@ class RunFolder:
             RunError: The folder is not a run, is one of a newer layout, or is one and `resume` is False.
         """
         _refuse_foreign_folder(path)
-        _make_folder(path)
+        make_folder(path)
         with ExitStack() as resources:
-            _lock(path, resources)
+            resources.enter_context(WriterLock(path))
             if not (path / _MANIFEST).exists():
-                _replace(path / _MANIFEST, manifest)
+                replace_file(path / _MANIFEST, encode_line(manifest))
             elif resume:
-                _check_same_settings(path, _read_manifest(path), manifest, ignore)
+                _check_same_run(path, _read_manifest(path), manifest, ignore)
             else:
                 raise RunError(f"{path} already holds a run: resume it, or give another --out")
             logs = {}
             for name in (_EPISODES, _FAILURES):
-                logs[name] = Log(path / name)
+                logs[name] = AppendLog(path / name)
                 resources.callback(logs[name].close)
-            _sync_folder(path)
             run = cls(path)
             run._logs, run._resources = logs, resources.pop_all()
         return run
@@ -110,7 +118,7 @@ class RunFolder:
 
         Raises:
             ValueError: The key is missing or already there, or the episode cannot be written as JSON.
-            OSError: The disk refused; the file is as it was before.
+            DiskError: The disk refused; the file is as it was before.
         """
         key = episode.get("key")
         if not isinstance(key, str) or SURROGATE.search(key):
@@ -151,11 +159,11 @@ class RunFolder:
         """Replaces the summary: a reader sees the old one or the new one, whole."""
         with self._mutex:
             self._log(_EPISODES)
-            _replace(self.path / _SUMMARY, summary)
+            replace_file(self.path / _SUMMARY, encode_line(summary))
 
     def summary(self) -> dict[str, Any]:
         """Returns the last summary written; raises `RunError` if there is none."""
-        return _read_object(self.path / _SUMMARY)
+        return read_object(self.path / _SUMMARY).values
 
     def close(self) -> None:
         """Lets another writer in; the run stays readable."""
@@ -171,7 +179,7 @@ class RunFolder:
     ) -> None:
         self.close()
 
-    def _log(self, name: str) -> Log:
+    def _log(self, name: str) -> AppendLog:
         if name not in self._logs:
             raise RunError(f"{self.path} is not open for writing")
         return self._logs[name]
@@ -184,47 +192,7 @@ def config_digest(config: Mapping[str, Json], ignore: Collection[str] = ()) -> s
         config: The resolved settings.
         ignore: Top-level keys that may change between a start and its resume, such as the concurrency.
     """
-    return hashlib.sha256(dump(_without(config, ignore), sort_keys=True)).hexdigest()
-
-
-def _replace(path: Path, value: Mapping[str, Json]) -> None:
-    """Writes a file so that, whatever happens, its name stands for the old content or the new, never a part."""
-    data = encode_line(value)
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(path: Path) -> None:
-    """Makes the names in a folder durable: fsync of a file covers its content only."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def _make_folder(path: Path) -> None:
-    path.mkdir(parents=True, exist_ok=True)
-    _sync_folder(path.parent)
-
-
-def _lock(path: Path, resources: ExitStack) -> None:
-    """Takes the writer's lock until `resources` closes; the kernel releases it when the process dies."""
-    fd = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    resources.callback(os.close, fd)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RunLockedError(
-            f"{path} is being written by another process: wait for it, or give another --out"
-        ) from None
-    # Closing is not enough where a forked child holds a copy of the descriptor.
-    resources.callback(fcntl.flock, fd, fcntl.LOCK_UN)
+    return digest({key: value for key, value in config.items() if key not in ignore})
 
 
 def _refuse_foreign_folder(path: Path) -> None:
@@ -236,51 +204,14 @@ def _refuse_foreign_folder(path: Path) -> None:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = _read_object(path / _MANIFEST)
-    family, _, version = str(manifest.get("schema")).rpartition("/")
-    known, _, newest = SCHEMA.rpartition("/")
-    if family != known or not version.isdecimal():
-        raise RunCorruptError(f"{path / _MANIFEST} does not name its schema ({SCHEMA} or older): restore it")
-    if int(version) > int(newest):
-        raise RunError(
-            f"{path} was written by a newer fate-gym (schema {manifest['schema']}, this one reads {SCHEMA}): "
-            "upgrade with `pip install -U fate-gym`"
-        )
-    return manifest
+    manifest = read_object(path / _MANIFEST, SCHEMA)
+    manifest.object("config")
+    manifest.text("digest")
+    return manifest.values
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        return parse(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
-        raise RunError(f"{path.parent} has no {path.name}: is it the folder of a run?") from None
-    except ValueError as error:
-        raise RunCorruptError(f"{path} is not a JSON object: restore it") from error
-
-
-def _check_same_settings(
-    path: Path, stored: Mapping[str, Any], given: Mapping[str, Json], ignore: Collection[str]
-) -> None:
-    if stored.get("digest") == given["digest"]:
-        return
-    old, new = (dict(_leaves(_without(manifest.get("config", {}), ignore))) for manifest in (stored, given))
-    changed = [name for name in sorted({*old, *new}) if old.get(name, "nothing") != new.get(name, "nothing")]
-    lines = [f"  {name}: stored {old.get(name, 'nothing')}, given {new.get(name, 'nothing')}" for name in changed]
-    digests = f"  digest: stored {stored.get('digest')}, given {given['digest']}"
-    raise RunMismatchError(
-        "\n".join([f"{path} holds a run of other settings:", *(lines or [digests])])
-        + "\nGive another --out, or the same settings to resume it"
-    )
-
-
-def _leaves(config: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields (dotted name, value as JSON) of every setting, nested ones by themselves."""
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", dump({"": value})[4:-1].decode()
-
-
-def _without(config: Mapping[str, Json], ignore: Collection[str]) -> dict[str, Json]:
-    return {key: value for key, value in config.items() if key not in ignore}
+def _check_same_run(path: Path, stored: Mapping[str, Any], given: Mapping[str, Any], ignore: Collection[str]) -> None:
+    if stored["digest"] != given["digest"]:
+        check_same_settings(f"{path} holds a run", stored["config"], given["config"], ignore)
+        # The settings are the same: the benchmark's data or its judges are not.
+        check_same_settings(f"{path} holds a run", {"digest": stored["digest"]}, {"digest": given["digest"]})

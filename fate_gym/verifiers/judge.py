@@ -14,11 +14,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from fate_gym.actions import read_action
-from fate_gym.errors import ContextOverflowError, JudgeError
+from fate_gym.errors import JudgeError, NoReplyError, ProviderError
 
 if TYPE_CHECKING:
-    from fate_gym.serving.client import ChatClient
-    from fate_gym.serving.retrying import RetryPolicy
+    from fate_gym.serving import ChatClient, RetryPolicy
 
 T = TypeVar("T")
 
@@ -73,8 +72,7 @@ class ModelJudge:
         api_key_env: str = "OPENAI_API_KEY",
         backoff_seconds: float = 1.0,
     ) -> None:
-        from fate_gym.serving.client import ChatClient, check_positive, given
-        from fate_gym.serving.retrying import RetryPolicy
+        from fate_gym.serving import ChatClient, RetryPolicy, check_positive, given
 
         if not model:
             raise ValueError("the judge needs a name, as in openai:gpt-4o-mini")
@@ -110,9 +108,9 @@ class ModelJudge:
         except Exception as failure:
             with self._lock:
                 self._answers.pop(key, None)
-            # A question that is too long for the judge is the agent's doing, like an answer that cannot be read.
-            too_long = isinstance(failure, ContextOverflowError)
-            raise JudgeError(f"the judge {self.name} gave no answer: {failure}", answered=too_long) from None
+            # A text that no context holds, or that makes the judge write without end, is the agent's doing.
+            provoked = isinstance(failure, NoReplyError) and not isinstance(failure, ProviderError)
+            raise JudgeError(f"the judge {self.name} gave no answer: {failure}", answered=provoked) from None
         if not answer.strip():
             raise JudgeError(f"the judge {self.name} gave an answer without text", answered=True)
         return answer
@@ -128,9 +126,9 @@ class ModelJudge:
 
 async def _ask(client: ChatClient, policy: RetryPolicy, body: Mapping[str, Any], question: str) -> str:
     async def request(messages: list[dict[str, str]]) -> str:
-        message, _ = await client.request({**body, "messages": messages})
+        completion = await client.request({**body, "messages": messages})
         # Read as an agent's message: text may come in parts, and thoughts in parts of their own.
-        return read_action({"content": message.get("content")}, turn=0).text
+        return read_action({"content": completion.message.get("content")}, turn=0).text
 
     answer, _ = await policy.run(request, [{"role": "user", "content": question}])
     return answer

@@ -26,7 +26,10 @@ def test_what_is_written_reads_back_after_any_thinking(diagnosis: Diagnosis, tho
     assert read_answer(f"<think>{thoughts}</think>{word}", labels=False) == Diagnosis(diagnosis.unsafe)
 
 
-@pytest.mark.parametrize("text", ["unsafe", " Unsafe.\n", "**UNSAFE**", "`unsafe`", '"unsafe"', "\nunsafe\n\n", "unsafe<think>hm"])
+UNSAFE = ("unsafe", " Unsafe.\n", "**UNSAFE**", "`unsafe`", '"unsafe"', "\nunsafe\n\n", "unsafe<think>hm")
+
+
+@pytest.mark.parametrize("text", UNSAFE)
 def test_case_emphasis_and_thoughts_do_not_matter(text: str) -> None:
     assert read_answer(text, labels=False).unsafe
     assert not read_answer(text.lower().replace("unsafe", "safe"), labels=False).unsafe

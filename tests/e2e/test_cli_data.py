@@ -98,9 +98,8 @@ def test_what_cannot_be_had_is_one_line_and_exit_code_2(
     assert "fate-gym: harbour/shop did not give parcels.json" in capsys.readouterr().err
     assert main(["data", "check", "shop", "--dir", str(tmp_path / "nowhere")]) == 2
     assert "which is no folder" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as caught:
-        main(["data", "check", "nothing"])
-    assert caught.value.code == 2
+    assert main(["data", "check", "shopp"]) == 2
+    assert "there is no 'shopp'; did you mean shop?" in capsys.readouterr().err
 
 
 OVERLAP = ["check-overlap", "--env", "toy/Parcels-v0"]

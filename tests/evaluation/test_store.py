@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fate_gym
-from fate_gym.errors import FateGymError, RunCorruptError, RunError, RunLockedError, RunMismatchError
+from fate_gym.errors import DiskError, FateGymError, RunCorruptError, RunError, RunLockedError, RunMismatchError
 from fate_gym.evaluation import store
-from fate_gym.evaluation.jsonl import MAX_DEPTH
 from fate_gym.evaluation.store import RunFolder, config_digest
+from fate_gym.storage import MAX_DEPTH
 
 CONFIG = {"env": "fate/AgentDojo-v0", "agent": {"name": "oracle", "temperature": 0.0}, "seed": 0, "limit": 5}
 MANIFEST = {
@@ -391,7 +391,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.Monk
         run.append(record("a"))
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync" if step == "fsync" else "write", full if step == "fsync" else half)
-            with pytest.raises(OSError, match="No space left"):
+            with pytest.raises(DiskError, match="No space left"):
                 run.append(record("b", text="x" * 1000))
         assert (tmp_path / "episodes.jsonl").read_bytes().count(b"\n") == 1
         assert (tmp_path / "episodes.jsonl").read_bytes().endswith(b"}\n")
@@ -407,7 +407,7 @@ def test_a_real_limit_of_the_system_leaves_whole_lines(tmp_path: Path) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, hard))
         try:
-            with pytest.raises(OSError, match="File too large"):
+            with pytest.raises(DiskError, match="File too large"):
                 run.append(record("b", text="x" * 1000))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -430,7 +430,7 @@ def test_a_tail_that_cannot_be_cut_stops_the_writer(tmp_path: Path, monkeypatch:
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", torn)
             patch.setattr(os, "ftruncate", broken)
-            with pytest.raises(OSError, match="Input/output"):
+            with pytest.raises(DiskError, match="Input/output"):
                 run.append(record("a"))
         with pytest.raises(RunCorruptError, match="could not be undone"):
             run.append(record("b"))
@@ -491,7 +491,7 @@ def test_other_settings_are_refused_with_every_difference(tmp_path: Path) -> Non
 
 def test_other_data_under_the_same_settings_show_the_digests(tmp_path: Path) -> None:
     written(tmp_path)
-    with pytest.raises(RunMismatchError, match=f"digest: stored {MANIFEST['digest']}, given beef"):
+    with pytest.raises(RunMismatchError, match=f'digest: stored "{MANIFEST["digest"]}", given "beef"'):
         RunFolder.open(tmp_path, {**MANIFEST, "digest": "beef"})
 
 

@@ -57,8 +57,8 @@ BAD: list[tuple[Any, str]] = [
     ({"who": "me"}, "schema, model, date missing"),
     ("- a list", "must hold a mapping"),
     ("who: a\nwho: b", "given twice"),
-    ("who: [", "no valid YAML"),
-    ("!!python/object/apply:os.system [x]", "no valid YAML"),
+    ("who: [", "not valid YAML"),
+    ("!!python/object/apply:os.system [x]", "not valid YAML"),
 ]
 
 

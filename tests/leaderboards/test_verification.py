@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import MakeRun, edit_json, edit_line
+from small_runs import MakeRun, edit_json, edit_line, redigest
 
 from fate_gym.errors import ContextOverflowError, RunError, UsageError
-from fate_gym.evaluation.config import NOT_IN_DIGEST
-from fate_gym.evaluation.store import config_digest
 from fate_gym.leaderboards.replay import leaves
 from fate_gym.leaderboards.verification import Verification, verify
 from fate_gym.rollout import Agent, Reply, Session
@@ -28,12 +26,6 @@ def found(run: Path) -> list[tuple[str, str]]:
 
 def attacked(record: dict[str, Any]) -> bool:
     return record["mode"] == "attacked"
-
-
-def redigest(manifest: dict[str, Any]) -> None:
-    """What a careful forger does too."""
-    stored = {**manifest["config"], "provenance": manifest["provenance"]}
-    manifest["digest"] = config_digest(stored, NOT_IN_DIGEST)
 
 
 def test_an_honest_run_agrees(dojo_run: Path) -> None:
@@ -61,6 +53,15 @@ _ODDITIES: list[Any] = [
     [1, 2],
     "done",
 ]
+
+
+class Failing(Agent):
+    """Sends one call, and then gives no answer."""
+
+    name = "failing"
+
+    def start(self, task: Task, seed: int) -> Session:
+        return _Odd(iter([{"tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]}]))
 
 
 class _Odd:
@@ -94,6 +95,18 @@ class _Overflowing:
 def test_honest_runs_of_odd_agents_agree_as_well(agent: str | Agent, make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", agent, env=TOY, repeats=2)
     assert verify(run).differences == []
+
+
+def test_failures_of_an_agent_are_played_up_to_where_it_failed(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", Failing(), env=TOY)
+    report = verify(run)
+    assert {what for _, what in ((entry.where, entry.what) for entry in report.differences)} == {
+        "is missing: the task list has it, and no episode does (it errored: provider_error; the same command tries it "
+        "again)"
+    }
+    assert report.replayed == len(report.differences) == 3
+    edit_line(run / "failures.jsonl", lambda record: True, lambda record: record["messages"].pop())
+    assert any("messages" in what for _, what in found(run))
 
 
 def test_changed_score(copied: Path) -> None:
@@ -186,7 +199,7 @@ def test_wrong_split(careful: bool, copied: Path) -> None:
         (lambda m: m["provenance"][1]["data_sha256"].update(banking="0"), "provenance[1].data_sha256.banking"),
         (lambda m: m["config"]["env_args"].update(version="v1.1"), "provenance[0].version"),
         (lambda m: m["config"]["env_args"].update(version="v9"), "no environment can be made"),
-        (lambda m: m.update(schema="fate-gym/run/9"), "schema: stored"),
+        (lambda m: m.update(schema="fate-gym/run/9"), "written by a newer fate-gym"),
         (lambda m: m.update(data_policy="do as you like"), "data_policy"),
         (lambda m: m.pop("digest"), "digest"),
     ],
@@ -212,13 +225,13 @@ def test_another_version_of_a_library_is_no_fault_but_is_said(copied: Path) -> N
 def test_truncated_file(name: str, copied: Path) -> None:
     path = copied / name
     path.write_bytes(path.read_bytes()[:-40])
-    assert any(where.startswith(name) and "cut off" in what for where, what in found(copied))
+    assert any(where.startswith(name) and "not a JSON object" in what for where, what in found(copied))
 
 
 @pytest.mark.parametrize("name", ["episodes.jsonl", "failures.jsonl", "summary.json"])
 def test_missing_file(name: str, copied: Path) -> None:
     (copied / name).unlink()
-    assert any(where == name and "missing" in what for where, what in found(copied))
+    assert any(where == name and f"has no {name}" in what for where, what in found(copied))
 
 
 @pytest.mark.parametrize(
@@ -227,10 +240,10 @@ def test_missing_file(name: str, copied: Path) -> None:
         (lambda s: s["groups"][0]["metrics"]["ASR"].update(value=0.0), "groups.attacked/important_instructions/all"),
         (lambda s: s["groups"][0]["metrics"]["ASR"].update(high=0.5), ".metrics.ASR.high: stored 0.5"),
         (lambda s: s["episodes"].update(scored=3), "episodes.scored: stored 3"),
-        (lambda s: s["groups"].pop(0), "stored null"),
+        (lambda s: s["groups"].pop(0), "stored nothing"),
         (lambda s: s.update(groups=["x"]), "groups.0"),
         (lambda s: s.update(agent="gpt-9"), "agent: stored"),
-        (lambda s: s.update(schema="other/1"), "schema: stored"),
+        (lambda s: s.update(schema="other/1"), "does not name its schema"),
     ],
 )
 def test_summary_that_disagrees(change: Any, expected: str, copied: Path) -> None:
@@ -243,7 +256,7 @@ def test_summary_that_disagrees(change: Any, expected: str, copied: Path) -> Non
 def test_records_of_another_shape_are_named_and_passed_over(copied: Path) -> None:
     path = copied / "episodes.jsonl"
     first, second, third, fourth, *rest = (json.loads(line) for line in path.read_text().splitlines())
-    first["verdict"]["security"]["value"] = float("nan")
+    first["verdict"]["security"]["value"] = 1.5
     second["schema"] = "fate-gym/episode/9"
     third["status"] = "env_error"
     fourth["seed"] += 1
@@ -391,7 +404,7 @@ def test_no_run(tmp_path: Path) -> None:
         ("1", 1.0, False),
         (None, 0.0, False),
         ([1, 2], [1], False),
-        ({"a": 1}, {"a": 1, "b": None}, True),
+        ({"a": 1}, {"a": 1, "b": None}, False),
     ],
 )
 def test_what_counts_as_equal(stored: Any, fresh: Any, same: bool) -> None:

@@ -174,9 +174,8 @@ def untouched(what: str) -> Iterator[None]:
     ],
 )
 def test_what_is_watched_for_is_seen(touch: Callable[[Path], object], tmp_path: Path) -> None:
-    with watched() as events:
-        with suppress(OSError):
-            touch(tmp_path)
+    with watched() as events, suppress(OSError):
+        touch(tmp_path)
     assert events
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import signal
@@ -74,7 +75,12 @@ def settings(policy: Path, **changes: Any) -> dict[str, Any]:
         "repair": {"candidates": 3, "show": {"style": "compact"}},
         "warmup": {"epochs": 1, "learning_rate": 1e-3, "batch_tokens": 2048, "save_every": 1},
         "pfpo": {"steps": 2, "groups": 2, "group_size": 4, "refills": 0, "save_every": 1, "learning_rate": 1e-3},
-        "evaluate": {"dev": few, "main": "held-out", "test": {"held-out": few, "again": few}},
+        # Copies: YAML would write an alias for what stands twice, and aliases are not read.
+        "evaluate": {
+            "dev": few,
+            "main": "held-out",
+            "test": {"held-out": copy.deepcopy(few), "again": copy.deepcopy(few)},
+        },
         **changes,
     }
 

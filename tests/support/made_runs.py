@@ -169,12 +169,12 @@ def hostile_run(folder: Path, *, long: int = 5_000_000) -> Path:
     calls = record(
         "many/calls/x", values=failed, messages=[{"role": "assistant", "content": "", "tool_calls": requests}] * 3
     )
-    nan = record("nan/nan/x")
-    nan["verdict"]["security"]["value"] = float("nan")
+    odd = record("odd/odd/x")
+    odd["verdict"]["security"]["value"] = 1.5
     broken = record("error/error/x", status=HOSTILE, error=HOSTILE * 100)
     return write_run(
         folder,
-        [everything, unbroken, escapes, calls, nan],
+        [everything, unbroken, escapes, calls, odd],
         failures=[broken, broken],
         agent=HOSTILE,
         env=f"fate/{HOSTILE}-v0",

@@ -10,6 +10,9 @@ from typing import Any, Protocol
 
 from fate_gym.agents import load_agent
 from fate_gym.evaluation import EvalConfig, evaluate
+from fate_gym.evaluation.config import NOT_IN_DIGEST
+from fate_gym.evaluation.store import config_digest
+from fate_gym.evaluation.summary import summarise
 from fate_gym.rollout import Agent
 
 DOJO: dict[str, Any] = {
@@ -50,3 +53,20 @@ def edit_line(path: Path, which: Callable[[dict[str, Any]], bool], change: Chang
     change(record)
     path.write_text("".join(json.dumps(entry) + "\n" for entry in records))
     return str(record["key"])
+
+
+def redigest(manifest: dict[str, Any]) -> None:
+    """Makes the digest fit the settings, as a careful forger does."""
+    stored = {**manifest["config"], "provenance": manifest["provenance"]}
+    manifest["digest"] = config_digest(stored, NOT_IN_DIGEST)
+
+
+def resummarise(run: Path) -> None:
+    """Makes the summary follow from the episodes, as a careful forger does."""
+    episodes, failures = (
+        [json.loads(line) for line in (run / name).read_text().splitlines()]
+        for name in ("episodes.jsonl", "failures.jsonl")
+    )
+    manifest = json.loads((run / "manifest.json").read_text())
+    summary = summarise(episodes, failures, manifest, [record["key"] for record in episodes])
+    (run / "summary.json").write_text(json.dumps(summary) + "\n")

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from fate_gym.agents import load_agent
 from fate_gym.errors import FateGymError, RunCorruptError, RunError, RunMismatchError
 from fate_gym.rollout import Rollout, Sample
+from fate_gym.storage import file_digest, folder_digest
 from fate_gym.trainers.episodes import Episode, Item, TaskPool, TaskSet, sample, trajectory
-from fate_gym.trainers.stages import StageFile, file_digest, folder_digest, read_stage, write_stage
+from fate_gym.trainers.stages import StageFile, read_stage, write_stage
 
 DEPOT = TaskSet("toy/Depot-v0")
 

@@ -21,14 +21,14 @@ import yaml
 from fate_gym.agents.marks import MARK
 from fate_gym.cli import main
 from fate_gym.errors import RunError, RunLockedError, RunMismatchError, UsageError
-from fate_gym.evaluation.jsonl import records
+from fate_gym.storage import file_digest, records
 from fate_gym.trainers.config import TrainConfig, read_config
 from fate_gym.trainers.fate import NotCompetentError, train
 from fate_gym.trainers.progress import Watch
 from fate_gym.trainers.rehearsal import make_random_model, model_type, rehearse
 from fate_gym.trainers.run import Run
 from fate_gym.trainers.scoring import metrics, volume
-from fate_gym.trainers.stages import file_digest, read_stage
+from fate_gym.trainers.stages import read_stage
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,7 +15,6 @@ from made_runs import Page, benign, record, write_run
 
 from fate_gym.leaderboards import Board, build, load_runs
 from fate_gym.leaderboards.site import charts
-from fate_gym.leaderboards.site import reported as reported_numbers
 from fate_gym.leaderboards.site.charts import bars, scatter
 from fate_gym.leaderboards.site.reported import reported
 from fate_gym.leaderboards.site.tables import MOST_ROWS, choices, lines, split_columns
@@ -160,7 +159,7 @@ def test_rows_that_were_not_measured_alike_are_told_apart(board: Board) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "words"),
+    ("rules", "words"),
     [
         ((), ""),
         (("refusal-rule/1",), "rule"),
@@ -168,9 +167,9 @@ def test_rows_that_were_not_measured_alike_are_told_apart(board: Board) -> None:
         (("judge:x", "refusal-rule/1"), "rule and judge"),
     ],
 )
-def test_who_told_refusals_is_said(board: Board, told: tuple[str, ...], words: str) -> None:
-    changed = dataclasses.replace(board, rows=tuple(dataclasses.replace(row, refusals_by=told) for row in board.rows))
-    assert {line.told for line in lines(changed)} == {words}
+def test_who_recognised_refusals_is_said(board: Board, rules: tuple[str, ...], words: str) -> None:
+    changed = dataclasses.replace(board, rows=tuple(dataclasses.replace(row, refusals_by=rules) for row in board.rows))
+    assert {line.refusals_by for line in lines(changed)} == {words}
 
 
 def test_there_is_a_filter_where_there_is_a_choice(board: Board) -> None:
@@ -198,11 +197,6 @@ def test_reported_numbers_are_of_their_benchmark_and_as_printed() -> None:
         for _, _, values in table.rows:
             assert len(values) == len(table.metrics)
             assert len({len(value.partition(".")[2]) for value in values if value != "–"}) == 1  # noqa: RUF001
-
-
-def test_reported_numbers_of_another_schema_are_refused() -> None:
-    with pytest.raises(ValueError, match="reported/9"):
-        reported_numbers._tables("schema: fate-gym/reported/9\ntables: []")
 
 
 def training(folder: Path, *, mark: object = None, steps: str | None = None) -> Path:

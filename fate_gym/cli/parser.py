@@ -1,0 +1,49 @@
+"""Command lines as argparse reads them; what is wrong is told in one line, with the word that was probably meant."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from typing import IO, Any, NoReturn
+
+from fate_gym.cli.terminal import err, out
+from fate_gym.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that prints through the terminal's door and raises `UsageError` instead of leaving the program."""
+
+    def __init__(self, **options: Any) -> None:
+        # An abbreviation that works today means something else once a second option begins like it.
+        super().__init__(**{"allow_abbrev": False, "add_help": False, **options})
+        self.add_argument("-h", "--help", action="help", help="Show this help and exit.")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses what it knows, and refuses unknown options here, where the known ones are at hand."""
+        namespace, rest = super().parse_known_args(args, namespace)
+        for text in rest:
+            if text.startswith("-"):
+                option = text.partition("=")[0]
+                self.error(f"there is no option {option}{did_you_mean(option, self._option_string_actions)}")
+        return namespace, rest
+
+    def error(self, message: str) -> NoReturn:
+        """Raises `UsageError` with the message, and says where help is."""
+        match = re.fullmatch(r"argument (.*): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if match:
+            name, given, choices = match.groups()
+            known = re.findall(r"[^\s',]+", choices)
+            message = f"{name}: there is no {given!r}{did_you_mean(given, known)}; there are: {', '.join(known)}"
+        raise UsageError(f"{message} (`{self.prog} --help` explains)")
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        (err if file is sys.stderr else out).text(message.rstrip("\n"))
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Returns a question that names the known word most like what was given; "" if none is."""
+    close: Sequence[str] = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,41 @@
+"""The one layer that touches the disk: files that stay whole, whatever kills their writer, and are read with care.
+
+Run folders and trainings are both built from it: files that are replaced atomically, logs to which whole lines are
+appended, a lock for their one writer, digests, and readers that answer every damage with an error that names the place.
+"""
+
+from fate_gym.storage._atomic import make_folder, replace_file
+from fate_gym.storage._digest import file_digest, folder_digest
+from fate_gym.storage._json import MAX_DEPTH, SURROGATE, digest, dump, encode_line, parse
+from fate_gym.storage._lock import LOCK_FILE, WriterLock
+from fate_gym.storage._log import AppendLog, corrupt, lines, records
+from fate_gym.storage._reading import Fields, is_finite, open_file, read_file, read_object
+from fate_gym.storage._settings import check_same_settings
+from fate_gym.storage._yaml import parse_yaml, read_yaml
+
+__all__ = [
+    "LOCK_FILE",
+    "MAX_DEPTH",
+    "SURROGATE",
+    "AppendLog",
+    "Fields",
+    "WriterLock",
+    "check_same_settings",
+    "corrupt",
+    "digest",
+    "dump",
+    "encode_line",
+    "file_digest",
+    "folder_digest",
+    "is_finite",
+    "lines",
+    "make_folder",
+    "open_file",
+    "parse",
+    "parse_yaml",
+    "read_file",
+    "read_object",
+    "read_yaml",
+    "records",
+    "replace_file",
+]

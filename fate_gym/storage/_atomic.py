@@ -1,0 +1,69 @@
+"""Files that are replaced as a whole, durably, and the error for a disk that refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from fate_gym.errors import DiskError
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file so that, whatever happens, its name stands for the old content or the new, never for a part.
+
+    The folder must exist: a folder that was removed while a program ran is an error, not something to make again.
+
+    Raises:
+        DiskError: The file system refused; the old content is still there.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    with disk_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            # On a full disk, half a temporary file would take the space that the next attempt needs.
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, durably.
+
+    Raises:
+        DiskError: The file system refused.
+    """
+    with disk_errors(path):
+        if path.is_dir():
+            return
+        if not path.parent.exists():
+            make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder durable: fsync of a file covers its content only."""
+    if os.name == "nt":  # Windows has no handle of a folder to sync.
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns an `OSError` of a write into a `DiskError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{path} could not be written: {error.strerror or error}") from error

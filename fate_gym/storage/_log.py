@@ -1,0 +1,126 @@
+"""Logs: files of one JSON object a line to which whole lines are appended, and how they are read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from fate_gym.errors import DiskError, RunCorruptError
+from fate_gym.storage._atomic import disk_errors, sync_folder
+from fate_gym.storage._json import parse
+from fate_gym.storage._reading import open_file
+
+MAX_LINE: Final = 256 * 2**20
+"""Most bytes of a line; a stranger's file may be one endless line."""
+
+
+class AppendLog:
+    """A file of lines that holds whole lines only, after every append that succeeds and every one that fails.
+
+    Args:
+        path: The file; made if missing. A last line that a kill left unfinished is cut off, lest the next record be
+            glued to it and both be lost.
+
+    Raises:
+        DiskError: It cannot be opened or repaired.
+        RunError: It is no regular file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with disk_errors(path):
+            new = not path.exists()
+            if not new:
+                _cut_torn_tail(path)
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+            if new:
+                sync_folder(path.parent)
+        self._whole = True
+
+    def append(self, line: bytes) -> None:
+        """Adds one line and fsyncs it; a failed write is undone.
+
+        Raises:
+            DiskError: The disk refused, or the file was removed or replaced: what is written would be lost.
+            RunCorruptError: An earlier failure could not be undone.
+        """
+        if not self._whole:
+            raise RunCorruptError(f"{self._path}: a failed write could not be undone; run again to repair and resume")
+        with disk_errors(self._path):
+            opened, named = os.fstat(self._fd), os.stat(self._path)
+            if not os.path.samestat(opened, named):
+                raise DiskError(f"{self._path} was replaced by another file while it was written")
+            self._whole = False
+            try:
+                _write_all(self._fd, line)
+                os.fsync(self._fd)
+            except BaseException:
+                os.ftruncate(self._fd, opened.st_size)
+                self._whole = True
+                raise
+            self._whole = True
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._fd)
+
+
+def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (line number, record); an unfinished last line is in flight or was, and is passed over.
+
+    Raises:
+        RunCorruptError: A line before the last is not a JSON object, or the path is no regular file.
+    """
+    if not path.exists():
+        return
+    damaged: ValueError | None = None
+    for number, line in lines(path):
+        if damaged is not None:
+            raise corrupt(path, number - 1, "is not a JSON object") from damaged
+        try:
+            record = parse(line)
+        except ValueError as error:
+            damaged = error
+        else:
+            yield number, record
+
+
+def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yields (line number, line with its end), of a line that is too long its beginning alone.
+
+    Raises:
+        RunError: The path is no regular file, or cannot be read.
+    """
+    with open_file(path) as file:
+        yield from enumerate(iter(lambda: file.readline(MAX_LINE), b""), start=1)
+
+
+def corrupt(path: Path, number: int, what: str) -> RunCorruptError:
+    """Makes the error for a line that is not what was written."""
+    return RunCorruptError(
+        f"{path}, line {number} {what}: the file was changed or damaged after it was written. "
+        "Restore it, or delete that line and resume, which runs its episode again"
+    )
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(fd, rest) :]
+
+
+def _cut_torn_tail(path: Path) -> None:
+    start = end = 0
+    line = b"\n"
+    with open_file(path) as file:
+        for piece in iter(lambda: file.readline(MAX_LINE), b""):
+            if line.endswith(b"\n"):
+                start = end
+            line, end = piece, end + len(piece)
+    try:
+        if end:
+            parse(line)
+    except ValueError:
+        os.truncate(path, start)

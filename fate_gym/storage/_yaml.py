@@ -1,0 +1,103 @@
+"""Reading YAML that a user or a stranger wrote: bounded time and memory, and one line for whatever is wrong with it."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import yaml
+
+from fate_gym.storage._reading import open_file
+
+MAX_YAML: Final = 200_000
+"""Most bytes of a file: PyYAML reads about as many in a second, and no settings need more."""
+
+_MAX_DIGITS: Final = 300
+"""Most characters of a number: long ones take quadratic time to convert."""
+
+
+class _Source(Protocol):
+    def open(self, mode: str) -> Any: ...
+
+
+def read_yaml(source: _Source, name: str) -> dict[str, Any]:
+    """Reads a file that holds one mapping with unique keys.
+
+    Args:
+        source: The file, as a path or a resource of a package.
+        name: What errors call it.
+
+    Raises:
+        ValueError: It is too large or no such mapping.
+        RunError: The path is no regular file, or cannot be read.
+    """
+    # A pipe or a device in a stranger's folder may never end.
+    with open_file(source) if isinstance(source, Path) else source.open("rb") as file:
+        content = file.read(MAX_YAML + 1)
+    if len(content) > MAX_YAML:
+        raise ValueError(f"{name} has more than {MAX_YAML} bytes, more than settings ever need")
+    settings = parse_yaml(content, name)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{name} must hold a mapping of settings, not {type(settings).__name__}")
+    odd = next((key for key in settings if not isinstance(key, str)), None)
+    if odd is not None:
+        raise ValueError(f"{name}: the key {odd!r} must be a string")
+    return settings
+
+
+def parse_yaml(content: bytes | str, name: str) -> Any:
+    """Parses YAML.
+
+    Raises:
+        ValueError: It is not valid, repeats a key, or uses what a stranger could make explode (aliases, merge keys).
+    """
+    try:
+        return yaml.load(content, _Loader)  # noqa: S506 (a SafeLoader)
+    except RecursionError:
+        raise ValueError(f"{name} is nested too deeply") from None
+    except yaml.MarkedYAMLError as error:
+        place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        what = error.problem or error.context
+        raise ValueError(f"{name}{place} is not valid YAML: {what}") from None
+    except Exception as error:
+        # PyYAML's constructors meet `!!bool x`, `!!timestamp x` and the like with whatever error they run into.
+        raise ValueError(f"{name} is not valid YAML: {type(error).__name__}: {error}"[:300]) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which also refuses repeated keys, aliases and endless numbers."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"aliases are not read, write out what *{event.anchor} stands for", event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.constructor.ConstructorError(None, None, "merge keys (<<) are not read", node.start_mark)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+    repeated = list(itertools.islice((str(key) for key, count in keys.items() if count > 1), 5))
+    if repeated:
+        raise yaml.constructor.ConstructorError(None, None, f"keys given twice: {', '.join(repeated)}", node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
+def _number(loader: _Loader, node: yaml.ScalarNode) -> Any:
+    if len(node.value) > _MAX_DIGITS:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"a number of {len(node.value)} characters", node.start_mark
+        )
+    return (loader.construct_yaml_int if node.tag.endswith(":int") else loader.construct_yaml_float)(node)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:int", _number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _number)
