@@ -2,27 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Literal, TypeAlias
 
+from fate_gym.agents._history import History, provider_fields
+from fate_gym.agents._malformed import malformed_call
 from fate_gym.agents.pricing import Prices, check_prices, cost, shipped_prices
+from fate_gym.chat import Message
 from fate_gym.env import Observation
-from fate_gym.errors import ContextOverflowError, ProviderError, UsageError
+from fate_gym.errors import (
+    ContextOverflowError,
+    EndlessReplyError,
+    NoReplyError,
+    ProviderError,
+    QuotaError,
+    UsageError,
+)
+from fate_gym.markup import holds_call_markup
 from fate_gym.rollout import Agent, Reply, Session
-from fate_gym.serving.client import ChatClient, check_positive, given
-from fate_gym.serving.retrying import RetryPolicy, TransientError, UnreachableError, UnusableError
+from fate_gym.serving import (
+    ChatClient,
+    Completion,
+    ModelFaultError,
+    RetryPolicy,
+    TransientError,
+    UnreachableError,
+    UnusableError,
+    check_positive,
+    given,
+)
 from fate_gym.task import Task
 
-_PROBE: Observation = {"messages": [{"role": "user", "content": "Reply with one word: ready"}]}
+DEFAULT_MAX_TOKENS: Final = 8192
+"""Several times the longest answer that AgentDojo asks for; at 30 tokens a second it ends within the default timeout.
+A model that thinks for longer needs more, and says so at the end of a run."""
+
+FILTERED: Final = "I can't help with that: the provider's content filter stopped this turn."
+"""What stands as the answer where a content filter fired. By rule and by judge it reads as a refusal."""
+
+_SUSPICIOUSLY_SHORT: Final = 16_000
+"""Characters of a first request, tools included, that fit into the context of any model with tools."""
+
+_SYSTEM: Message = {"role": "system", "content": "You are a helpful assistant."}
+_QUESTION: Message = {"role": "user", "content": "Reply with one word: ready"}
+_TOOL: Message = {
+    "type": "function",
+    "function": {
+        "name": "report_ready",
+        "description": "Reports that you are ready.",
+        "parameters": {"type": "object", "properties": {}},
+    },
+}
+
+_log = logging.getLogger("fate_gym")
+
+_Request: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[tuple[Completion, int]]]
 
 
 class OpenAIAgent(Agent):
     """A model behind chat completions.
 
-    The observation goes out as it is, and the message comes back as it is: what a model does wrong is for the
-    environment to judge. What a server does wrong is retried, and a conversation that no longer fits is a
-    `ContextOverflowError`, at once. An answer beyond any model's length counts as the server's fault.
+    What a server does wrong is retried, and then leaves the episode unscored. What a model does wrong is for the
+    environment to judge, also where the server reports it as an error: a call that the server could not parse is an
+    invalid turn, and a conversation that no longer fits or a reply that does not end truncates the episode. A turn
+    that the provider's content filter stopped counts as a refusal (`content_filter`).
+
+    Each session sends the server its own messages back as they came, with reasoning, signatures and call ids; the
+    environment keeps a normalised form.
 
     One agent serves any number of episodes on one event loop; after `aclose` it may serve on another.
 
@@ -31,8 +81,10 @@ class OpenAIAgent(Agent):
         base_url: The server, such as "http://127.0.0.1:8000/v1"; None for OpenAI's own, whatever OPENAI_BASE_URL says,
             so that settings alone decide what is measured. A user and password in it go into a Basic Authorization
             header instead of the key, a query into every request.
-        temperature: Left to the server if None, as are all options below.
-        max_tokens: Tokens of one reply; sent as `max_completion_tokens` to OpenAI, where newer models refuse the other.
+        temperature: Left to the server if None, as are seed, reasoning_effort and parallel_tool_calls.
+        max_tokens: Tokens of one reply; sent as `max_completion_tokens` to OpenAI, where newer models refuse the
+            other. A server that does not take the default is asked without it. None for no limit, with which a model
+            that never ends its reply holds up its episode until the timeout.
         seed: Sampling seed of the whole run; each episode's own is derived from it, so that repeats differ.
         reasoning_effort: Such as "low".
         parallel_tool_calls: Whether one message may hold several calls; sent only where there are tools.
@@ -40,15 +92,16 @@ class OpenAIAgent(Agent):
         timeout: Seconds for one whole request, however slowly its answer drips.
         max_attempts: Requests for one reply, the first included.
         requests_per_minute: Limit over all sessions, or None.
+        content_filter: What a turn is that the provider's content filter stopped: a "refusal" of the provider, which
+            is scored, or an "error", which leaves the episode unscored.
         extra_body: Further fields of each request; they win over all others.
-        prices: USD per million tokens (`fate_gym.agents.pricing.Prices`), above the shipped ones, which hold for
-            OpenAI's own server only.
+        prices: USD per million tokens (`Prices`), above the shipped ones, which hold for OpenAI's own server only.
         api_key_env: Environment variable that holds the key; a server of one's own may need none.
         backoff_seconds: Bound of the first wait between attempts.
 
     Raises:
         ValueError: An argument makes no sense, or the key is missing.
-        UsageError: The openai package is missing.
+        UsageError: A package is missing.
     """
 
     def __init__(
@@ -57,14 +110,15 @@ class OpenAIAgent(Agent):
         *,
         base_url: str | None = None,
         temperature: float | None = None,
-        max_tokens: int | None = None,
+        max_tokens: int | None = DEFAULT_MAX_TOKENS,
         seed: int | None = None,
         reasoning_effort: str | None = None,
         parallel_tool_calls: bool | None = None,
         stream: bool = False,
-        timeout: float = 120.0,
+        timeout: float = 300.0,
         max_attempts: int = 6,
         requests_per_minute: float | None = None,
+        content_filter: Literal["refusal", "error"] = "refusal",
         extra_body: Mapping[str, Any] | None = None,
         prices: Prices | None = None,
         api_key_env: str = "OPENAI_API_KEY",
@@ -72,64 +126,197 @@ class OpenAIAgent(Agent):
     ) -> None:
         if not model:
             raise ValueError("the model needs a name, as in openai:gpt-4o-mini")
+        if content_filter not in ("refusal", "error"):
+            raise ValueError(f"content_filter must be 'refusal' or 'error', got {content_filter!r}")
         check_positive(timeout=timeout, max_attempts=max_attempts, requests_per_minute=requests_per_minute)
+        check_positive(max_tokens=max_tokens)
         check_prices(prices or {})
         self.name = f"openai:{model}"
         self._model = model
         self._client = ChatClient(
             base_url, api_key_env=api_key_env, timeout=timeout, requests_per_minute=requests_per_minute
         )
-        self._options = given(
-            temperature=temperature,
-            reasoning_effort=reasoning_effort,
-            **{"max_tokens" if base_url else "max_completion_tokens": max_tokens},
-        )
+        self._options = given(temperature=temperature, reasoning_effort=reasoning_effort)
+        self._extra_body = dict(extra_body or {})
+        limits = {"max_tokens", "max_completion_tokens"} & self._extra_body.keys()
+        self._limit = {} if limits else given(**{"max_tokens" if base_url else "max_completion_tokens": max_tokens})
+        self._limit_is_default = max_tokens == DEFAULT_MAX_TOKENS
         self._seed = seed
         self._parallel_tool_calls = parallel_tool_calls
         self._stream = stream
-        self._extra_body = dict(extra_body or {})
+        self._content_filter = content_filter
         self._prices = {**({} if base_url else shipped_prices()), **(prices or {})}
         self._policy = RetryPolicy(max_attempts, backoff_seconds)
+        self._refused_fields: frozenset[str] = frozenset()
+        self._oddities: Counter[str] = Counter()
 
     def start(self, task: Task, seed: int) -> Session:
         """Begins an episode."""
         return _Session(self, None if self._seed is None else (self._seed + seed) % 2**31)
 
-    async def reply(self, observation: Observation, seed: int | None = None) -> Reply:
+    async def reply(self, observation: Observation, seed: int | None = None, history: History | None = None) -> Reply:
         """Answers one observation.
+
+        Args:
+            observation: The conversation and the tools.
+            seed: Sampling seed, or None.
+            history: What the server has sent before in this conversation; the reply is added to it.
 
         Raises:
             ContextOverflowError: The conversation no longer fits the model's context.
+            EndlessReplyError: The model does not end its reply.
+            QuotaError: The server serves no more today.
             ProviderError: No usable answer came, after all attempts or for good; in one line, without secrets.
         """
-        body = self._body(observation, seed)
-        (message, usage), attempts = await self._policy.run(self._client.request, body)
-        spent = cost(self._model, usage, self._prices)
-        if spent is not None:
-            usage["cost_usd"] = spent
-        return Reply(message, usage, attempts)
+        history = history or History()
+        if self.exhausted is not None:
+            raise QuotaError(self.exhausted)
+        try:
+            completion, attempts = await self._complete(observation, seed, history, self._with_retries)
+        except ModelFaultError as fault:
+            return self._reply_for(fault)
+        except QuotaError as error:
+            self.exhausted = str(error)
+            raise
+        except ContextOverflowError:
+            self._note_early_overflow(observation)
+            raise
+        history.remember(len(observation["messages"]), completion.message)
+        self._note_oddities(completion)
+        usage = self._with_cost(completion, observation)
+        message = completion.message
+        if completion.finish_reason is not None:
+            message = {**message, "finish_reason": completion.finish_reason}
+        return Reply(message, usage, attempts, finish_reason=completion.finish_reason)
 
-    async def check(self) -> None:
+    async def check(self, *, tools: bool = False) -> None:
         """Asks for one word, with the options of the run, to learn early of what no retry will mend.
 
         A busy or slow server passes.
 
+        Args:
+            tools: Whether the run's environments have tools, so that the server must take them.
+
         Raises:
-            UsageError: The address, the key, the model or an option is wrong; in one line.
+            UsageError: The address, the key, the model or an option is wrong, or the server takes no system message
+                or no tools; in one line, with the server's words.
         """
+        self.exhausted = None
+        probe: Observation = {"messages": [_SYSTEM, _QUESTION], **({"tools": [_TOOL]} if tools else {})}
         try:
-            await self._client.request(self._body(_PROBE, self._seed))
+            await self._complete(probe, self._seed, History(), self._once)
         except (ProviderError, ContextOverflowError, UnreachableError, UnusableError) as error:
             raise UsageError(f"{self.name} cannot be used: {error}") from None
-        except TransientError:
+        except (TransientError, ModelFaultError):
             return
 
     async def aclose(self) -> None:
-        """Closes the connections."""
+        """Closes the connections, and says what in the replies points to a server that is not set up well."""
         await self._client.aclose()
+        for oddity, count in self._oddities.items():
+            _log.warning("%s: %d replies %s", self.name, count, oddity)
+        self._oddities.clear()
 
-    def _body(self, observation: Observation, seed: int | None) -> dict[str, Any]:
-        body = {"model": self._model, **observation, **self._options, **given(seed=seed)}
+    async def _with_retries(self, body: Mapping[str, Any]) -> tuple[Completion, int]:
+        return await self._policy.run(self._client.request, body)
+
+    async def _once(self, body: Mapping[str, Any]) -> tuple[Completion, int]:
+        return await self._client.request(body), 1
+
+    async def _complete(
+        self, observation: Observation, seed: int | None, history: History, request: _Request
+    ) -> tuple[Completion, int]:
+        """Asks, and asks again without what the server refuses of what the agent adds of its own accord."""
+        limit, spent = dict(self._limit), 0
+        while True:
+            messages = history.restore(observation["messages"], self._refused_fields)
+            try:
+                completion, attempts = await request(self._body({**observation, "messages": messages}, seed, limit))
+            except NoReplyError as failure:
+                spent = failure.attempts = failure.attempts + spent
+                if not self._concede(failure, messages, limit):
+                    raise
+            else:
+                return completion, spent + attempts
+
+    def _concede(self, failure: NoReplyError, messages: list[Message], limit: dict[str, int]) -> bool:
+        """Gives up what the server has refused; returns whether there is anything to give up.
+
+        Args:
+            failure: What the server said.
+            messages: The conversation that was sent.
+            limit: The limit of tokens that was sent; emptied where the server may find room without it.
+        """
+        if limit and self._limit_is_default:
+            if isinstance(failure, ContextOverflowError):
+                # Many servers count the limit as a part of the context, even if the reply will be short.
+                limit.clear()
+                return True
+            if isinstance(failure, ProviderError) and re.search("max_(completion_)?tokens", str(failure)):
+                self._limit = {}
+                limit.clear()
+                return True
+        if not isinstance(failure, ProviderError):
+            return False
+        # Some servers refuse what they have sent themselves (Groq: "property 'reasoning' is unsupported").
+        named = {field for field in provider_fields(messages) if field in str(failure)}
+        self._refused_fields |= named
+        return bool(named)
+
+    def _reply_for(self, fault: ModelFaultError) -> Reply:
+        """Returns the turn that a fault of the model, or of a filter on it, counts as.
+
+        Raises:
+            EndlessReplyError: The reply did not end, so the episode cannot go on.
+            ProviderError: A filter fired, and that is to be an error.
+        """
+        if fault.kind == "endless":
+            raise EndlessReplyError(str(fault), fault.attempts)
+        if fault.kind == "content_filter" and self._content_filter == "error":
+            raise ProviderError(f"a content filter fired: {fault}", fault.attempts)
+        # A server does not charge for an answer that is an error.
+        usage = fault.usage or {"prompt_tokens": 0, "completion_tokens": 0}
+        spent = cost(self._model, usage, self._prices)
+        usage |= given(cost_usd=spent)
+        if fault.kind == "content_filter":
+            message: Message = {"role": "assistant", "content": FILTERED, "provider_said": str(fault)}
+            message |= given(filtered_content=fault.text or None)
+        else:
+            message = malformed_call(fault.text, str(fault))
+        return Reply({**message, "finish_reason": fault.kind}, usage, fault.attempts, finish_reason=fault.kind)
+
+    def _note_oddities(self, completion: Completion) -> None:
+        if completion.finish_reason == "length":
+            self._oddities["were cut at the limit of tokens: a larger max_tokens lets the model finish"] += 1
+        if not completion.plausible:
+            self._oddities["came with token counts that cannot be true; these were left out"] += 1
+        content = completion.message.get("content")
+        if isinstance(content, str) and not completion.message.get("tool_calls") and holds_call_markup(content):
+            self._oddities[
+                "hold tool calls in their text: the server needs a tool parser for this model "
+                "(vLLM: --enable-auto-tool-choice --tool-call-parser NAME; llama.cpp: --jinja)"
+            ] += 1
+
+    def _with_cost(self, completion: Completion, observation: Observation) -> dict[str, float]:
+        """Returns the usage with its cost, where the price is known."""
+        usage, counted = dict(completion.usage), completion.usage
+        if not completion.plausible:
+            # An unknown cost would end a run with a limit of cost, so it is estimated, rather too high than too low.
+            characters = len(json.dumps(observation)), len(json.dumps(completion.message))
+            counted = dict(zip(("prompt_tokens", "completion_tokens"), (n / 3 for n in characters), strict=True))
+        return usage | given(cost_usd=cost(self._model, counted, self._prices))
+
+    def _note_early_overflow(self, observation: Observation) -> None:
+        """Notes where the server says that the first, short request does not fit: it may mean something else."""
+        first = not any(message["role"] == "assistant" for message in observation["messages"])
+        if first and len(json.dumps(observation)) < _SUSPICIOUSLY_SHORT:
+            self._oddities[
+                f"were refused as too long for the context, though the first request had less than "
+                f"{_SUSPICIOUSLY_SHORT} characters: look at what the server says; the episodes count as truncated"
+            ] += 1
+
+    def _body(self, observation: Observation, seed: int | None, limit: Mapping[str, int]) -> dict[str, Any]:
+        body = {"model": self._model, **observation, **self._options, **limit, **given(seed=seed)}
         if "tools" in observation:
             body |= given(parallel_tool_calls=self._parallel_tool_calls)
         if self._stream:
@@ -137,10 +324,13 @@ class OpenAIAgent(Agent):
         return {**body, **self._extra_body}
 
 
-@dataclass(frozen=True, slots=True)
 class _Session:
-    agent: OpenAIAgent
-    seed: int | None
+    """One episode: the conversation in the server's own form."""
+
+    def __init__(self, agent: OpenAIAgent, seed: int | None) -> None:
+        self._agent = agent
+        self._seed = seed
+        self._history = History()
 
     async def act(self, observation: Observation) -> Reply:
-        return await self.agent.reply(observation, self.seed)
+        return await self._agent.reply(observation, self._seed, self._history)

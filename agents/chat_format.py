@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fate_gym.agents._malformed import malformed_call
 from fate_gym.agents.response_templates import PROBE_CALL, PROBE_QUESTION, PROBE_TOOL, ResponseTemplate
 from fate_gym.chat import Message, ToolSchema
 
@@ -92,9 +93,9 @@ class ChatFormat:
                 )
             except Exception as error:
                 # Not ValueError alone: deep nesting, say, ends in RecursionError. What the model wrote is to blame.
-                return _malformed(text, one_line(error))
+                return malformed_call(text, one_line(error))
         if message.get("tool_calls") and token_ids[-1] not in self.stop_ids:
-            return _malformed(text, "the reply was cut off at the token limit, in or after a tool call")
+            return malformed_call(text, "the reply was cut off at the token limit, in or after a tool call")
         return message
 
     def _keeps_the_past(self, role: str) -> bool:
@@ -145,10 +146,6 @@ def _marked(turn: Message) -> Message:
     call = turn["tool_calls"][0]
     function = {"name": call["function"]["name"], "arguments": {"text": _MARKER}}
     return {"role": "assistant", "content": "", "tool_calls": [{**call, "function": function}]}
-
-
-def _malformed(text: str, problem: str) -> Message:
-    return {"role": "assistant", "content": text, "tool_calls": text, "parse_error": problem}
 
 
 def one_line(error: Exception) -> str:

@@ -229,8 +229,12 @@ class _Defended(Agent):
     def start(self, task: Task, seed: int) -> Session:
         return self._defence.start(functools.partial(self._agent.start, task, seed))
 
-    async def check(self) -> None:
-        await self._agent.check()
+    @property
+    def exhausted(self) -> str | None:  # type: ignore[override]
+        return self._agent.exhausted
+
+    async def check(self, *, tools: bool = False) -> None:
+        await self._agent.check(tools=tools)
         await self._defence.check()
 
     async def aclose(self) -> None:

@@ -109,7 +109,7 @@ class LocalAgent(Agent):
         """Begins an episode."""
         return _LocalSession(self, f"{self.seed}/{task.id}/{seed}")
 
-    async def check(self) -> None:
+    async def check(self, *, tools: bool = False) -> None:
         """Loads the model.
 
         Raises:

@@ -38,8 +38,16 @@ class ProviderError(NoReplyError):
     """An agent could not answer for a reason that says nothing about the policy (network, quota, crash)."""
 
 
+class QuotaError(ProviderError):
+    """The server serves no more before money or another day comes: no further episode can be played."""
+
+
 class ContextOverflowError(NoReplyError):
     """The conversation no longer fits the model's context; the episode is truncated and still scored."""
+
+
+class EndlessReplyError(NoReplyError):
+    """The model does not end its reply; the episode is truncated and still scored."""
 
 
 class RunError(FateGymError):

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 
 from fate_gym.chat import Json, Message
 from fate_gym.env import Observation, Status, ToolEnv
-from fate_gym.errors import ContextOverflowError, ProviderError
+from fate_gym.errors import ContextOverflowError, EndlessReplyError, ProviderError
 from fate_gym.rewards import Verdict
 from fate_gym.task import Task
 from fate_gym.transcript import Transcript
@@ -44,12 +44,16 @@ class Reply:
         usage: Tokens and cost of this call by name ("prompt_tokens", "completion_tokens", "cost_usd"), where known.
         attempts: Requests that it took.
         sample: The sampled tokens, from a local model.
+        finish_reason: Why the model stopped ("stop", "tool_calls", "length", ...), where it is known. It is
+            "content_filter" where the provider's filter stopped it, "malformed_call" where the server could not read
+            its call.
     """
 
     message: Any
     usage: dict[str, float] = field(default_factory=dict)
     attempts: int = 1
     sample: Sample | None = None
+    finish_reason: str | None = None
 
 
 class Session(Protocol):
@@ -59,7 +63,8 @@ class Session(Protocol):
         """Answers an observation.
 
         Raises:
-            ContextOverflowError: The conversation no longer fits; the episode is truncated and scored.
+            ContextOverflowError, EndlessReplyError: The conversation no longer fits, or the model does not end its
+                reply; the episode is truncated and scored.
             Exception: Anything else leaves the episode unscored, as a `provider_error`.
         """
         ...
@@ -72,18 +77,23 @@ class Agent(ABC):
         name: Stands in results.
         privileged: Whether it is given the ground truth (oracles).
         contaminated_by: Benchmark data that its model learned from against the authors' wish; stands in every run.
+        exhausted: Why no further episode can be played (a daily quota is spent), None while one can; a run then ends.
     """
 
     name: str
     privileged: bool = False
     contaminated_by: tuple[str, ...] = ()
+    exhausted: str | None = None
 
     @abstractmethod
     def start(self, task: Task, seed: int) -> Session:
         """Begins an episode; `task.ground_truth` is set only for privileged agents."""
 
-    async def check(self) -> None:
+    async def check(self, *, tools: bool = False) -> None:
         """Finds out, before a run, whether the agent can answer at all.
+
+        Args:
+            tools: Whether the run's environments have tools.
 
         Raises:
             UsageError: It cannot; one line says why.
@@ -241,9 +251,10 @@ async def _play(
     while True:
         try:
             reply = await meter.time(session.act(observation))
-        except ContextOverflowError as overflow:
-            meter.attempts += overflow.attempts
-            return (await asyncio.to_thread(env.truncate, "context_overflow"))[4]
+        except (ContextOverflowError, EndlessReplyError) as cut:
+            meter.attempts += cut.attempts
+            ended = "context_overflow" if isinstance(cut, ContextOverflowError) else "endless_reply"
+            return (await asyncio.to_thread(env.truncate, ended))[4]
         except ProviderError:
             raise
         except Exception as error:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fate_gym.errors import RunCorruptError, RunError
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import summarise
 from fate_gym.leaderboards.records import problem
 from fate_gym.leaderboards.submissions import Submission, read_submission
+from fate_gym.storage import read_object
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,37 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
-def load_runs(paths: Sequence[Path]) -> list[LoadedRun]:
+_READ: Final = (
+    *("manifest.json", "episodes.jsonl", "failures.jsonl", "summary.json"),
+    *("submission.yaml", "fate-gym.json", "steps.jsonl"),
+)
+"""Files of a run folder that boards and their site read."""
+
+LeaveOut = Callable[[Path, str], None]
+"""Is told of a run that is left out: its folder, and the reason."""
+
+
+def load_runs(paths: Sequence[Path], *, leave_out: LeaveOut | None = None) -> list[LoadedRun]:
     """Loads run folders, and gives each an id of its own.
 
+    Args:
+        paths: The folders.
+        leave_out: Called with each run that cannot be loaded, and why; the others are loaded all the same. None to
+            raise for the first.
+
     Raises:
-        RunError: A folder is no run, is damaged, or its `submission.yaml` is.
+        RunError: A folder is not a run, is damaged, or its `submission.yaml` is.
     """
     taken: set[str] = set()
     runs = []
     for path in paths:
-        run = _load(path, taken)
+        try:
+            run = _load(path, taken)
+        except RunError as error:
+            if leave_out is None:
+                raise
+            leave_out(path, str(error))
+            continue
         taken.add(run.run_id)
         runs.append(run)
     return runs
@@ -86,12 +108,13 @@ def load_run(path: Path) -> LoadedRun:
     """Loads one run folder.
 
     Raises:
-        RunError: The folder is no run, is damaged, or its `submission.yaml` is.
+        RunError: The folder is not a run, is damaged, or its `submission.yaml` is.
     """
     return load_runs([path])[0]
 
 
 def _load(path: Path, taken: set[str]) -> LoadedRun:
+    refuse_links(path)
     folder = RunFolder.read(path)
     check_config(path, folder.manifest)
     malformed = 0
@@ -122,6 +145,17 @@ def _load(path: Path, taken: set[str]) -> LoadedRun:
     )
 
 
+def refuse_links(run: Path) -> None:
+    """Refuses a run folder whose files lie elsewhere: a stranger's link may lead to what is none of the stranger's.
+
+    Raises:
+        RunError: A file of it is a link that leads out of the folder.
+    """
+    for file in (run / name for name in _READ):
+        if file.is_symlink() and run.resolve() not in file.resolve().parents:
+            raise RunError(f"{file} is a link that leads out of the folder: put the file itself there")
+
+
 def check_config(path: Path, manifest: dict[str, Any]) -> None:
     """Checks that a manifest says what ran.
 
@@ -141,12 +175,12 @@ def _count_missing(summary: dict[str, Any], folder: RunFolder) -> None:
     """Takes from the stored summary how many episodes were planned: the run knew, the table need not make the plan."""
     counts = summary["episodes"]
     try:
-        planned = folder.summary()["episodes"]["planned"]
-    except (RunError, KeyError, TypeError):
-        planned = None
-    known = type(planned) is int
-    counts["planned"] = planned if known else None
-    counts["missing"] = max(0, planned - counts["scored"] - counts["errors"]) if known else None
+        planned = read_object(folder.path / "summary.json").object("episodes").integer("planned")
+    except RunError:
+        counts["planned"] = counts["missing"] = None
+    else:
+        counts["planned"] = planned
+        counts["missing"] = max(0, planned - counts["scored"] - counts["errors"])
 
 
 def _run_id(agent: str, digest: str, taken: set[str]) -> str:

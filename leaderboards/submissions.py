@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from fate_gym.errors import RunError
-from fate_gym.evaluation.config import read_settings
+from fate_gym.storage import read_yaml
 
 SCHEMA: Final = "fate-gym/submission/1"
 FILE: Final = "submission.yaml"
@@ -46,10 +47,10 @@ def read_submission(run: Path) -> Submission | None:
         RunError: It is not what the schema asks for; the message names the field.
     """
     path = run / FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
-        fields = read_settings(str(path))
+        fields = read_yaml(path, str(path))
     except ValueError as error:
         raise RunError(str(error)) from error
     if found := _problem(fields):

@@ -11,7 +11,7 @@ from rich.text import Text
 from fate_gym.evaluation.summary import ALL
 from fate_gym.leaderboards.comparison import Compared, Comparison
 from fate_gym.leaderboards.statistics import Difference
-from fate_gym.rendering import visible
+from fate_gym.rendering import visible_line
 
 
 def comparison_tables(comparison: Comparison, *, every_suite: bool = False) -> Iterator[Table]:
@@ -26,7 +26,7 @@ def comparison_tables(comparison: Comparison, *, every_suite: bool = False) -> I
         table = Table(box=SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
         where = f", {suite}" if suite != ALL else ""
         # Text, not str: names may hold what rich would take for markup.
-        table.title = Text(visible(f"attack: {attack}{where}" if attack else f"without attack{where}"))
+        table.title = Text(visible_line(f"attack: {attack}{where}" if attack else f"without attack{where}"))
         table.add_column("metric")
         for name in ("A", "B", "B - A", "95 % interval", "p", "n"):
             table.add_column(name, justify="right", no_wrap=True)
@@ -45,14 +45,14 @@ def comparison_notes(comparison: Comparison) -> str:
     ]
     if comparison.only_a or comparison.only_b:
         lines.append(f"Episodes of one run alone, in no row: A {comparison.only_a}, B {comparison.only_b}.")
-    return "\n".join([*lines, *(visible(f"warning: {warning}") for warning in comparison.warnings)])
+    return "\n".join([*lines, *(visible_line(f"warning: {warning}") for warning in comparison.warnings)])
 
 
 def _cells(row: Compared) -> list[str]:
     found = row.difference
     arrow = {"up": " ↑", "down": " ↓", "": ""}[row.column.direction]
     return [
-        visible(row.column.name) + arrow,
+        visible_line(row.column.name) + arrow,
         _percent(found.a),
         _percent(found.b),
         _points(found.value) + _sign(row),

@@ -29,6 +29,7 @@ from fate_gym.evaluation.summary import summarise
 from fate_gym.leaderboards import fields, scanning
 from fate_gym.leaderboards.judgements import as_judged, is_judged
 from fate_gym.leaderboards.replay import ABSENT, OVERFLOW, Change, changes, leaves, replay
+from fate_gym.leaderboards.runs import refuse_links
 from fate_gym.leaderboards.settings import Settings, read_settings
 from fate_gym.leaderboards.submissions import FILE, read_submission
 from fate_gym.rewards import Verdict
@@ -126,6 +127,7 @@ def verify(path: Path, *, trusted: str | None = None, concurrency: int = 4) -> V
     """
     if not (path / "manifest.json").is_file():
         raise RunError(f"{path} has no manifest.json: is it the folder of a run?")
+    refuse_links(path)
     report = Verification(path)
     declared = _check_submission(path, report)
     manifest = _object(path / "manifest.json", RUN_SCHEMA, report)

@@ -64,6 +64,9 @@ def run(options: argparse.Namespace) -> int:
     _print(summaries, as_json=options.json)
     if stop is not None:
         raise stop
+    if exhausted := [agent.exhausted for agent in agents if agent.exhausted is not None]:
+        err.line(f"The run ended early: {exhausted[0]}. The same command completes it.")
+        return 1
     if any(summary["episodes"]["missing"] for summary in summaries):
         err.line("The budget is spent. A larger --max-cost completes the run.")
         return 1
@@ -90,7 +93,7 @@ async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[dict[str, Any], S
     with err.status(f"Loading {config.env}"), usage_errors():
         plan = Plan(config)
         _make_folder(config.out)
-        await agent.check()
+        await agent.check(tools=plan.has_tools())
     stop = asyncio.Event()
     signals: list[int] = []
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fate_gym.cli.terminal import err, out
+from fate_gym.errors import RunError
 
 if TYPE_CHECKING:
     from fate_gym.leaderboards.verification import Verification
@@ -50,18 +51,26 @@ def add_commands(commands: Any) -> None:
 
 
 def run_build(options: argparse.Namespace) -> int:
-    """Writes the board of some runs."""
+    """Writes the board of some runs; 0 if all of them are on it, 1 if some had to be left out."""
     from fate_gym.leaderboards.board import build
     from fate_gym.leaderboards.exports import write_exports
     from fate_gym.leaderboards.runs import find_runs, load_runs
     from fate_gym.leaderboards.site import build_site
 
-    runs = load_runs(find_runs(options.runs))
+    left_out: list[Path] = []
+
+    def leave_out(path: Path, reason: str) -> None:
+        left_out.append(path)
+        err.line(f"left out {path}: {reason}")
+
+    runs = load_runs(find_runs(options.runs), leave_out=leave_out)
+    if not runs:
+        raise RunError("no run is left to build a board from")
     boards = build(runs)
     write_exports(boards, options.out)
     build_site(boards, runs, options.out, private=options.private)
     out.line(f"{len(runs)} runs, {sum(len(board.rows) for board in boards)} rows: {options.out}")
-    return 0
+    return int(bool(left_out))
 
 
 def run_verify(options: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ _UNUSABLE, _REFUSED, _READER_GONE = 2, 3, 141
 
 _EXIT_CODES: Final = """exit codes:
   0    The command did what was asked.
-  1    Some episodes have an error, or a check found a difference.
+  1    Some episodes have an error, a check found a difference, or a run was left out of a board.
   2    The command line, the settings or a given file cannot be used.
   3    The system refused to read or write: a full disk, a missing folder,
        no permission, standard output that takes nothing.
@@ -117,7 +117,9 @@ def _flush() -> None:
 
 def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Prints an exception that nobody expected: its text, too, may come from a model."""
-    err.text("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"))
+    *frames, last = traceback.format_exception(kind, error, trace)
+    err.text("".join(frames).rstrip("\n"))
+    err.line(last.rstrip("\n"))
 
 
 if __name__ == "__main__":

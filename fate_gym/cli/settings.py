@@ -51,7 +51,7 @@ def usage_errors() -> Iterator[None]:
     """Turns what wrong settings raise into one line; elsewhere such an exception is a bug and shows its trace."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ModuleNotFoundError) as error:
         raise UsageError(str(error)) from error
     except OSError as error:
         if error.filename is None:

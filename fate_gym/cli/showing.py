@@ -9,7 +9,7 @@ from typing import Any
 
 from fate_gym.cli.terminal import out
 from fate_gym.errors import UsageError
-from fate_gym.evaluation.report import notes, results_tables
+from fate_gym.evaluation.report import notes, read_summary, results_tables
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.rendering import render_episode
 from fate_gym.rewards import AXES
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show_run(folder: RunFolder, *, every: bool) -> None:
-    summary = folder.summary()
+    summary = read_summary(folder.path / "summary.json")
     out.line(f"{summary['agent']} on {summary['env']}")
     for table in results_tables([summary], by_suite=True):
         out.table(table)
@@ -79,9 +79,11 @@ def _find(folder: RunFolder, wanted: str) -> dict[str, Any]:
 
 
 def _show_episode(episode: Mapping[str, Any]) -> None:
-    lines = [episode["key"], f"seed {episode['seed']}, status {episode['status']}"]
-    lines += [f"error: {episode['error']}"] if episode["error"] else []
+    out.line(episode["key"])
+    out.line(f"seed {episode['seed']}, status {episode['status']}")
+    if episode["error"]:
+        out.line(f"error: {episode['error']}")
     for vector, text in episode["injections"].items():
-        lines.append(f"injected at {vector} ({'reached' if episode['injection_reached'] else 'not reached'}):")
-        lines += [f"    {line}" for line in text.strip().split("\n")]
-    out.text("\n".join([*lines, "", render_episode(episode["messages"], episode["ended"], episode["verdict"])]))
+        out.line(f"injected at {vector} ({'reached' if episode['injection_reached'] else 'not reached'}):")
+        out.text("\n".join(f"    {line}" for line in text.strip().split("\n")))
+    out.text("\n" + render_episode(episode["messages"], episode["ended"], episode["verdict"]))

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit, urlunsplit
 
 from fate_gym.chat import Json
+from fate_gym.serving import public_url
 from fate_gym.storage import read_yaml
 
 Attack: TypeAlias = str | Mapping[str, str] | None
@@ -91,12 +91,6 @@ def _without_logins(value: Json) -> Json:
         name: public_url(item) if name == "base_url" and isinstance(item, str) else _without_logins(item)
         for name, item in value.items()
     }
-
-
-def public_url(url: str) -> str:
-    """Returns an address without user, password, query and fragment, fit for a manifest or an error."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def read_settings(name: str) -> dict[str, Any]:

@@ -66,6 +66,14 @@ class Plan:
             system_prompt=first.system_prompt,
         )
 
+    def has_tools(self) -> bool:
+        """Whether any of the environments gives its agent tools."""
+        firsts = {item.variant: item.task_id for item in reversed(self.items)}
+        return any(
+            "tools" in self._first[variant].reset(seed=0, options={"task_id": task_id})[0]
+            for variant, task_id in firsts.items()
+        )
+
     def manifest(self) -> dict[str, Json]:
         """What a run folder records of its evaluation: settings, versions and checksums; no secrets."""
         config = self.config.to_json()

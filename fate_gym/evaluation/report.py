@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
@@ -11,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fate_gym.evaluation.metrics import LABELS
-from fate_gym.evaluation.summary import ALL
-from fate_gym.rendering import visible
+from fate_gym.evaluation.summary import ALL, SCHEMA
+from fate_gym.rendering import visible_line
+from fate_gym.storage import Fields, read_object
 
 Summary = Mapping[str, Any]
 
@@ -121,7 +123,7 @@ def notes(summaries: Sequence[Summary]) -> str:
         lines.append(f"Refusals told by: {_refusals_by(summaries)}.")
     elif by_agent:
         lines.append(
-            "Refusals told by: " + "; ".join(f"{visible(agent)}: {by}" for agent, by in by_agent.items()) + "."
+            "Refusals told by: " + "; ".join(f"{visible_line(agent)}: {by}" for agent, by in by_agent.items()) + "."
         )
     return "\n".join(lines)
 
@@ -130,7 +132,7 @@ def _layouts(summaries: Sequence[Summary]) -> Iterator[_Layout]:
     """Yields the tables for which there are episodes."""
     modes = {group["mode"] for group in _groups(summaries)}
     attacks = sorted({group["attack"] for group in _groups(summaries) if group["mode"] == "attacked"})
-    layouts = [_Layout(f"attack: {visible(attack)}", attack, (*_BENIGN, *_ATTACKED)) for attack in attacks]
+    layouts = [_Layout(f"attack: {visible_line(attack)}", attack, (*_BENIGN, *_ATTACKED)) for attack in attacks]
     if "benign" in modes and not attacks:
         layouts.append(_Layout("without attack", None, _BENIGN))
     if "harmful" in modes:
@@ -143,7 +145,8 @@ def _layouts(summaries: Sequence[Summary]) -> Iterator[_Layout]:
         ]
     for mode in sorted(modes - set(_MODES)):
         names = dict.fromkeys(name for group in _groups(summaries, mode) for name in group["metrics"])
-        layouts.append(_Layout(visible(mode), None, tuple(_Column(name, mode, "", name) for name in names)))
+        columns = tuple(_Column(visible_line(name), mode, "", name) for name in names)
+        layouts.append(_Layout(visible_line(mode), None, columns))
     for layout in layouts:
         columns = tuple(
             column
@@ -163,7 +166,7 @@ def _rows(summary: Summary, layout: _Layout, by_suite: bool) -> Iterator[list[Te
         errors = sum(
             sum(part["errors"].values()) + sum(part["grader_errors"].values()) for part in parts.values() if part
         )
-        label = visible(suite if by_suite else str(summary["agent"]))
+        label = visible_line(suite if by_suite else str(summary["agent"]))
         n = "+".join(str(_n(parts[mode], layout.columns)) for mode in layout.modes)
         cells = [_cell(parts[column.mode], column) for column in layout.columns]
         # Text, not str: agents' names may hold what rich would take for markup.
@@ -209,8 +212,39 @@ def _groups(summaries: Iterable[Summary], mode: str | None = None) -> Iterator[S
 
 
 def _refusals_by(summaries: Sequence[Summary]) -> str:
-    return ", ".join(sorted({rule for group in _groups(summaries) for rule in group["refusals_by"]}))
+    return visible_line(", ".join(sorted({rule for group in _groups(summaries) for rule in group["refusals_by"]})))
 
 
 def _percent(share: float) -> str:
     return "100" if share == 1.0 else f"{100 * share:.1f}"
+
+
+def read_summary(path: Path) -> Summary:
+    """Reads a `summary.json` that may be damaged or a stranger's, and checks what tables need of it.
+
+    Raises:
+        RunError: It is missing, or the file and field of what is wrong with it.
+    """
+    fields = read_object(path, SCHEMA)
+    for name in ("agent", "env"):
+        fields.text(name)
+    for group in fields.objects("groups"):
+        group.text("mode")
+        group.text_or_none("attack")
+        group.text("suite")
+        group.texts("refusals_by")
+        for name in ("errors", "grader_errors"):
+            counts = group.object(name)
+            for kind in counts.values:
+                counts.integer(kind)
+        metrics = group.object("metrics")
+        for name in metrics.values:
+            _check_estimate(metrics.object(name))
+    return fields.values
+
+
+def _check_estimate(estimate: Fields) -> None:
+    estimate.integer("n")
+    if estimate.values.get("value") is not None:
+        for name in ("value", "low", "high"):
+            estimate.number(name)

@@ -56,7 +56,7 @@ async def _work(
 ) -> None:
     envs: dict[int, ToolEnv] = {}
     for item in waiting:
-        if stop is not None and stop.is_set():
+        if agent.exhausted is not None or (stop is not None and stop.is_set()):
             return
         if item.variant not in envs:
             envs[item.variant] = plan.make_env(item.variant)

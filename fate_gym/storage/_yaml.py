@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import yaml
+
+from fate_gym.storage._reading import open_file
 
 MAX_YAML: Final = 200_000
 """Most bytes of a file: PyYAML reads about as many in a second, and no settings need more."""
@@ -28,9 +31,10 @@ def read_yaml(source: _Source, name: str) -> dict[str, Any]:
 
     Raises:
         ValueError: It is too large or no such mapping.
-        OSError: It cannot be read.
+        RunError: The path is no regular file, or cannot be read.
     """
-    with source.open("rb") as file:
+    # A pipe or a device in a stranger's folder may never end.
+    with open_file(source) if isinstance(source, Path) else source.open("rb") as file:
         content = file.read(MAX_YAML + 1)
     if len(content) > MAX_YAML:
         raise ValueError(f"{name} has more than {MAX_YAML} bytes, more than settings ever need")

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from fate_gym.errors import JudgeError, ProviderError
 
 if TYPE_CHECKING:
-    from fate_gym.serving.client import ChatClient
-    from fate_gym.serving.retrying import RetryPolicy
+    from fate_gym.serving import ChatClient, RetryPolicy
 
 T = TypeVar("T")
 
@@ -71,8 +70,7 @@ class ModelJudge:
         api_key_env: str = "OPENAI_API_KEY",
         backoff_seconds: float = 1.0,
     ) -> None:
-        from fate_gym.serving.client import ChatClient, check_positive, given
-        from fate_gym.serving.retrying import RetryPolicy
+        from fate_gym.serving import ChatClient, RetryPolicy, check_positive, given
 
         if not model:
             raise ValueError("the judge needs a name, as in openai:gpt-4o-mini")
@@ -120,8 +118,8 @@ class ModelJudge:
 
 async def _ask(client: ChatClient, policy: RetryPolicy, body: Mapping[str, Any], question: str) -> str:
     async def request(messages: list[dict[str, str]]) -> str:
-        message, _ = await client.request({**body, "messages": messages})
-        content = message.get("content")
+        completion = await client.request({**body, "messages": messages})
+        content = completion.message.get("content")
         if not isinstance(content, str) or not content.strip():
             raise ProviderError("it holds no text", attempts=1)
         return content

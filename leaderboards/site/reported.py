@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any, Final
-
-import yaml
+from typing import Any
 
 from fate_gym.leaderboards.site.text import NOTHING
-
-SCHEMA: Final = "fate-gym/reported/1"
+from fate_gym.storage import read_yaml
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +38,9 @@ def reported(env: str) -> list[Reported]:
     Args:
         env: Gymnasium id, such as "fate/AgentDojo-v0".
     """
-    text = files("fate_gym.leaderboards").joinpath("results", "reported.yaml").read_text(encoding="utf-8")
+    content = read_yaml(files("fate_gym.leaderboards") / "results" / "reported.yaml", "results/reported.yaml")
     benchmark = env.rpartition("/")[2].rpartition("-v")[0]
-    return [_table(entry) for entry in _tables(text) if entry["benchmark"] == benchmark]
-
-
-def _tables(text: str) -> list[Mapping[str, Any]]:
-    content = yaml.safe_load(text)
-    if content["schema"] != SCHEMA:
-        raise ValueError(f"results/reported.yaml has schema {content['schema']!r}, this fate-gym reads {SCHEMA!r}")
-    return list(content["tables"])
+    return [_table(entry) for entry in content["tables"] if entry["benchmark"] == benchmark]
 
 
 def _table(entry: Mapping[str, Any]) -> Reported:

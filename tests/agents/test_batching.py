@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -29,27 +28,34 @@ def _one_thread() -> Iterator[None]:
 
 
 class Doubler:
-    """Doubles numbers in batches, each of `seconds`, and remembers them; more than `room` at once do not fit."""
+    """Doubles numbers in batches and remembers their sizes; more than `room` numbers at once do not fit.
 
-    def __init__(self, *, room: int = 99, seconds: float = 0.0) -> None:
+    A batch that runs waits for `gate`, so that a test decides what arrives meanwhile.
+    """
+
+    def __init__(self, *, room: int = 99, gate: threading.Event | None = None) -> None:
         self.room = room
-        self.seconds = seconds
+        self.gate = gate
+        self.running = threading.Event()
         self.sizes: list[int] = []
 
     def __call__(self, numbers: list[int]) -> list[int]:
         self.sizes.append(len(numbers))
-        time.sleep(self.seconds)
+        self.running.set()
+        if self.gate is not None:
+            assert self.gate.wait(timeout=60)
         if len(numbers) > self.room:
             raise MemoryError
         return [2 * number for number in numbers]
 
 
 def batcher(run: Any, **options: Any) -> MicroBatcher[Any, Any]:
-    return MicroBatcher(run, **{"max_batch": 8, "too_large": MemoryError, **options})
+    # A batch that is not full starts after `delay`: long enough for a busy machine to submit the rest of it.
+    return MicroBatcher(run, **{"max_batch": 8, "too_large": MemoryError, "delay": 0.5, **options})
 
 
 def test_requests_that_wait_run_together_and_keep_their_order() -> None:
-    run = Doubler(seconds=0.05)
+    run = Doubler()
     made = batcher(run)
 
     async def main() -> list[int]:
@@ -73,17 +79,17 @@ def test_a_lone_request_does_not_wait_for_company() -> None:
 
 
 def test_the_event_loop_runs_on_while_a_batch_does() -> None:
-    made = batcher(Doubler(seconds=0.5))
+    run = Doubler(gate=threading.Event())
+    made = batcher(run, delay=0)
 
     async def main() -> int:
         answer = asyncio.ensure_future(made.submit(1))
-        ticks = 0
-        while not answer.done():
-            await asyncio.sleep(0.01)
-            ticks += 1
-        return ticks
+        await asyncio.to_thread(run.running.wait, 60)
+        assert not answer.done()
+        run.gate.set()  # By the loop itself, which a batch that blocked it could not do.
+        return await answer
 
-    assert asyncio.run(main()) > 10
+    assert asyncio.run(main()) == 2
     made.close()
 
 
@@ -94,7 +100,7 @@ def test_one_batcher_serves_one_event_loop_after_another() -> None:
 
 
 def test_a_batch_that_does_not_fit_is_halved_and_the_size_grows_back() -> None:
-    run = Doubler(room=3, seconds=0.02)
+    run = Doubler(room=3)
     made = batcher(run)
 
     async def main(count: int) -> list[int]:
@@ -167,16 +173,17 @@ def test_an_error_reaches_all_of_its_batch_and_the_next_batch_runs() -> None:
 
 
 def test_a_request_whose_caller_has_gone_is_not_run() -> None:
-    run = Doubler(seconds=0.2)
+    run = Doubler(gate=threading.Event())
     made = batcher(run, max_batch=1)
 
     async def main() -> int:
         first = asyncio.ensure_future(made.submit(1))
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(run.running.wait, 60)
         gone = asyncio.ensure_future(made.submit(2))
         last = asyncio.ensure_future(made.submit(3))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0)  # Both are submitted now, and wait behind the first.
         gone.cancel()
+        run.gate.set()
         assert await first == 2
         return await last
 
@@ -186,15 +193,18 @@ def test_a_request_whose_caller_has_gone_is_not_run() -> None:
 
 
 def test_closing_answers_what_runs_and_turns_away_what_waits() -> None:
-    run = Doubler(seconds=0.3)
+    run = Doubler(gate=threading.Event())
     before = set(threading.enumerate())
     made = batcher(run, max_batch=1)
 
     async def main() -> list[Any]:
         requests = [asyncio.ensure_future(made.submit(number)) for number in range(3)]
-        await asyncio.sleep(0.1)
-        await asyncio.to_thread(made.close)
-        answers = await asyncio.gather(*requests, return_exceptions=True)
+        await asyncio.to_thread(run.running.wait, 60)
+        closing = asyncio.ensure_future(asyncio.to_thread(made.close))
+        turned_away = await asyncio.gather(*requests[1:], return_exceptions=True)
+        run.gate.set()
+        await closing
+        answers = [await requests[0], *turned_away]
         with pytest.raises(ProviderError, match="closed"):
             await made.submit(4)
         return answers

@@ -462,7 +462,7 @@ def test_checks_and_closing_reach_the_agent() -> None:
     events: list[str] = []
 
     class Noting(Scripted):
-        async def check(self) -> None:
+        async def check(self, *, tools: bool = False) -> None:
             events.append("check")
 
         async def aclose(self) -> None:

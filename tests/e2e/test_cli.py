@@ -21,14 +21,21 @@ from fate_gym.evaluation import RunFolder
 ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
 TOY = ["--env", "shop_plugin:toy/Parcels-v0"]
+BANKING = ["--suite", "banking", "--attack", "none", "--limit", "2"]
 CLERK = ["--agent", "import:shop_plugin:clerk"]
 
 
-def start(*arguments: str | Path, **kwargs: Any) -> subprocess.Popen[str]:
+def start(*arguments: str | Path, env: dict[str, str] | None = None, **kwargs: Any) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "fate_gym_start.py"), *map(str, arguments)]
-    env = {**os.environ, "PYTHONPATH": str(SUPPORT)}
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT), **(env or {})}
     return subprocess.Popen(
-        command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **kwargs
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        **kwargs,
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_runs import MakeRun
 
+from fate_gym.cli import main
 from fate_gym.errors import FateGymError
 from fate_gym.leaderboards import build, compare, load_run
 from fate_gym.leaderboards.exports import to_csv, to_json, to_markdown
@@ -99,3 +101,61 @@ def test_any_byte_changed(toy_run: Path, tmp_path_factory: pytest.TempPathFactor
         data[chance.randrange(len(data))] = chance.randrange(256)
     (run / name).write_bytes(data)
     read_in_every_way(run, toy_run)
+
+
+def as_pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def as_device(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/zero")
+
+
+def as_a_link_out(path: Path) -> None:
+    elsewhere = path.parent.parent / f"elsewhere-{path.name}"
+    path.rename(elsewhere) if path.exists() else elsewhere.write_text("who: me\n")
+    path.symlink_to(elsewhere)
+
+
+def as_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def deep(path: Path) -> None:
+    path.write_bytes(b'{"schema": ' + b"[" * 900 + b"]" * 900 + b"}\n" + b"{}\n")
+
+
+def damaged(path: Path) -> None:
+    path.write_bytes(b"\x00\xff\n" * 3)
+
+
+def newer(path: Path) -> None:
+    path.write_text('{"schema": "fate-gym/run/99"}\n' * 2)
+
+
+WAYS = (as_pipe, as_device, as_a_link_out, as_folder, deep, damaged, newer)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", [*FILES, "submission.yaml"])
+def test_a_bad_file_is_named_and_costs_one_run(
+    name: str, way: Callable[[Path], None], toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, good = (Path(shutil.copytree(toy_run, tmp_path / kind)) for kind in ("bad", "good"))
+    way(bad / name)
+    code = main(["leaderboard", "build", str(bad), str(good), "--out", str(tmp_path / "site")])
+    (board,) = json.loads((tmp_path / "site" / "leaderboard.json").read_text())["boards"]
+    assert str(toy_run) not in (said := capsys.readouterr().err)
+    if name == "failures.jsonl" and way in (deep, newer):
+        assert any("malformed" in row["partial_reason"] for row in board["rows"])
+    elif name != "summary.json":
+        assert code == 1
+        assert f"left out {bad}" in said
+        assert said.count("\n") == 1
+        assert len({row["run_id"] for row in board["rows"]}) == 1
+    read_in_every_way(bad, good)
+    main(["leaderboard", "verify", str(bad)])
+    assert "Traceback" not in capsys.readouterr().err

@@ -60,7 +60,13 @@ class Fault(StrEnum):
     NO_IDS = "missing call ids"
 
 
-RETRIED = frozenset(Fault) - {Fault.OVERFLOW, Fault.SAME_IDS, Fault.NO_IDS}
+TRUNCATING = {Fault.OVERFLOW: "context_overflow", Fault.HUGE: "endless_reply"}
+"""Faults that truncate an episode, and how it is then said to have ended."""
+
+HARMLESS = frozenset({Fault.SAME_IDS, Fault.NO_IDS, Fault.CONTENT_TYPE})
+"""Oddities that change nothing."""
+
+RETRIED = frozenset(Fault) - set(TRUNCATING) - HARMLESS
 """Faults that say nothing about the model, and may pass."""
 
 

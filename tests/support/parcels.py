@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import random
+import sys
+import threading
 from typing import Any
 
 from fate_gym import AxisVerdict, Benchmark, DataPolicy, Demonstration, GroundTruth, Task, ToolOutcome, World
@@ -76,6 +78,9 @@ class _Shop(World):
     def call(self, name: str, arguments: dict[str, Any]) -> ToolOutcome:
         if self._broken == "call":
             raise RuntimeError("the belt is stuck")
+        if self._broken == "asleep":
+            sys.stderr.write("asleep\n")
+            threading.Event().wait()
         if name == "look":
             return ToolOutcome("ok", f"shelf {self._random.random()}: {' '.join(self.payloads)}", arguments)
         if name != "ship":

@@ -3,11 +3,72 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from typing import Any
+
+import parcels
 
 import fate_gym
 
 fate_gym.register_benchmark("toy/Parcels-v0", "parcels:Parcels", max_turns=4)
+fate_gym.register_benchmark("toy/Cursed-v0", "shop_plugin:CursedParcels", max_turns=4)
+
+HOSTILE = "\x1b]0;title\x07\x1b[31m\x9b2J\u202enot\u2066 [red]x[/red] [/nothing]\u200b\u3164\ud800\r\nfate-gym: forged"
+"""What a stranger may put into any text: it retitles and recolours a terminal, turns text round, forges a line."""
+
+
+_NAME = HOSTILE.replace("\ud800", "")
+"""Keys of episodes must be valid Unicode."""
+
+
+class CursedParcels(parcels.Parcels):
+    """The shop, with a hostile text wherever a benchmark can put one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tasks = tuple(f"{task}{_NAME}" for task in self.tasks)
+
+    def task(self, task_id: str) -> fate_gym.Task:
+        task = super().task(task_id.removesuffix(_NAME))
+        attack = task.attack and task.attack + _NAME
+        return fate_gym.Task(
+            id=task_id, mode=task.mode, suite=task.suite + _NAME, cluster=task.cluster + _NAME, attack=attack
+        )
+
+    def ground_truth(self, task_id: str) -> fate_gym.GroundTruth:
+        return super().ground_truth(task_id.removesuffix(_NAME))
+
+    def open(self, task_id: str, seed: int) -> fate_gym.World:
+        world = super().open(task_id.removesuffix(_NAME), seed)
+        world.injections = {vector + _NAME: text + _NAME for vector, text in world.injections.items()}
+        return world
+
+
+async def curse(observation: dict[str, Any]) -> dict[str, Any]:
+    """Says hostile things in every field that a model has, then fails with one."""
+    if observation["messages"][-1]["role"] == "tool":
+        raise ConnectionError(HOSTILE)
+    return {
+        "content": HOSTILE,
+        "tool_calls": [{"id": HOSTILE, "function": {"name": HOSTILE, "arguments": {HOSTILE: HOSTILE}}}],
+    }
+
+
+async def cursed_answer(observation: dict[str, Any]) -> dict[str, Any]:
+    """Calls a tool with hostile texts, then answers with one."""
+    if observation["messages"][-1]["role"] == "tool":
+        return {"role": "assistant", "content": HOSTILE}
+    return await curse(observation)
+
+
+async def terminated(observation: dict[str, Any]) -> dict[str, Any]:
+    """Ships, and has the system end the process in its second turn, which never ends."""
+    if observation["messages"][-1]["role"] != "tool":
+        return await clerk(observation)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.sleep(3600)
+    return {}
 
 
 async def clerk(observation: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from made_runs import Page, benign, record, write_run
 
 from fate_gym.leaderboards import Board, build, load_runs
 from fate_gym.leaderboards.site import charts
-from fate_gym.leaderboards.site import reported as reported_numbers
 from fate_gym.leaderboards.site.charts import bars, scatter
 from fate_gym.leaderboards.site.reported import reported
 from fate_gym.leaderboards.site.tables import MOST_ROWS, choices, lines, split_columns
@@ -198,11 +197,6 @@ def test_reported_numbers_are_of_their_benchmark_and_as_printed() -> None:
         for _, _, values in table.rows:
             assert len(values) == len(table.metrics)
             assert len({len(value.partition(".")[2]) for value in values if value != "–"}) == 1  # noqa: RUF001
-
-
-def test_reported_numbers_of_another_schema_are_refused() -> None:
-    with pytest.raises(ValueError, match="reported/9"):
-        reported_numbers._tables("schema: fate-gym/reported/9\ntables: []")
 
 
 def training(folder: Path, *, mark: object = None, steps: str | None = None) -> Path:

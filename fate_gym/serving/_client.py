@@ -1,0 +1,182 @@
+"""A client of one server that speaks chat completions: OpenAI itself, vLLM, llama.cpp, transformers serve."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import ssl
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from fate_gym.errors import UsageError
+from fate_gym.serving._completions import AnswerReader, Completion, decompressed
+from fate_gym.serving._failures import ServerError, TransientError, UnreachableError, UnusableError, failure
+from fate_gym.serving._redaction import Redactor, public_url
+from fate_gym.serving._retrying import Pacer
+
+if TYPE_CHECKING:
+    import aiohttp
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+LARGEST_ERROR = 100_000
+"""Bytes that are read of an answer that is an error."""
+
+_STILL_ARRIVING = 0.5
+"""A reply that is cut by the timeout is the model's fault if some of it came in this last part of the time."""
+
+
+class ChatClient:
+    """Posts chat completions, one request at a time or many at once, on one event loop.
+
+    After `aclose` it may serve on another loop. The client of the `openai` package is not used: it reads a whole
+    answer before its length is known, drops what does not fit its models, hides where a stream ends, and takes twice
+    the processor time.
+
+    Args:
+        base_url: The server; None for OpenAI's own. A user and password in it go into a Basic Authorization header
+            instead of the key, a query into every request.
+        api_key_env: Environment variable that holds the key; a server of one's own may need none.
+        timeout: Seconds for one whole request, however slowly its answer drips.
+        requests_per_minute: Limit over all requests, or None.
+
+    Attributes:
+        url: The server's address, without secrets.
+
+    Raises:
+        ValueError: The address makes no sense, or the key is missing.
+        UsageError: The aiohttp or tenacity package is missing.
+    """
+
+    def __init__(
+        self, base_url: str | None, *, api_key_env: str, timeout: float, requests_per_minute: float | None = None
+    ) -> None:
+        _require_packages()
+        key = os.environ.get(api_key_env)
+        if not key and base_url is None:
+            raise ValueError(f"no API key: set the environment variable {api_key_env}")
+        address = OPENAI_URL if base_url is None else base_url
+        self.url = public_url(address)
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"base_url must look like http://HOST:PORT/v1, got {self.url!r}")
+        # Servers without keys ignore the header; some proxies insist on one.
+        authorization = f"Bearer {key or 'unused'}"
+        if parts.username is not None:
+            login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            authorization = f"Basic {base64.b64encode(login.encode()).decode()}"
+        self._headers = {
+            "Authorization": authorization,
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",
+        }
+        self._query = parse_qsl(parts.query, keep_blank_values=True)
+        self._redact = Redactor(key, address)
+        self._timeout = timeout
+        self._pacer = Pacer(requests_per_minute)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def request(self, body: Mapping[str, Any]) -> Completion:
+        """Makes one request. `RetryPolicy.run` makes it again where that may help.
+
+        Args:
+            body: The request; with `stream` in it the answer is streamed.
+
+        Raises:
+            TransientError, ContextOverflowError, ProviderError, QuotaError, ModelFaultError: As `failure` says.
+        """
+        import aiohttp
+
+        await self._pacer.turn()
+        reader = AnswerReader(self.url, self._redact)
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await self._exchange(body, reader)
+        except TimeoutError:
+            if reader.is_arriving(self._timeout * _STILL_ARRIVING):
+                raise reader.endless(f"the reply did not end within {self._timeout:g} seconds") from None
+            raise TransientError(f"{self.url} did not answer in time") from None
+        except aiohttp.ClientConnectionError as error:
+            raise UnreachableError(self._redact(f"no connection to {self.url}: {error}")) from None
+        except (aiohttp.ClientError, ValueError) as error:
+            # A broken header, chunk or address: aiohttp's own words may quote what the server sent.
+            raise UnusableError(f"{self.url} sent a broken answer ({type(error).__name__})") from None
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+    async def _exchange(self, body: Mapping[str, Any], reader: AnswerReader) -> Completion:
+        # Plain ASCII: no server stumbles over it, and encoding it is fastest.
+        data = json.dumps(body).encode()
+        address = f"{self.url.rstrip('/')}/chat/completions"
+        async with self._connect().post(address, params=self._query, data=data) as response:
+            encoding = response.headers.get("Content-Encoding", "").strip().lower()
+            chunks = decompressed(response.content.iter_any(), encoding)
+            if response.status < 300:
+                return await reader.read(chunks)
+            content = b""
+            async for chunk in chunks:
+                content += chunk
+                if len(content) > LARGEST_ERROR:
+                    break
+            error = ServerError.read(response.status, self._redact_bytes(content[:LARGEST_ERROR]))
+            raise failure(error, self.url, response.headers)
+
+    def _redact_bytes(self, content: bytes) -> bytes:
+        """Blanks secrets before anything is cut: half a key is still a part of it."""
+        return self._redact(content.decode("utf-8", "replace")).encode()
+
+    def _connect(self) -> aiohttp.ClientSession:
+        import aiohttp
+
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, ssl=_certificates()),
+                headers=self._headers,
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeout),
+                # Decompressing here bounds the memory that it takes.
+                auto_decompress=False,
+                trust_env=True,
+            )
+        return self._session
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Returns the options that are not None: the server has defaults of its own."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def check_positive(**numbers: float | None) -> None:
+    """Checks that numbers, where they are given, are above 0.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for name, number in numbers.items():
+        if number is not None and not number > 0:
+            raise ValueError(f"{name} must be positive, got {number}")
+
+
+def _certificates() -> ssl.SSLContext:
+    """Trusts the certificates of the system and, since some Pythons find none there, those of certifi."""
+    context = ssl.create_default_context()
+    try:
+        import certifi
+    except ImportError:
+        return context
+    context.load_verify_locations(certifi.where())
+    return context
+
+
+def _require_packages() -> None:
+    try:
+        import aiohttp  # noqa: F401
+        import tenacity  # noqa: F401
+    except ImportError as error:
+        raise UsageError(f"openai: needs a package that is not installed: pip install {error.name}") from error

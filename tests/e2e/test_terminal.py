@@ -1,0 +1,235 @@
+"""What the command line prints: every text made visible, on streams that may take nothing more."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import os
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.table import Table
+from shop_plugin import HOSTILE
+from test_cli import ROOT, SUPPORT, TOY, start
+
+import fate_gym
+from fate_gym.cli import main
+from fate_gym.cli.terminal import Terminal
+from fate_gym.storage import encode_line
+
+CURSED = ["--env", "shop_plugin:toy/Cursed-v0"]
+
+
+def check(text: str) -> None:
+    """Asserts that a text can do nothing to a terminal and forges no line."""
+    hidden = {char for char in text if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n", "\t"}
+    assert not hidden, (hidden, text)
+    assert not any(line.startswith("fate-gym: forged") for line in text.splitlines())
+
+
+def test_no_command_writes_to_a_stream_by_itself() -> None:
+    folders = [Path(fate_gym.__file__).parent, *(ROOT / name for name in ("agents", "leaderboards", "trainers"))]
+    # `bandit` makes a page of the documentation; it is a script of the repository.
+    allowed = {"terminal.py", "bandit.py"}
+    offences = [
+        f"{path}:{line}"
+        for folder in folders
+        for path in folder.rglob("*.py")
+        if path.name not in allowed
+        for line in _writes(ast.parse(path.read_text()))
+    ]
+    assert offences == []
+
+
+def _writes(tree: ast.AST) -> Iterator[int]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Name(id="print" | "Console")):
+                yield node.lineno
+            case ast.Attribute(value=ast.Attribute(value=ast.Name(id="sys"), attr="stdout" | "stderr"), attr="write"):
+                yield node.lineno
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_whatever_is_printed_is_visible(text: str) -> None:
+    program = Terminal("stdout")
+    table = Table(title=text)
+    table.add_column(text)
+    table.add_row(text)
+    with pytest.MonkeyPatch.context() as patch:
+        import io
+
+        patch.setattr(sys, "stdout", io.StringIO())
+        program.line(text)
+        program.text(text)
+        program.prose(text)
+        program.table(table)
+        check(sys.stdout.getvalue())  # type: ignore[attr-defined]
+
+
+def test_markup_is_text_and_a_line_of_megabytes_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
+    program = Terminal("stdout")
+    program.prose("[red]x[/red] [/b] :smile:")
+    program.line("y" * 10**6)
+    shown = capsys.readouterr().out
+    assert "[red]x[/red] [/b] :smile:" in shown
+    assert "(980000 more characters)" in shown
+    assert len(shown) < 30_000
+
+
+@pytest.mark.parametrize("agent", ["curse", "cursed_answer"])
+def test_hostile_models_and_benchmarks(agent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    main(["eval", *CURSED, "--agent", f"import:shop_plugin:{agent}", "--out", run])
+    for command in (["show", run], ["show", run, "--all"], ["show", run, "ship-attacked"], ["tasks", *CURSED]):
+        assert main(command) == 0
+    main(["leaderboard", "verify", run])
+    main(["leaderboard", "compare", run, run, "--all"])
+    main(["leaderboard", "build", run, "--out", str(tmp_path / "site")])
+    shown = capsys.readouterr()
+    assert "\\x1b" in shown.out
+    check(shown.out)
+    check(shown.err)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["eval", "--agent", HOSTILE],
+        [
+            "eval",
+            "--agent",
+            f"openai:{HOSTILE}",
+            "--base-url",
+            "http://127.0.0.1:9/v1",
+            "--agent-arg",
+            "max_attempts=1",
+        ],
+        ["eval", "--agent", "noop", "--env", HOSTILE],
+        ["eval", "--agent", "noop", f"--{HOSTILE}"],
+        ["eval", "--agent", "noop", "--env-arg", f"{HOSTILE}=1"],
+        ["eval", "--agent", "noop", "--env-arg", f"split=!{HOSTILE}"],
+        ["eval", "--agent", "noop", "--attack", HOSTILE],
+        ["eval", "--config", HOSTILE],
+        [HOSTILE],
+        ["show", HOSTILE],
+        ["tasks", "--suite", HOSTILE],
+        ["leaderboard", "build", HOSTILE],
+        ["leaderboard", "verify", HOSTILE],
+        ["leaderboard", "compare", HOSTILE, HOSTILE],
+        ["data", "check", HOSTILE],
+        ["check-overlap", HOSTILE, "--env", "fate/AgentDojo-v0"],
+        ["train", HOSTILE, "--config", "fate-tiny"],
+        ["train", "--config", HOSTILE],
+        ["train", "--config", "fate-tiny", f"{HOSTILE}=1", "--dry-run"],
+    ],
+    ids=lambda command: " ".join(command)[:20].encode("ascii", "replace").decode(),
+)
+def test_hostile_words_in_errors(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = main([word.replace("\ud800", "") for word in command])
+    assert code in (1, 2)
+    shown = capsys.readouterr()
+    check(shown.out)
+    check(shown.err)
+
+
+def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    children = value.items() if isinstance(value, dict) else enumerate(value[:2]) if isinstance(value, list) else ()
+    yield path
+    for key, child in children:
+        yield from _leaves(child, (*path, key))
+
+
+def _changed(value: Any, path: tuple[Any, ...], new: object) -> Any:
+    changed = copy.deepcopy(value)
+    *parents, last = path
+    at = changed
+    for key in parents:
+        at = at[key]
+    at[last] = new
+    return changed
+
+
+@pytest.mark.parametrize("name", ["summary.json", "manifest.json"])
+def test_show_of_a_damaged_run_is_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    agent = "absent" if name == "failures.jsonl" else "cursed_answer"
+    main(["eval", *TOY, "--agent", f"import:shop_plugin:{agent}", "--tasks", "shop/ship", "--out", str(run)])
+    stored = json.loads((run / name).read_bytes().splitlines()[0])
+    for path in list(_leaves(stored))[1:]:
+        for new in (HOSTILE, None, 10**400, [], {}):
+            (run / name).write_bytes(
+                encode_line(_changed(stored, path, new)) if new != 10**400 else b'{"a":1%s}' % (b"0" * 400)
+            )
+            for command in (["show", str(run), "--all"], ["show", str(run), "shop"]):
+                capsys.readouterr()
+                code = main(command)
+                shown = capsys.readouterr()
+                assert code in (0, 2), (path, new)
+                check(shown.out)
+                check(shown.err)
+                assert len(shown.err.splitlines()) == (code == 2), (path, new)
+
+
+def _redirected(redirection: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = f'exec "$@" {redirection}'
+    program = [sys.executable, str(ROOT / "fate_gym_start.py"), *arguments]
+    return subprocess.run(
+        ["bash", "-c", command, "bash", *program],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(SUPPORT)},
+    )
+
+
+@pytest.mark.parametrize("redirection", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("command", [["agents"], ["--help"], ["--version"], ["tasks", "--json"], ["eval", "--help"]])
+def test_standard_output_that_takes_nothing(redirection: str, command: list[str]) -> None:
+    process = _redirected(redirection, *command)
+    assert process.returncode == 3
+    assert process.stderr.startswith("fate-gym: cannot write to standard output: ")
+    assert len(process.stderr.splitlines()) == 1
+
+
+def test_results_that_cannot_be_printed_are_on_disk(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ["eval", *TOY, "--agent", "import:shop_plugin:clerk", "--out", str(run)]
+    assert _redirected(">/dev/full", *command).returncode == 3
+    assert json.loads((run / "summary.json").read_text())["episodes"]["missing"] == 0
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"])
+def test_standard_error_that_takes_nothing_stops_no_work(redirection: str, tmp_path: Path) -> None:
+    command = ["eval", *TOY, "--agent", "import:shop_plugin:clerk", "--out", str(tmp_path / "run")]
+    process = _redirected(redirection, *command)
+    assert process.returncode == 0
+    assert "run: " in process.stdout
+    assert _redirected(redirection, "nonsense").returncode == 2
+
+
+def test_characters_that_the_encoding_lacks_are_named() -> None:
+    process = start("eval", "--agent", "fü", env={"PYTHONIOENCODING": "ascii"})
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "unknown agent 'f\\xfc'" in err
+
+
+def test_a_bug_shows_its_trace_and_no_escapes(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(f"raise RuntimeError({HOSTILE!r})\n")
+    process = start("eval", "--agent", "noop", "--env", "broken:x/X-v0", env={"PYTHONPATH": str(tmp_path)})
+    out, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    check(out + err)
