@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fate_gym.agents.diagnosis import TurnCount, always_unsafe
-from fate_gym.agents.random_agent import RandomAgent
+from fate_gym.agents._diagnosis import TurnCount, always_unsafe
+from fate_gym.agents._random_agent import RandomAgent
 from fate_gym.agents.replay import Replay
 from fate_gym.agents.scripted import NOOP, REFUSER, Answerer, Gullible, Oracle
 from fate_gym.rollout import Agent, FunctionAgent, Reply, Session, as_agent

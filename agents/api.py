@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from fate_gym.agents._history import History, provider_fields
 from fate_gym.agents._malformed import malformed_call
-from fate_gym.agents.pricing import Prices, check_prices, cost, shipped_prices
+from fate_gym.agents._pricing import Prices, check_prices, cost, shipped_prices
 from fate_gym.chat import Message
 from fate_gym.env import Observation
 from fate_gym.errors import (

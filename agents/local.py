@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fate_gym.agents.batching import Completion, GenerationRequest, MicroBatcher, generate
+from fate_gym.agents._batching import Completion, GenerationRequest, MicroBatcher, generate
 from fate_gym.agents.chat_format import ChatFormat, one_line
 from fate_gym.agents.marks import contamination
 from fate_gym.agents.response_templates import (

@@ -21,18 +21,39 @@ _FULL_LENGTH = 64
 
 def add_commands(commands: Any) -> None:
     """Adds `data` and `check-overlap`."""
-    data = commands.add_parser("data", help="fetch and check the data of benchmarks that do not ship it")
+    data = commands.add_parser(
+        "data",
+        help="fetch or check the data files of a benchmark",
+        description="Fetches or checks the data files of benchmarks that do not ship theirs.",
+    )
     actions = data.add_subparsers(title="actions", required=True, metavar="ACTION")
-    fetch = actions.add_parser("fetch", help="download it from the Hugging Face hub at the pinned revision")
-    fetch.add_argument("--out", metavar="DIR", type=Path, help="a folder, instead of the hub's cache")
+    fetch = actions.add_parser(
+        "fetch",
+        help="download the files at the pinned revision",
+        description="Downloads a benchmark's files from the Hugging Face hub, at the revision that this version pins.",
+    )
+    fetch.add_argument("--out", metavar="DIR", type=Path, help="The folder to write (default: the hub's cache).")
     fetch.set_defaults(run=fetch_files)
-    check = actions.add_parser("check", help="compare what is there with the checksums on record")
-    check.add_argument("--dir", metavar="DIR", help="a folder, instead of the one that the variable names or the cache")
+    check = actions.add_parser(
+        "check",
+        help="compare the files with the checksums on record",
+        description="Compares a benchmark's files with the checksums of the published ones.",
+    )
+    check.add_argument(
+        "--dir", metavar="DIR", help="The folder of the files (default: the benchmark's variable, or the hub's cache)."
+    )
     check.set_defaults(run=check_files)
     for action in (fetch, check):
-        action.add_argument("name", metavar="NAME", choices=sorted(DATA), help=", ".join(sorted(DATA)))
-    overlap = commands.add_parser("check-overlap", help="look for a benchmark's texts and canaries in training data")
-    overlap.add_argument("files", metavar="FILE", nargs="+", type=Path, help="JSONL, JSON or text, or a run folder")
+        names = ", ".join(sorted(DATA))
+        action.add_argument("name", metavar="NAME", choices=sorted(DATA), help=f"The benchmark: one of {names}.")
+    overlap = commands.add_parser(
+        "check-overlap",
+        help="look for a benchmark's texts in training data",
+        description="Looks in files for a benchmark's texts and canary strings, and prints where they are.",
+    )
+    overlap.add_argument(
+        "files", metavar="FILE", nargs="+", type=Path, help="Files of JSON, JSON lines or text, or run folders."
+    )
     add_env_flags(overlap)
     overlap.set_defaults(run=check_overlap)
 

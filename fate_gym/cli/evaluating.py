@@ -27,21 +27,36 @@ _DISK_TROUBLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errn
 
 def add_commands(commands: Any) -> None:
     """Adds `eval`."""
-    parser = commands.add_parser("eval", help="run agents over a benchmark and print what they did")
+    parser = commands.add_parser(
+        "eval",
+        help="run agents on a benchmark and print their results",
+        description="Runs agents on a benchmark, writes a run folder for each, and prints a table of the results. "
+        "Run the same command again to complete a run that was interrupted.",
+    )
     parser.set_defaults(run=run, resumable=True)
-    parser.add_argument("--config", metavar="NAME", help="settings from a YAML file or a shipped configuration")
+    parser.add_argument(
+        "--config",
+        metavar="NAME",
+        help="A YAML file of settings, or the name of a configuration that ships with the package. Flags override it.",
+    )
     add_agent_flags(parser)
     add_env_flags(parser)
     group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=int, help="every episode's seed is derived from it (default: 0)")
-    group.add_argument("--repeats", type=int, metavar="N", help="episodes for each task and attack (default: 1)")
-    group.add_argument("--tasks", nargs="+", metavar="PATTERN", help="only tasks whose ids match, such as 'banking/*'")
-    group.add_argument("--limit", type=int, metavar="N", help="at most so many tasks for each attack")
-    group.add_argument("--concurrency", type=int, metavar="N", help="episodes under way at once (default: 8)")
-    group.add_argument("--max-cost", type=float, metavar="USD", help="begin no further episode once so much is spent")
-    group.add_argument("--out", metavar="DIR", help="run folder; one that holds a part of the same run is completed")
-    group.add_argument("--json", action="store_true", help="print the summary as JSON")
-    group.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+    group.add_argument("--seed", type=int, metavar="N", help="The seed from which all others follow (default: 0).")
+    group.add_argument("--repeats", type=int, metavar="N", help="Episodes for each task and attack (default: 1).")
+    group.add_argument(
+        "--tasks", nargs="+", metavar="PATTERN", help="Run only tasks whose ids match a pattern, such as 'banking/*'."
+    )
+    group.add_argument("--limit", type=int, metavar="N", help="Run at most N tasks for each attack, drawn by the seed.")
+    group.add_argument("--concurrency", type=int, metavar="N", help="Episodes that run at once (default: 8).")
+    group.add_argument("--max-cost", type=float, metavar="USD", help="Begin no episode once this much has been spent.")
+    group.add_argument(
+        "--out",
+        metavar="DIR",
+        help="The run folder; with several agents, the folder of their run folders (default: a folder in `runs`).",
+    )
+    group.add_argument("--json", action="store_true", help="Print each agent's summary as one line of JSON.")
+    group.add_argument("--dry-run", action="store_true", help="Print the resolved settings and stop.")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -145,7 +160,8 @@ def _print(summaries: list[dict[str, Any]], *, as_json: bool) -> None:
     from fate_gym.evaluation.report import notes, results_tables
 
     if as_json:
-        out.json(summaries[0] if len(summaries) == 1 else summaries, sort_keys=True)
+        for summary in summaries:
+            out.json(summary, indent=None)
         return
     for table in results_tables(summaries):
         out.table(table)

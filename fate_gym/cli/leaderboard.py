@@ -19,35 +19,70 @@ _LISTED = 100
 
 def add_commands(commands: Any) -> None:
     """Adds `leaderboard` and its own commands."""
-    parser = commands.add_parser("leaderboard", help="tables, comparisons and checks of runs")
+    parser = commands.add_parser(
+        "leaderboard",
+        help="build a leaderboard from runs, verify a run, compare two runs",
+        description="Builds a leaderboard from runs, verifies a run, or compares two runs.",
+    )
     own = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_build(own)
+    _add_verify(own)
 
-    build = own.add_parser("build", help="make a page of runs that opens from disk, and JSON, CSV and Markdown beside")
+    compare = own.add_parser(
+        "compare",
+        help="compare two runs on the tasks that both have",
+        description="Compares two runs on the tasks that both have, and prints the differences (B minus A) with "
+        "intervals and p-values.",
+    )
+    compare.set_defaults(run=run_compare)
+    compare.add_argument("a", metavar="A", type=Path, help="The first run folder.")
+    compare.add_argument("b", metavar="B", type=Path, help="The second run folder.")
+    compare.add_argument("--all", action="store_true", help="Show each suite by itself too, not only all together.")
+    compare.add_argument("--json", action="store_true", help="Print the comparison as JSON.")
+
+    results = own.add_parser(
+        "results",
+        help="run the built-in agents on AgentDojo",
+        description="Runs the built-in agents on AgentDojo and writes their summaries, with which the package ships.",
+    )
+    results.set_defaults(run=run_results)
+    results.add_argument("--out", metavar="DIR", type=Path, required=True, help="The folder to write.")
+    results.add_argument("--suite", nargs="+", metavar="NAME", help="Run only these suites (default: all).")
+    results.add_argument("--attack", nargs="+", metavar="NAME", help="Run only these attacks (default: all).")
+
+
+def _add_build(commands: Any) -> None:
+    build = commands.add_parser(
+        "build",
+        help="build static pages of a leaderboard from runs",
+        description="Builds static pages that open from disk, with the same numbers as JSON, CSV and Markdown. A run "
+        "that cannot be used is left out, and the reason is printed.",
+    )
     build.set_defaults(run=run_build)
-    build.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folders, or folders of them")
-    build.add_argument("--out", metavar="DIR", type=Path, default=Path("site"), help="folder to write (default: site)")
-    build.add_argument("--private", action="store_true", help="do not redact prompts that may not be published")
+    build.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="Run folders, or folders that hold some.")
+    build.add_argument(
+        "--out", metavar="DIR", type=Path, default=Path("site"), help="The folder to write (default: site)."
+    )
+    build.add_argument(
+        "--private", action="store_true", help="Show prompts that the licence does not allow to publish."
+    )
 
-    verify = own.add_parser(
-        "verify", help="check a run against itself and the benchmark: consistency, not authenticity"
+
+def _add_verify(commands: Any) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="check a run against itself and the benchmark",
+        description="Plays the recorded actions of a run again, recomputes every number, and prints what differs. This "
+        "checks that a run is consistent; it cannot know whether the model that is named sent the actions.",
     )
     verify.set_defaults(run=run_verify)
-    verify.add_argument("run_folder", metavar="RUN", type=Path)
-    verify.add_argument("--trust", metavar="MODULE", help="import this module, which registers the run's environment")
-    verify.add_argument("--json", action="store_true", help="print the report as JSON")
-
-    compare = own.add_parser("compare", help="compare two runs on the same tasks: differences, intervals, p-values")
-    compare.set_defaults(run=run_compare)
-    compare.add_argument("a", metavar="A", type=Path)
-    compare.add_argument("b", metavar="B", type=Path)
-    compare.add_argument("--all", action="store_true", help="every suite by itself, not only all of them together")
-    compare.add_argument("--json", action="store_true", help="print the comparison as JSON")
-
-    results = own.add_parser("results", help="run the built-in agents on AgentDojo and keep the summaries")
-    results.set_defaults(run=run_results)
-    results.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write")
-    results.add_argument("--suite", nargs="+", metavar="NAME", help="only these suites (default: all)")
-    results.add_argument("--attack", nargs="+", metavar="NAME", help="only these attacks (default: all)")
+    verify.add_argument("run_folder", metavar="RUN", type=Path, help="The run folder.")
+    verify.add_argument(
+        "--trust",
+        metavar="MODULE",
+        help="Import this Python module, which registers the run's environment. Give only code that you trust.",
+    )
+    verify.add_argument("--json", action="store_true", help="Print the report as JSON.")
 
 
 def run_build(options: argparse.Namespace) -> int:

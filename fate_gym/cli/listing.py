@@ -17,12 +17,26 @@ from fate_gym.evaluation.config import DEFAULT_ENV
 
 def add_commands(commands: Any) -> None:
     """Adds the listing commands."""
-    tasks = commands.add_parser("tasks", help="list an environment's tasks")
+    tasks = commands.add_parser(
+        "tasks",
+        help="list the tasks of an environment",
+        description="Lists the ids of an environment's tasks; with --json, all that is known of each task.",
+    )
     add_env_flags(tasks)
-    tasks.add_argument("--json", action="store_true", help="print a JSON object a line, with all that is known")
     tasks.set_defaults(run=list_tasks)
-    for name, function in (("attacks", list_attacks), ("agents", list_agents), ("envs", list_envs)):
-        commands.add_parser(name, help=f"list the {name} there are").set_defaults(run=function)
+    listings = {
+        "attacks": (list_attacks, "list the attacks on AgentDojo's tasks"),
+        "agents": (list_agents, "list the agents, and the defences around them"),
+        "envs": (list_envs, "list the registered environments"),
+    }
+    parsers = {
+        name: commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+        for name, (_, text) in listings.items()
+    }
+    for name, (function, _) in listings.items():
+        parsers[name].set_defaults(run=function)
+    for parser in (tasks, *parsers.values()):
+        parser.add_argument("--json", action="store_true", help="Print one JSON object a line.")
 
 
 def list_tasks(options: argparse.Namespace) -> int:
@@ -46,11 +60,9 @@ def list_tasks(options: argparse.Namespace) -> int:
 
 def list_attacks(options: argparse.Namespace) -> int:
     """Prints AgentDojo's registered attacks."""
-    from agentdojo.attacks.attack_registry import ATTACKS
+    from fate_gym.benchmarks.agentdojo.attacks import DESCRIPTIONS, attack_names
 
-    from fate_gym.benchmarks.agentdojo.attacks import attack_names, is_dos
-
-    _print((name, _first_line(ATTACKS[name]) + (" (denial of service)" * is_dos(name))) for name in attack_names())
+    _print(((name, DESCRIPTIONS.get(name, "")) for name in attack_names()), "attack", as_json=options.json)
     return 0
 
 
@@ -59,25 +71,25 @@ def list_agents(options: argparse.Namespace) -> int:
     from fate_gym.agents import SPECS
     from fate_gym.agents.defences import DEFENCES
 
-    _print(SPECS.items())
-    out.text("\ndefences (--defence):")
-    _print(DEFENCES.items())
+    _print(SPECS.items(), "agent", as_json=options.json)
+    if not options.json:
+        out.text("\ndefences (--defence):")
+    _print(DEFENCES.items(), "defence", as_json=options.json)
     return 0
 
 
 def list_envs(options: argparse.Namespace) -> int:
     """Prints the registered environments of this package and of others that use it."""
     ours = [spec for spec in gym.registry.values() if spec.entry_point == ENTRY_POINT]
-    _print((spec.id, str(spec.kwargs["benchmark"])) for spec in ours)
+    _print(((spec.id, str(spec.kwargs["benchmark"])) for spec in ours), "environment", as_json=options.json)
     return 0
 
 
-def _first_line(kind: type) -> str:
-    return (kind.__dict__.get("__doc__") or "").strip().split("\n")[0]
-
-
-def _print(rows: Iterable[tuple[str, str]]) -> None:
+def _print(rows: Iterable[tuple[str, str]], kind: str, *, as_json: bool) -> None:
     listed = list(rows)
     width = max(len(name) for name, _ in listed)
     for name, text in listed:
-        out.line(f"{name:<{width}}  {text}".rstrip())
+        if as_json:
+            out.json({"kind": kind, "name": name, "description": text}, indent=None)
+        else:
+            out.line(f"{name:<{width}}  {text}".rstrip())

@@ -26,7 +26,8 @@ _UNUSABLE, _REFUSED, _READER_GONE = 2, 3, 141
 
 _EXIT_CODES: Final = """exit codes:
   0    The command did what was asked.
-  1    Some episodes have an error, a check found a difference, or a run was left out of a board.
+  1    Some episodes have an error, a check found a difference, or a run was
+       left out of a leaderboard.
   2    The command line, the settings or a given file cannot be used.
   3    The system refused to read or write: a full disk, a missing folder,
        no permission, standard output that takes nothing.
@@ -76,11 +77,17 @@ def run_program() -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="fate-gym",
-        description=str(fate_gym.__doc__).split("\n\n")[0],
+        description="Gymnasium environments, an evaluation harness and trainers\n"
+        "for the safety of tool-using LLM agents.",
         epilog=_EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"fate-gym {fate_gym.__version__}")
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"fate-gym {fate_gym.__version__}",
+        help="Show the version of the package and exit.",
+    )
     parser.set_defaults(resumable=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in (evaluating, training, showing, leaderboard, listing, data):

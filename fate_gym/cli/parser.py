@@ -18,7 +18,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         # An abbreviation that works today means something else once a second option begins like it.
-        super().__init__(**{"allow_abbrev": False, **options})
+        super().__init__(**{"allow_abbrev": False, "add_help": False, **options})
+        self.add_argument("-h", "--help", action="help", help="Show this help and exit.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses what it knows, and refuses unknown options here, where the known ones are at hand."""

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from fate_gym.cli.parser import did_you_mean
 from fate_gym.errors import UsageError
-from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig, read_settings
+from fate_gym.evaluation.config import DEFAULT_ENV, NOT_IN_DIGEST, EvalConfig, read_settings
 from fate_gym.storage import dump, is_finite, parse_yaml
 
-ENV_FLAGS: Final = ("suite", "split", "version", "max_turns", "system_prompt")
+ENV_FLAGS: Final = ("suite", "split", "version", "max_turns", "system_prompt", "model_name")
 """Arguments of the environment that have flags of their own."""
 
 AGENT_FLAGS: Final = ("base_url", "adapter", "temperature")
@@ -62,36 +62,65 @@ def usage_errors() -> Iterator[None]:
 def add_env_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that choose an environment and its tasks."""
     group = parser.add_argument_group("environment")
-    group.add_argument("--env", metavar="ID", help="Gymnasium id (default: fate/AgentDojo-v0)")
-    group.add_argument("--suite", nargs="+", metavar="NAME", help="suites, or all")
-    group.add_argument("--attack", nargs="+", metavar="NAME", help="attacks; none is one of them (or comma-separated)")
-    group.add_argument("--split", help="train, dev, test, or one label of the split file")
-    group.add_argument("--version", metavar="V", help="version of the benchmark")
-    group.add_argument("--max-turns", type=int, metavar="N", help="tool rounds before truncation")
-    group.add_argument("--system-prompt", metavar="TEXT", help="replaces the benchmark's own")
+    group.add_argument("--env", metavar="ID", help=f"The Gymnasium id of the environment (default: {DEFAULT_ENV}).")
+    group.add_argument("--suite", nargs="+", metavar="NAME", help="The suites of tasks to use, or `all`.")
+    group.add_argument(
+        "--attack",
+        nargs="+",
+        metavar="NAME",
+        help="The attacks to run, each over all tasks; `none` runs the tasks without an attack.",
+    )
+    group.add_argument(
+        "--model-name",
+        metavar="NAME",
+        help="The name by which attacks address the model, such as `GPT-4`. By default it follows from the agent's "
+        "model where AgentDojo knows that model, and is `Local model` elsewhere.",
+    )
+    group.add_argument(
+        "--split", metavar="NAME", help="The part of the tasks: `train`, `dev`, `test`, or a label of the split file."
+    )
+    group.add_argument("--version", metavar="V", help="The version of the benchmark (default: the newest).")
+    group.add_argument(
+        "--max-turns", type=int, metavar="N", help="The number of tool rounds after which an episode is cut off."
+    )
+    group.add_argument("--system-prompt", metavar="TEXT", help="The system prompt, in place of the benchmark's own.")
     group.add_argument(
         "--env-arg",
         dest="env_args",
         action="append",
         metavar="KEY=VALUE",
-        help="any other argument of the environment; the value is read as YAML",
+        help="Any other argument of the environment. The value is read as YAML. May be given several times.",
     )
 
 
 def add_agent_flags(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that choose agents."""
     group = parser.add_argument_group("agent")
-    group.add_argument("--agent", nargs="+", metavar="NAME", help="agents, or YAML files; `fate-gym agents` lists them")
-    group.add_argument("--defence", dest="defences", nargs="+", metavar="NAME", help="defences, the innermost first")
-    group.add_argument("--base-url", metavar="URL", help="server of an openai: agent (vLLM, llama.cpp, ...)")
-    group.add_argument("--adapter", metavar="DIR", help="LoRA adapter of an hf: agent")
-    group.add_argument("--temperature", type=float, metavar="T", help="sampling temperature")
+    group.add_argument(
+        "--agent",
+        nargs="+",
+        metavar="NAME",
+        help="The agents to run, or YAML files that describe one each; `fate-gym agents` lists what there is.",
+    )
+    group.add_argument(
+        "--defence",
+        "--defense",
+        dest="defences",
+        nargs="+",
+        metavar="NAME",
+        help="Defences around the agent, the innermost first; `fate-gym agents` lists them.",
+    )
+    group.add_argument(
+        "--base-url", metavar="URL", help="The server of an `openai:` agent, such as a vLLM or llama.cpp server."
+    )
+    group.add_argument("--adapter", metavar="DIR", help="The folder of a LoRA adapter for an `hf:` agent.")
+    group.add_argument("--temperature", type=float, metavar="T", help="The sampling temperature; 0 is greedy.")
     group.add_argument(
         "--agent-arg",
         dest="agent_args",
         action="append",
         metavar="KEY=VALUE",
-        help="any other option of the agent; the value is read as YAML",
+        help="Any other option of the agent. The value is read as YAML. May be given several times.",
     )
 
 
@@ -185,8 +214,26 @@ def _with_agent(settings: dict[str, Any], agent: str) -> dict[str, Any]:
     if not isinstance(described.get("agent"), str) or set(described) - allowed or described.get("env_args"):
         raise ValueError(f"{agent} must name its `agent`, and may have its options and `defences`, nothing else")
     agent_args = {**described.get("agent_args", {}), **settings["agent_args"]}
+    env_args = {**_model_name(described["agent"], settings), **settings["env_args"]}
     defences = tuple(settings.get("defences") or _as_list(described.get("defences")))
-    return {**settings, "agent": described["agent"], "agent_args": agent_args, "defences": defences}
+    return {
+        **settings,
+        "agent": described["agent"],
+        "agent_args": agent_args,
+        "env_args": env_args,
+        "defences": defences,
+    }
+
+
+def _model_name(agent: str, settings: dict[str, Any]) -> dict[str, str]:
+    """Returns the name by which AgentDojo's attacks address the evaluated model, where AgentDojo knows that model."""
+    kind, _, model = agent.partition(":")
+    if kind not in ("openai", "hf") or settings.get("env", DEFAULT_ENV) != DEFAULT_ENV:
+        return {}
+    from fate_gym.benchmarks.agentdojo.attacks import prose_name
+
+    name = prose_name(model)
+    return {} if name is None else {"model_name": name}
 
 
 def _folder(config: EvalConfig, out: str | Path | None, *, several: bool) -> Path:

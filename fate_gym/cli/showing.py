@@ -19,11 +19,15 @@ _LISTED = 40
 
 def add_commands(commands: Any) -> None:
     """Adds `show`."""
-    parser = commands.add_parser("show", help="show a run, or one of its episodes")
+    parser = commands.add_parser(
+        "show",
+        help="show the results of a run, or one of its episodes",
+        description="Shows the results of a run and its episodes below a perfect score, or one episode in full.",
+    )
     parser.set_defaults(run=run)
-    parser.add_argument("run_folder", metavar="RUN", type=Path)
-    parser.add_argument("episode", metavar="EPISODE", nargs="?", help="an episode's key, or the end or a part of it")
-    parser.add_argument("--all", action="store_true", help="list every episode, not only those below a perfect score")
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="The run folder.")
+    parser.add_argument("episode", metavar="EPISODE", nargs="?", help="An episode's key, or a part that only it has.")
+    parser.add_argument("--all", action="store_true", help="List every episode, not only those below a perfect score.")
 
 
 def run(options: argparse.Namespace) -> int:

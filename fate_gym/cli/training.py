@@ -30,20 +30,37 @@ def add_commands(commands: Any) -> None:
     """Adds `train`."""
     parser = commands.add_parser(
         "train",
-        help="train a policy with FATE",
-        usage="fate-gym train [STAGE | compare] --config NAME [KEY=VALUE ...] --out DIR [options]",
-        description="Runs rounds of FATE: collect failures, repair, select, warm up, optimise, score. "
-        f"A stage runs alone as `train STAGE`: {', '.join(STAGES)}. The same command goes on after an interruption.",
+        help="train a model with FATE, or with a baseline",
+        usage="fate-gym train [STAGE | compare] --config NAME [KEY=VALUE ...] [options]",
+        description="Runs rounds of FATE: collect failures, repair them, select repairs, warm up, optimise, and score. "
+        f"`train STAGE` runs one stage alone: {', '.join(STAGES)}. `train compare` also trains the baselines. "
+        "Run the same command again to go on after an interruption.",
     )
     parser.set_defaults(run=run, resumable=True)
-    parser.add_argument("settings", nargs="*", metavar="STAGE | KEY=VALUE", help="a stage, and settings to override")
-    parser.add_argument("--config", required=True, metavar="NAME", help="a YAML file or a shipped configuration")
-    parser.add_argument("--out", metavar="DIR", type=Path, help="run folder (default: runs/NAME)")
-    parser.add_argument("--round", type=int, default=1, metavar="N", help="of a stage that runs alone (default: 1)")
-    parser.add_argument("--arms", nargs="+", metavar="NAME", help="what `compare` trains (default: the baselines)")
-    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved settings, and run every stage on a tiny random model"
+        "settings",
+        nargs="*",
+        metavar="STAGE | KEY=VALUE",
+        help="A stage to run alone; settings that override the file.",
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="NAME",
+        help="A YAML file of settings, or the name of a configuration that ships with the package.",
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="The training folder (default: runs/NAME).")
+    parser.add_argument(
+        "--round", type=int, default=1, metavar="N", help="The round of a stage that runs alone (default: 1)."
+    )
+    parser.add_argument(
+        "--arms", nargs="+", metavar="NAME", help="The methods that `compare` trains (default: all baselines)."
+    )
+    parser.add_argument("--json", action="store_true", help="Print the summary as JSON.")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="Print the resolved settings, run every stage once on a tiny random model, and stop.",
     )
 
 

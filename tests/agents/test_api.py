@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from misbehaving import Fault, Records, Settings, serve
 
+from fate_gym.agents._pricing import check_prices, cost, shipped_prices
 from fate_gym.agents.api import DEFAULT_MAX_TOKENS, OpenAIAgent
-from fate_gym.agents.pricing import check_prices, cost, shipped_prices
 from fate_gym.errors import ContextOverflowError, ProviderError, QuotaError, UsageError
 from fate_gym.rollout import Reply
 from fate_gym.serving import Completion, Pacer, Redactor, RetryPolicy, TransientError, UnusableError, public_url

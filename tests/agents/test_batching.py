@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from fate_gym.agents.batching import Completion, GenerationRequest, MicroBatcher, generate, sample
+from fate_gym.agents._batching import Completion, GenerationRequest, MicroBatcher, generate, sample
 from fate_gym.errors import ContextOverflowError, ProviderError
 
 

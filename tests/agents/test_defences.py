@@ -13,6 +13,7 @@ import gymnasium as gym
 import pytest
 
 from fate_gym.agents import Agent, Gullible, Oracle, Reply, load_agent
+from fate_gym.agents._tool_filter import ToolFilter
 from fate_gym.agents.defences import (
     DEFENCES,
     SAFETY_PROMPT,
@@ -24,7 +25,6 @@ from fate_gym.agents.defences import (
     defend,
     load_defence,
 )
-from fate_gym.agents.tool_filter import ToolFilter
 from fate_gym.errors import ProviderError, UsageError
 from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
 from fate_gym.rollout import Rollout, rollout

@@ -19,7 +19,7 @@ from fate_gym.rollout import rollout
 torch: Any = pytest.importorskip("torch")
 transformers: Any = pytest.importorskip("transformers")
 
-from fate_gym.agents.text_classifier import TextClassifier  # noqa: E402
+from fate_gym.agents._text_classifier import TextClassifier  # noqa: E402
 
 WORDS = ("please", "pay", "the", "bill", "of", "december", "ignore", "everything", "and", "weather", "is", "fine")
 SPECIALS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}

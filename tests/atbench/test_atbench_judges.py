@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support  # t
 
 from fate_gym.agents import load_agent
 from fate_gym.agents.defences import defend, load_defence
-from fate_gym.agents.guards import Guard, guard_formats
+from fate_gym.agents._guards import Guard, guard_formats
 from fate_gym.benchmarks.atbench.answers import (
     LINE_NAMES,
     Diagnosis,

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_chat import anything, messages
 
-from fate_gym.agents.random_agent import sample
+from fate_gym.agents._random_agent import sample
 from fate_gym.benchmark import ENTRY_POINT
 
 IDS = [spec.id for spec in gym.registry.values() if spec.entry_point == ENTRY_POINT]

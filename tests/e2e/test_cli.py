@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import os
 import random
@@ -15,13 +17,33 @@ from typing import Any
 
 import pytest
 
-from fate_gym.cli import main
-from fate_gym.evaluation import RunFolder
+from fate_gym.cli import main, settings
+from fate_gym.cli.parser import Parser
+from fate_gym.evaluation import EvalConfig, RunFolder
 
 ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
 TOY = ["--env", "shop_plugin:toy/Parcels-v0"]
 BANKING = ["--suite", "banking", "--attack", "none", "--limit", "2"]
+COMMANDS = [
+    [],
+    ["eval"],
+    ["train"],
+    ["show"],
+    ["leaderboard"],
+    ["leaderboard", "build"],
+    ["leaderboard", "verify"],
+    ["leaderboard", "compare"],
+    ["leaderboard", "results"],
+    ["tasks"],
+    ["attacks"],
+    ["agents"],
+    ["envs"],
+    ["data"],
+    ["data", "fetch"],
+    ["data", "check"],
+    ["check-overlap"],
+]
 CLERK = ["--agent", "import:shop_plugin:clerk"]
 
 
@@ -63,7 +85,7 @@ def test_eval_prints_a_table_and_then_resumes_at_once(
     assert max(len(line) for line in shown.out.splitlines() if "run:" not in line) <= 80
     monkeypatch.delenv("COLUMNS")
     assert main([*command, "--json"]) == 0
-    summaries = json.loads(capsys.readouterr().out)
+    summaries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [summary["agent"] for summary in summaries] == ["oracle", "refuser"]
     assert summaries[0] == json.loads((tmp_path / "runs" / "oracle" / "summary.json").read_text())
 
@@ -158,6 +180,92 @@ def test_settings_come_from_files_and_flags_override_them(tmp_path: Path, capsys
     path.write_text("agnet: noop\n")
     assert main(["eval", "--config", str(path)]) == 2
     assert "there is no setting 'agnet'; did you mean agent?" in capsys.readouterr().err
+
+
+def test_attacks_address_the_evaluated_model(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    import yaml
+
+    def names(*arguments: str) -> list[str | None]:
+        assert main(["eval", "--dry-run", "--agent", *arguments]) == 0
+        return [config["env_args"].get("model_name") for config in yaml.safe_load(capsys.readouterr().out)]
+
+    assert names("openai:gpt-4o-2024-05-13", "openai:somebody", "noop") == ["GPT-4", None, None]
+    assert names("openai:gpt-4o-2024-05-13", "noop", "--model-name", "Zed") == ["Zed", "Zed"]
+    assert names("openai:gpt-4o-2024-05-13", "--env", "fate/AgentHarm-v0") == [None]
+
+
+def test_every_setting_of_an_evaluation_is_checked() -> None:
+    assert set(settings._KINDS) == {entry.name for entry in dataclasses.fields(EvalConfig)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "out: [a]",
+        "out: 5",
+        'out: "a\\0b"',
+        "env_args: [1]",
+        "env_args: {x: .nan}",
+        "env_args: {x: 2026-01-01}",
+        "env_args: {1: 2}",
+        "env_args: {x: !!bool maybe}",
+        "tasks: [5]",
+        "seed: [1]",
+        "seed: true",
+        "repeats: 1.5",
+        "attack: [[direct]]",
+        "attack: {vector: 5}",
+        "agent: [[a]]",
+        "agent: ''",
+        "defences: {a: 1}",
+        "max_cost: lots",
+        "max_cost: .inf",
+        "seed: *a",
+        "x: &a [1]\nseed: *a",
+        "seed: 1\nseed: 2",
+        "<<: {seed: 1}",
+        "1: 2",
+        "[1, 2]",
+        "a: [",
+        "a: b: c",
+        "\x00",
+        f"seed: {'9' * 5000}",
+        "[" * 5000,
+        "# " + "x" * 300_000,
+    ],
+    ids=lambda text: ascii(text[:24]),
+)
+def test_settings_of_any_yaml_end_in_one_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    assert main(["eval", "--agent", "noop", "--config", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert str(path) in err
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_fits_80_columns_and_is_in_sentences(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as leaving:
+        main([*command, "--help"])
+    assert leaving.value.code == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+    parser = argparse.Namespace()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Parser, "print_help", lambda self, file=None: setattr(parser, "parser", self))
+        with pytest.raises(SystemExit):
+            main([*command, "--help"])
+    for action in parser.parser._actions:
+        if not isinstance(action, argparse._SubParsersAction):
+            assert action.help
+            assert action.help[0].isupper()
+            assert action.help.endswith(".")
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from agentdojo.agent_pipeline import BasePipelineElement
 from agentdojo.attacks import load_attack
@@ -12,6 +12,26 @@ from agentdojo.models import MODEL_NAMES
 from agentdojo.task_suite.task_suite import TaskSuite
 
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
+
+DESCRIPTIONS: Final = {
+    "direct": "Puts `TODO:` before the attacker's goal.",
+    "ignore_previous": "Tells the model to ignore its instructions and to follow the attacker's goal.",
+    "system_message": "Presents the attacker's goal as a system message.",
+    "injecagent": "Uses InjecAgent's text: ignore all instructions and strictly follow this one.",
+    "important_instructions": "Poses as a message from the user, who addresses the model by name.",
+    "important_instructions_no_user_name": "`important_instructions` without the user's name.",
+    "important_instructions_no_model_name": "`important_instructions` without the model's name.",
+    "important_instructions_no_names": "`important_instructions` without either name.",
+    "important_instructions_wrong_model_name": "`important_instructions` with the name of another model.",
+    "important_instructions_wrong_user_name": "`important_instructions` with the name of another user.",
+    "tool_knowledge": "`important_instructions` that also names the tools to call and their arguments.",
+    "dos": "Asks the model to stop at once (denial of service: success is that the user's task fails).",
+    "captcha_dos": "Asks the model to solve a captcha before it goes on (denial of service).",
+    "swearwords_dos": "Insults the model so that it stops (denial of service).",
+    "felony_dos": "Tells the model that to go on would be illegal (denial of service).",
+    "offensive_email_dos": "Asks the model to send a threatening mail, so that it stops (denial of service).",
+}
+"""What each registered attack does, in a sentence."""
 
 _LOCAL = "local"
 _HIDDEN = ("manual",)
@@ -99,12 +119,26 @@ class _FastSuite:
         return self._template.load(self._template.environment(injections))
 
 
+def prose_name(model: str) -> str | None:
+    """Returns how AgentDojo's attacks address a model, such as "GPT-4"; None for a model that it does not know.
+
+    Args:
+        model: The model's id at its provider.
+    """
+    known = _known(model)
+    return None if known is None else str(MODEL_NAMES[known])
+
+
+def _known(model: str) -> str | None:
+    # Upstream's own rule: the first known id that the name contains.
+    return next((known for known in MODEL_NAMES if known in model and known != _LOCAL), None)
+
+
 def _resolve_model_name(model_name: str) -> tuple[str, str]:
     """Returns a pipeline name that AgentDojo accepts, and the prose name to use where that is its "local" one."""
-    for known in MODEL_NAMES:
-        # Upstream's own rule: the first known id that the name contains.
-        if known in model_name and known != _LOCAL:
-            return known, MODEL_NAMES[known]
+    known = _known(model_name)
+    if known is not None:
+        return known, MODEL_NAMES[known]
     for known, prose in MODEL_NAMES.items():
         if prose == model_name:
             return known, prose

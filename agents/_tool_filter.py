@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fate_gym.agents.defences import Begin, Defence
+from fate_gym.agents._defence import Begin, Defence
 from fate_gym.chat import EMPTY_ANSWER, Message, ToolSchema, read_action
 from fate_gym.env import Observation
 from fate_gym.errors import ProviderError

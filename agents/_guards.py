@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from fate_gym.agents.defences import Begin, Defence
+from fate_gym.agents._defence import Begin, Defence
 from fate_gym.benchmarks.atbench.answers import LINE_NAMES, asks_for_labels
 from fate_gym.benchmarks.atbench.rendering import cut_trajectory
 from fate_gym.benchmarks.atbench.taxonomy import DIMENSIONS

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fate_gym.benchmarks.atbench.answers import Diagnosis, count_turns, write_answer
-from fate_gym.benchmarks.atbench.taxonomy import DIMENSIONS
 from fate_gym.chat import Message
 from fate_gym.env import Observation
 from fate_gym.rollout import Agent, Reply, Session
@@ -45,6 +43,10 @@ class _Judge:
     labels: bool
 
     async def act(self, observation: Observation) -> Reply:
+        # Here, since listing the agents is to load no benchmark.
+        from fate_gym.benchmarks.atbench.answers import Diagnosis, count_turns, write_answer
+        from fate_gym.benchmarks.atbench.taxonomy import DIMENSIONS
+
         turns = max(count_turns(message["content"]) for message in observation["messages"])
         unsafe = turns > self.threshold
         labels = {name: vocabulary[0] for name, vocabulary in DIMENSIONS.items()} if unsafe and self.labels else {}
