@@ -6,10 +6,10 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from fate_gym.episode import Episode
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Metric
 from fate_gym.evaluation.summary import ALL
@@ -75,7 +75,7 @@ def compare(a: LoadedRun, b: LoadedRun) -> Comparison:
         mode, attack, suite = first[key].group
         for name in (ALL, suite):
             groups[mode, attack, name].append(key)
-    unlike = _told_differently(a, b)
+    unlike = _refusals_by_both_kinds(a, b)
     rows = [
         Compared(attack, suite, column(mode, metric.name), _difference(i, metric, keys, first, second))
         for (mode, attack, suite), keys in sorted(groups.items(), key=_order)
@@ -98,17 +98,17 @@ class _Score:
 
 def _scores(run: LoadedRun) -> dict[str, _Score]:
     return {
-        episode["key"]: _Score(
-            (episode["mode"], episode["attack"], episode["suite"]),
-            episode["cluster"],
-            tuple(_value(metric, episode) for metric in METRICS.get(episode["mode"], AXIS_METRICS)),
+        episode.key: _Score(
+            (episode.mode, episode.attack, episode.suite),
+            episode.cluster,
+            tuple(_value(metric, episode) for metric in METRICS.get(episode.mode, AXIS_METRICS)),
         )
-        for episode in run.episodes_iter()
-        if episode["status"] == "ok"
+        for episode in run.folder.episodes(lambda problem: None)
+        if episode.status == "ok"
     }
 
 
-def _value(metric: Metric, episode: Mapping[str, Any]) -> float:
+def _value(metric: Metric, episode: Episode) -> float:
     value = metric.value(episode)
     return math.nan if value is None else value
 
@@ -126,21 +126,21 @@ def _order(entry: tuple[tuple[str, str | None, str], object]) -> tuple[str | boo
     return mode, attack or "", suite != ALL, suite
 
 
-def _told_differently(a: LoadedRun, b: LoadedRun) -> bool:
+def _refusals_by_both_kinds(a: LoadedRun, b: LoadedRun) -> bool:
     return mixed([rule for run in (a, b) for group in run.summary["groups"] for rule in group["refusals_by"]])
 
 
 def _warnings(a: LoadedRun, b: LoadedRun) -> list[str]:
-    found = []
+    warnings = []
     for name in ("versions", "provenance"):
         if a.manifest.get(name) != b.manifest.get(name):
-            found.append(f"the runs differ in their {name}: see their manifest.json")
+            warnings.append(f"the runs differ in their {name}: see their manifest.json")
     settings = [{**run.manifest["config"]["env_args"], "suite": None} for run in (a, b)]
     if settings[0] != settings[1]:
-        found.append("the runs differ in their environment's arguments: see their manifest.json")
+        warnings.append("the runs differ in their environment's arguments: see their manifest.json")
     for run in (a, b):
         if errors := run.summary["episodes"]["errors"]:
-            found.append(f"{run.run_id}: {errors} episodes errored and are in no pair")
+            warnings.append(f"{run.run_id}: {errors} episodes errored and are in no pair")
         if run.contaminated_by:
-            found.append(f"{run.run_id}: trained on {', '.join(run.contaminated_by)}")
-    return found
+            warnings.append(f"{run.run_id}: trained on {', '.join(run.contaminated_by)}")
+    return warnings
