@@ -27,7 +27,7 @@ _LARGEST_INT = 10**300
 """Readers of run folders turn numbers into floats, which end at 1.8e308."""
 
 
-def to_json(value: object) -> Json:
+def to_json(value: Any) -> Json:
     """Returns the nearest JSON value; what JSON cannot hold becomes a short description such as "<bytes>"."""
     return _Converter(MAX_DEPTH + _ENVELOPE).convert(value)
 
@@ -53,29 +53,31 @@ def arguments_to_json(value: Mapping[Any, Any]) -> Json:
     return f"<arguments with {exact.lost}>"
 
 
-def mapping_of(value: object) -> dict[str, Any] | None:
+def mapping_of(value: Any) -> dict[str, Any] | None:
     """Returns a mapping's items under plain keys, or None if it is no mapping or does not let itself be read.
 
     Looking a key up compares it with keys of the same hash, so no foreign key may stand in the dict that is returned.
     """
     kind = type(value)
-    if kind is dict and {*map(type, value)} == {str} and "".join(value).isascii():  # type: ignore[call-overload]
-        return value  # type: ignore[return-value]
+    if kind is dict and {*map(type, value)} == {str} and "".join(value).isascii():
+        plain: dict[str, Any] = value
+        return plain
     if issubclass(kind, dict):
-        items = dict.items(value)  # type: ignore[arg-type]
+        items: Any = dict.items(value)
     else:
-        items = guarded(lambda: list(value.items()) if issubclass(kind, Mapping) else None)  # type: ignore[attr-defined]
+        items = guarded(lambda: list(value.items()) if issubclass(kind, Mapping) else None)
     return None if items is None else {_key(key): item for key, item in items}
 
 
-def list_of(value: object) -> list[Any] | None:
+def list_of(value: Any) -> list[Any] | None:
     """Returns the items of a list or tuple, or None if it is neither."""
     kind = type(value)
     if kind is list:
-        return value  # type: ignore[return-value]
+        items: list[Any] = value
+        return items
     if issubclass(kind, list):
-        return list(list.__iter__(value))  # type: ignore[arg-type]
-    return list(tuple.__iter__(value)) if issubclass(kind, tuple) else None  # type: ignore[arg-type]
+        return list(list.__iter__(value))
+    return list(tuple.__iter__(value)) if issubclass(kind, tuple) else None
 
 
 def guarded(foreign: Callable[[], Any]) -> Any:
@@ -117,10 +119,10 @@ class _Converter:
         self._all_numbers = all_numbers
         self._left = MAX_VALUES
 
-    def convert(self, value: object) -> Json:
+    def convert(self, value: Any) -> Json:
         kind = type(value)
         if kind is str:
-            return value if value.isascii() else replace_surrogates(value)  # type: ignore[attr-defined, arg-type]
+            return value if value.isascii() else replace_surrogates(value)
         if value is None or kind is bool:
             return value
         if (fields := mapping_of(value) if kind is dict else None) is not None:
@@ -128,12 +130,12 @@ class _Converter:
         if (items := list_of(value)) is not None:
             return self._convert_list(value, items)
         if issubclass(kind, str):
-            return replace_surrogates(str.__str__(value))  # type: ignore[arg-type]
+            return replace_surrogates(str.__str__(value))
         if issubclass(kind, int):
-            number = int.__add__(value, 0)  # type: ignore[operator]
+            number = int.__add__(value, 0)
             return number if self._all_numbers or abs(number) < _LARGEST_INT else self._describe(value)
         if issubclass(kind, float):
-            real = float.__pos__(value)  # type: ignore[arg-type]
+            real = float.__pos__(value)
             return real if self._all_numbers or real - real == 0 else self._describe(value)
         if (fields := mapping_of(value)) is not None:
             return self._convert_mapping(value, fields)
@@ -169,13 +171,13 @@ class _Converter:
         return description
 
 
-def _key(key: object) -> str:
+def _key(key: Any) -> str:
     kind = type(key)
     if kind is str:
-        return replace_surrogates(key)  # type: ignore[arg-type]
+        return replace_surrogates(key)
     if issubclass(kind, str):
-        return replace_surrogates(str.__str__(key))  # type: ignore[arg-type]
-    if kind is int and abs(key) < _LARGEST_INT:  # type: ignore[arg-type]
+        return replace_surrogates(str.__str__(key))
+    if kind is int and abs(key) < _LARGEST_INT:
         return str(key)
     return _description(key)
 

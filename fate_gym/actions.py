@@ -84,7 +84,8 @@ def read_action(action: object, turn: int, taken_ids: frozenset[str] | set[str] 
         taken_ids: Call ids already used in the conversation.
     """
     raw = _record(action)
-    text, calls, problem, attempted = "", (), None, False
+    text, problem, attempted = "", None, False
+    calls: tuple[RequestedCall, ...] = ()
     try:
         fields = _fields(raw)
         text, unreadable = _read_text(fields)

@@ -11,7 +11,7 @@ import json
 import logging
 import marshal
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -28,11 +28,8 @@ from fate_gym.rewards import AXES, AxisVerdict, Scalarization, Verdict
 from fate_gym.snapshots import pack, unpack
 from fate_gym.spaces import ActionSpace, ObservationSpace
 from fate_gym.task import DataPolicy, Purpose, Task
-from fate_gym.transcript import WRONG_CALLS, CallRecord, Outcome, Transcript
+from fate_gym.transcript import WRONG_CALLS, CallRecord, Outcome, Status, Transcript
 from fate_gym.verifiers.validity import RULE, verify_validity
-
-Status = Literal["ok", "env_error", "provider_error", "judge_error"]
-"""Whether an episode can be scored; only "ok" can."""
 
 Observation = dict[str, Any]
 Reward = NDArray[np.float32] | float
