@@ -13,8 +13,8 @@ import trajectories
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support  # type: ignore[import-untyped]
 
 from fate_gym.agents import load_agent
-from fate_gym.agents.defences import defend, load_defence
 from fate_gym.agents._guards import Guard, guard_formats
+from fate_gym.agents.defences import defend, load_defence
 from fate_gym.benchmarks.atbench.answers import (
     LINE_NAMES,
     Diagnosis,
