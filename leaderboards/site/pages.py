@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.resources import files
@@ -103,7 +104,10 @@ def _write_runs(
             run_pages.write_run(*task)
         return
     # Spawned: a fork would copy the locks of whatever threads there are.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    # Ctrl-C reaches every process of the terminal, and is for the one that the user started to tell of.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=signal.signal, initargs=ignore) as pool:
         for future in [pool.submit(run_pages.write_run, *task) for task in tasks]:
             future.result()
 
