@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from fate_gym.actions import read_action
 from fate_gym.agents.local import LocalAgent
-from fate_gym.chat import read_action
 from fate_gym.env import ToolEnv
 from fate_gym.episode import Episode
 from fate_gym.errors import RunCorruptError
