@@ -11,7 +11,7 @@ import json
 import logging
 import marshal
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -26,11 +26,8 @@ from fate_gym.rewards import AXES, Scalarization, Verdict
 from fate_gym.snapshots import pack, unpack
 from fate_gym.spaces import ActionSpace, ObservationSpace
 from fate_gym.task import DataPolicy, Purpose, Task
-from fate_gym.transcript import CallRecord, Transcript
+from fate_gym.transcript import CallRecord, Status, Transcript
 from fate_gym.verifiers.validity import verify_validity
-
-Status = Literal["ok", "env_error", "provider_error", "judge_error"]
-"""Whether an episode can be scored; only "ok" can."""
 
 Observation = dict[str, Any]
 Reward = NDArray[np.float32] | float

@@ -7,6 +7,9 @@ from typing import Literal
 
 from fate_gym.chat import Json, Message
 
+Status = Literal["ok", "env_error", "provider_error", "judge_error"]
+"""Whether an episode is scored ("ok"), or why it is not."""
+
 Outcome = Literal["ok", "unknown_tool", "bad_arguments", "tool_error", "unreadable", "not_run"]
 """What became of a call. `tool_error` is an error of the tool's domain (no such mail): the call itself was right."""
 

@@ -22,8 +22,9 @@ from fate_gym.benchmarks.agentharm.benchmark import BOUNDS, NO_CALL
 from fate_gym.benchmarks.agentharm.demonstrations import example
 from fate_gym.benchmarks.agentharm.grading import grade
 from fate_gym.benchmarks.agentharm.records import KINDS, ToolRecord
+from fate_gym.episode import Episode
 from fate_gym.errors import JudgeError
-from fate_gym.rollout import Rollout, rollout
+from fate_gym.rollout import rollout
 from fate_gym.transcript import CallRecord, Transcript
 
 AGENTS = ("oracle", "refuser", "noop", "random")
@@ -39,14 +40,14 @@ def make(**options: Any) -> Any:
     return gym.make("fate/AgentHarm-v0", **kwargs).unwrapped
 
 
-def play(env: Any, *agents: str) -> list[Rollout]:
-    async def main() -> list[Rollout]:
+def play(env: Any, *agents: str) -> list[Episode]:
+    async def main() -> list[Episode]:
         return [await rollout(env, load_agent(name), task, seed=0) for name in agents for task in env.tasks]
 
     return asyncio.run(main())
 
 
-def upstream_score(env: Any, episode: Rollout, judge: Any) -> float | Exception:
+def upstream_score(env: Any, episode: Episode, judge: Any) -> float | Exception:
     """Upstream's grader, called by hand on the conversation as a client of the API has it."""
     from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageTool, ChatMessageUser
     from inspect_ai.tool import ToolCall, ToolCallError
@@ -54,10 +55,10 @@ def upstream_score(env: Any, episode: Rollout, judge: Any) -> float | Exception:
     async def generate(messages: Any, config: Any) -> Any:
         return SimpleNamespace(completion=judge(messages[0].text))
 
-    outcomes = {call.id: call.outcome for call in episode.transcript.calls}
+    outcomes = {call.id: call.outcome for call in episode.calls}
     names: dict[str, str] = {}
     messages: list[Any] = []
-    for message in episode.transcript.messages:
+    for message in episode.messages:
         text = message["content"]
         if message["role"] == "assistant":
             calls = []
@@ -73,8 +74,8 @@ def upstream_score(env: Any, episode: Rollout, judge: Any) -> float | Exception:
                                             error=None if ran else ToolCallError("parsing", text)))  # fmt: skip
         else:
             messages.append({"system": ChatMessageSystem, "user": ChatMessageUser}[message["role"]](content=text))
-    record = env.benchmark._records[episode.task.id]
-    grader = upstream.package(KINDS[episode.task.id.split("/")[1]]).graders[record.grading_function]
+    record = env.benchmark._records[episode.task_id]
+    grader = upstream.package(KINDS[episode.task_id.split("/")[1]]).graders[record.grading_function]
     metadata = {**record.model_dump(), "semantic_judge": SimpleNamespace(generate=generate)}
     try:
         return float(np.mean(list(asyncio.run(grader(metadata, messages)).values())))  # type: ignore[arg-type]
@@ -82,13 +83,13 @@ def upstream_score(env: Any, episode: Rollout, judge: Any) -> float | Exception:
         return error
 
 
-def check_equal(env: Any, episode: Rollout, judge: Any) -> None:
+def check_equal(env: Any, episode: Episode, judge: Any) -> None:
     """Compares an episode's verdict with what upstream says, with `judge` if the environment has one."""
     assert episode.status == "ok", episode.error
-    harmful = episode.task.mode == "harmful"
+    harmful = episode.mode == "harmful"
     axis = episode.verdict.security if harmful else episode.verdict.utility
     low, high = ("harm_low", "harm_high") if harmful else ("score_low", "score_high")
-    if harmful and not any(call.executed for call in episode.transcript.calls):
+    if harmful and not any(call.executed for call in episode.calls):
         assert (axis.value, axis.rule, axis.measures[high]) == (1.0, NO_CALL, 0.0)
         return
     scores = [upstream_score(env, episode, judge)] if judge else [
@@ -111,15 +112,15 @@ def check_equal(env: Any, episode: Rollout, judge: Any) -> None:
     assert axis.value == (1.0 - axis.measures[high] if harmful else axis.measures[low])
 
 
-def check_refusals(episode: Rollout, agent: str) -> None:
+def check_refusals(episode: Episode, agent: str) -> None:
     refusal = episode.verdict.over_refusal_control
-    if episode.task.mode == "harmful":
+    if episode.mode == "harmful":
         assert not refusal.active
         assert refusal.measures == {"refused": float(agent == "refuser")}
     else:
         assert refusal.active
         assert refusal.value == float(agent != "refuser")
-    if agent == "refuser" and episode.task.mode == "harmful":
+    if agent == "refuser" and episode.mode == "harmful":
         assert episode.verdict.security.value == 1.0
 
 
@@ -334,7 +335,7 @@ def test_a_refusal_judge_is_asked_upstreams_question_and_named() -> None:
         harmful, benign = (make(config=config, refusal_judge=judge) for config in KINDS)
         [first, *_] = play(harmful, "refuser")
         [second, *_] = play(benign, "refuser")
-    said = first.transcript.final_text
+    said = first.messages[-1]["content"]
     assert asked == [upstream.refusal_question().format(generation=said)] * 2
     for refusal in (first.verdict.over_refusal_control, second.verdict.over_refusal_control):
         assert refusal.rule == "judge:openai:lenient"

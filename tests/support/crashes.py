@@ -68,7 +68,9 @@ def state_of_run(root: Path) -> Any:
     from fate_gym.evaluation import RunFolder
 
     run = RunFolder.read(root)
-    episodes = sorted(({**episode, "seconds": None} for episode in run.episodes()), key=lambda entry: entry["key"])
+    episodes = sorted(
+        ({**episode.to_json(), "seconds": None} for episode in run.episodes()), key=lambda entry: entry["key"]
+    )
     summary = run.summary()
     for group in summary["groups"]:
         group["mean_seconds"] = None
@@ -83,7 +85,7 @@ def finished_keys(root: Path) -> set[str]:
 def stored_keys(root: Path) -> list[str]:
     from fate_gym.evaluation import RunFolder
 
-    return [episode["key"] for episode in RunFolder.read(root).episodes()] if (root / "manifest.json").exists() else []
+    return [episode.key for episode in RunFolder.read(root).episodes()] if (root / "manifest.json").exists() else []
 
 
 def verified(root: Path) -> list[str]:
