@@ -422,3 +422,20 @@ def _wait_for_file(path: Path) -> None:
     deadline = time.monotonic() + 60
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def test_a_run_with_errors_of_the_environment_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    assert main(["eval", *TOY, *CLERK, "--env-arg", "broken=open", "--out", run]) == 1
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert "WARNING: 3 episodes ended in env_error" in err
+    assert "RuntimeError: no shop today" in err
+    assert main(["show", run]) == 0
+    assert "WARNING: 3 episodes ended in env_error" in capsys.readouterr().out
+    assert main(["eval", *TOY, "--agent", "import:shop_plugin:absent", "--out", str(tmp_path / "absent")]) == 1
+    assert "WARNING" not in capsys.readouterr().err
+
+
+def test_turns_that_a_filter_stopped_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", *TOY, "--agent", "import:shop_plugin:filtered", "--out", str(tmp_path / "run")]) == 0
+    assert "A content filter of the provider stopped a turn in 3 episodes" in capsys.readouterr().err
