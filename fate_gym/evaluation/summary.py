@@ -20,6 +20,9 @@ from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Episode, Metric, 
 SCHEMA = "fate-gym/summary/1"
 ALL = "all"
 
+FILTERED = "content_filter"
+"""The finish reason of a turn that the provider's content filter stopped."""
+
 
 def summarise(
     episodes: Iterable[Episode], failures: Iterable[Episode], manifest: Mapping[str, Any], planned: Iterable[str]
@@ -62,7 +65,7 @@ def _slim(episode: Episode) -> dict[str, Any]:
         name: {key: value for key, value in axis.items() if key != "evidence"}
         for name, axis in episode["verdict"].items()
     }
-    return {**{name: episode[name] for name in _KEPT}, "verdict": verdict, "seconds": episode["seconds"]}
+    return {**{name: episode[name] for name in _KEPT}, "verdict": verdict, "seconds": episode["seconds"], "filtered": _is_filtered(episode)}
 
 
 _Key = tuple[str, str | None, str]
@@ -94,6 +97,7 @@ def _group(key: _Key, members: list[Episode]) -> dict[str, Json]:
         "errors": dict(Counter(episode["status"] for episode in members if episode["status"] != "ok")),
         "grader_errors": _grader_errors(scored),
         "truncated": sum(episode["truncated"] for episode in scored),
+        **_content_filtered(scored),
         "refusals_by": sorted(
             {
                 episode["verdict"]["over_refusal_control"]["rule"]
@@ -140,6 +144,17 @@ def _pass_hat_k(found: _Found, good: float, k: int) -> float | None:
 
 def _grader_errors(episodes: list[Episode]) -> dict[str, int]:
     return dict(Counter(name for episode in episodes for name, axis in episode["verdict"].items() if "error" in axis))
+
+
+def _is_filtered(episode: Episode) -> bool:
+    """Whether the provider's content filter stopped a turn; the agent says so in its action."""
+    return any(isinstance(action, Mapping) and action.get("finish_reason") == FILTERED for action in episode["actions"])
+
+
+def _content_filtered(episodes: list[Episode]) -> dict[str, Json]:
+    """Counts the episodes that a content filter stopped; nothing where there are none, as in older summaries."""
+    count = sum(episode["filtered"] for episode in episodes)
+    return {"content_filtered": count} if count else {}
 
 
 def _usage(episodes: list[Episode]) -> dict[str, float | None]:

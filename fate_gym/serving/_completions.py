@@ -175,11 +175,10 @@ class AnswerReader:
 
     async def _read_stream(self, head: bytes, chunks: AsyncIterator[bytes]) -> Completion:
         """Reads server-sent events, each with one chunk of a completion."""
-        pending = bytearray(head)
+        pending = bytearray()
         event = b""
         async for chunk in _and_end(head, chunks):
-            if chunk is not head:
-                pending += chunk
+            pending += chunk
             if b"\n" not in chunk:
                 if len(pending) > LARGEST_BODY:
                     raise self._out_of_bounds(pending, f"has an event of more than {LARGEST_BODY} bytes")
