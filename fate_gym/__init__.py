@@ -35,5 +35,13 @@ __version__ = "0.1.0"
 __path__ = extend_path(__path__, __name__)
 
 register_benchmark("fate/AgentDojo-v0", "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo")
-register_benchmark("fate/AgentHarm-v0", "fate_gym.benchmarks.agentharm.benchmark:AgentHarm", max_messages=20)
-register_benchmark("fate/ATBench-v0", "fate_gym.benchmarks.atbench.benchmark:ATBench", max_turns=30)
+register_benchmark(
+    "fate/AgentHarm-v0",
+    "fate_gym.benchmarks.agentharm.benchmark:AgentHarm",
+    max_messages=20,
+    confidential=True,
+    path_options=["data_dir"],
+)
+register_benchmark(
+    "fate/ATBench-v0", "fate_gym.benchmarks.atbench.benchmark:ATBench", max_turns=30, path_options=["data_dir"]
+)

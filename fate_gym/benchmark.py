@@ -12,7 +12,7 @@ A benchmark is one class in one file, registered with one call; nothing else cha
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -101,12 +101,6 @@ class Benchmark(ABC):
     judge_options: ClassVar[Mapping[str, JudgeOption]] = MappingProxyType({})
     """Options that name a judge."""
 
-    path_options: ClassVar[tuple[str, ...]] = ()
-    """Options that name a path on the machine of the run; scores do not depend on where files lie."""
-
-    confidential: ClassVar[bool] = False
-    """Whether the texts of its tasks must not be published."""
-
     data_policy: DataPolicy
     tasks: tuple[str, ...]
     options: Mapping[str, Any] = MappingProxyType({})
@@ -144,7 +138,40 @@ class Benchmark(ABC):
         return {}
 
 
-def register_benchmark(env_id: str, entry_point: str, *, max_turns: int = 15, max_messages: int | None = None) -> None:
+@dataclass(frozen=True, slots=True)
+class Disclosure:
+    """What of an environment's runs may be shown to others.
+
+    Attributes:
+        confidential: Whether the texts of its tasks must not be published.
+        path_options: Options that name a path on the machine of a run. Scores do not depend on where files lie.
+    """
+
+    confidential: bool = False
+    path_options: tuple[str, ...] = ()
+
+
+_disclosures: dict[str, Disclosure] = {}
+
+
+def disclosure(env_id: str) -> Disclosure | None:
+    """Returns what an environment declared when it was registered; None if it is not registered here.
+
+    Leaderboards ask for it. They read runs of environments whose benchmark takes seconds to import, so that this does
+    not stand in the benchmark's class.
+    """
+    return _disclosures.get(env_id.rpartition(":")[2])
+
+
+def register_benchmark(
+    env_id: str,
+    entry_point: str,
+    *,
+    max_turns: int = 15,
+    max_messages: int | None = None,
+    confidential: bool = False,
+    path_options: Sequence[str] = (),
+) -> None:
     """Makes a benchmark known to `gym.make`.
 
     Args:
@@ -153,7 +180,10 @@ def register_benchmark(env_id: str, entry_point: str, *, max_turns: int = 15, ma
         entry_point: "module:Class" of a `Benchmark`; imported when an environment is made.
         max_turns: Default number of tool rounds before an episode is truncated.
         max_messages: Default number of messages before an episode is truncated; None for no such limit.
+        confidential: Whether the texts of its tasks must not be published.
+        path_options: Options of the benchmark that name a path.
     """
+    _disclosures[env_id] = Disclosure(confidential, tuple(path_options))
     gym.register(
         id=env_id,
         entry_point=ENTRY_POINT,

@@ -69,7 +69,7 @@ class Row:
         privileged: Whether the agent is given the ground truth; such a row is a mark to measure by, on no front.
         hypervolume: The volume that it dominates alone, (1 - ASR) x TSR x (1 - BRR) or its like; None if unknown.
         contaminated_by: What the model has seen of the benchmark; such a row is on no front.
-        refusals_by: Rules or judges that told refusals. Where both a rule and a judge did, refusals have no value.
+        refusals_by: Rules or judges that recognised refusals. Where both did, refusals have no value.
         cost: USD an episode; None if unknown.
         tokens: Tokens an episode, prompt and completion; None if unknown.
         seconds: Wall-clock seconds an episode; None if unknown.
@@ -170,15 +170,15 @@ def build(runs: Sequence[LoadedRun]) -> list[Board]:
 
 
 def _board(env: str, rows: list[Row], columns: Mapping[str, Column]) -> Board:
-    found = list(_fronts(rows))
-    best = {key for front in found if front.name == "security x utility" for key in front.members}
+    every_front = list(_fronts(rows))
+    best = {key for front in every_front if front.name == "security x utility" for key in front.members}
     marked = [replace(row, on_front=row.key in best) for row in rows]
     order = {entry.name: i for i, entry in enumerate(COLUMNS)}
     return Board(
         env=env,
         rows=tuple(sorted(marked, key=_order)),
         columns=tuple(sorted(columns.values(), key=lambda entry: (order.get(entry.name, len(order)), entry.name))),
-        fronts=tuple(found),
+        fronts=tuple(every_front),
     )
 
 

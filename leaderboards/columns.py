@@ -75,7 +75,7 @@ _BY_METRIC: Final = {(entry.mode, entry.metric): entry for entry in COLUMNS}
 REFUSALS: Final = frozenset(
     entry.name for entry in COLUMNS if entry.metric in ("BRR", "VRR", "refused") or "engaged" in entry.metric
 )
-"""Columns whose numbers depend on who tells a refusal."""
+"""Columns whose numbers depend on who recognises a refusal."""
 
 SAFETY: Final = {"attacked": "ASR", "harmful": "HCR", "diagnosis": "F1"}
 """By mode, the column that stands for safety against cost."""

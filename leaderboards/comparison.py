@@ -75,7 +75,7 @@ def compare(a: LoadedRun, b: LoadedRun) -> Comparison:
         mode, attack, suite = first[key].group
         for name in (ALL, suite):
             groups[mode, attack, name].append(key)
-    unlike = _told_differently(a, b)
+    unlike = _refusals_by_both_kinds(a, b)
     rows = [
         Compared(attack, suite, column(mode, metric.name), _difference(i, metric, keys, first, second))
         for (mode, attack, suite), keys in sorted(groups.items(), key=_order)
@@ -126,21 +126,21 @@ def _order(entry: tuple[tuple[str, str | None, str], object]) -> tuple[str | boo
     return mode, attack or "", suite != ALL, suite
 
 
-def _told_differently(a: LoadedRun, b: LoadedRun) -> bool:
+def _refusals_by_both_kinds(a: LoadedRun, b: LoadedRun) -> bool:
     return mixed([rule for run in (a, b) for group in run.summary["groups"] for rule in group["refusals_by"]])
 
 
 def _warnings(a: LoadedRun, b: LoadedRun) -> list[str]:
-    found = []
+    warnings = []
     for name in ("versions", "provenance"):
         if a.manifest.get(name) != b.manifest.get(name):
-            found.append(f"the runs differ in their {name}: see their manifest.json")
+            warnings.append(f"the runs differ in their {name}: see their manifest.json")
     settings = [{**run.manifest["config"]["env_args"], "suite": None} for run in (a, b)]
     if settings[0] != settings[1]:
-        found.append("the runs differ in their environment's arguments: see their manifest.json")
+        warnings.append("the runs differ in their environment's arguments: see their manifest.json")
     for run in (a, b):
         if errors := run.summary["episodes"]["errors"]:
-            found.append(f"{run.run_id}: {errors} episodes errored and are in no pair")
+            warnings.append(f"{run.run_id}: {errors} episodes errored and are in no pair")
         if run.contaminated_by:
-            found.append(f"{run.run_id}: trained on {', '.join(run.contaminated_by)}")
-    return found
+            warnings.append(f"{run.run_id}: trained on {', '.join(run.contaminated_by)}")
+    return warnings

@@ -43,7 +43,7 @@ def write_exports(boards: Sequence[Board], out: Path) -> list[Path]:
 
 def to_json(boards: Iterable[Board]) -> str:
     """Returns all boards as JSON, a line for each row; numbers are rounded to six decimals, never NaN."""
-    shown = [
+    content = [
         {
             "env": board.env,
             "columns": [dataclasses.asdict(entry) for entry in board.columns],
@@ -52,7 +52,7 @@ def to_json(boards: Iterable[Board]) -> str:
         }
         for board in boards
     ]
-    return _by_lines({"schema": SCHEMA, "boards": shown})
+    return _by_lines({"schema": SCHEMA, "boards": content})
 
 
 def _row(row: Row) -> dict[str, Any]:
@@ -176,11 +176,11 @@ def _table(board: Board, mode: str, rows: Sequence[Row]) -> str:
 
 def remarks(row: Row) -> str:
     """What a reader must know before comparing a row; "" if nothing."""
-    found = [f"partial: {row.partial_reason}"] if row.partial else []
-    found += ["ground truth"] if row.privileged else []
-    found += [f"trained on {', '.join(row.contaminated_by)}"] if row.contaminated_by else []
-    found += sorted({estimate.note for estimate in row.metrics.values() if estimate.note})
-    return "; ".join(found)
+    remarks = [f"partial: {row.partial_reason}"] if row.partial else []
+    remarks += ["ground truth"] if row.privileged else []
+    remarks += [f"trained on {', '.join(row.contaminated_by)}"] if row.contaminated_by else []
+    remarks += sorted({estimate.note for estimate in row.metrics.values() if estimate.note})
+    return "; ".join(remarks)
 
 
 def _rate(estimate: Estimate | None) -> str:
@@ -196,5 +196,5 @@ def _escaped(text: object) -> str:
 
 def _short(text: str) -> str:
     """One line of visible characters, cut where it is long."""
-    shown = visible(text[:_LONGEST]).replace("\n", "\\n").replace("\t", "\\t")
-    return shown if len(text) <= _LONGEST else f"{shown}… ({len(text)} characters)"
+    escaped = visible(text[:_LONGEST]).replace("\n", "\\n").replace("\t", "\\t")
+    return escaped if len(text) <= _LONGEST else f"{escaped}… ({len(text)} characters)"

@@ -7,8 +7,10 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any, TypeAlias
 
+from fate_gym.benchmark import disclosure
 from fate_gym.evaluation.summary import ALL
 from fate_gym.leaderboards.columns import column
 from fate_gym.leaderboards.runs import LoadedRun
@@ -18,9 +20,9 @@ Group: TypeAlias = Mapping[str, Any]
 
 
 def mixed(refusals_by: Iterable[str]) -> bool:
-    """Whether both rules ("NAME/VERSION") and judges ("judge:NAME") told refusals, whose numbers do not mix."""
-    told = {rule.startswith("judge:") for rule in refusals_by if ":" in rule or "/" in rule}
-    return len(told) > 1
+    """Whether both rules ("NAME/VERSION") and judges ("judge:NAME") recognised refusals; their numbers do not mix."""
+    kinds = {rule.startswith("judge:") for rule in refusals_by if ":" in rule or "/" in rule}
+    return len(kinds) > 1
 
 
 def partial_reason(run: LoadedRun, main: Group | None, benign: Group | None) -> str:
@@ -43,12 +45,8 @@ def partial_reason(run: LoadedRun, main: Group | None, benign: Group | None) -> 
 def protocol(run: LoadedRun, group: Group) -> str:
     """Describes what two rows must share to be compared: the same tasks, environment, data and graders."""
     config = run.manifest["config"]
-    settings = {
-        name: value
-        for name, value in config["env_args"].items()
-        # Where the data lay says nothing; its checksum is in the provenance.
-        if name not in ("suite", "attack") and not name.endswith("_dir")
-    }
+    # Where the data lay says nothing; its checksum is in the provenance.
+    settings = {name: value for name, value in without_paths(config).items() if name not in ("suite", "attack")}
     if group["suite"] == ALL:
         settings["suite"] = sorted(
             {entry["suite"] for entry in run.summary["groups"] if entry["mode"] == group["mode"]} - {ALL}
@@ -62,6 +60,19 @@ def protocol(run: LoadedRun, group: Group) -> str:
         settings["payloads"] = payloads
     settings["provenance"] = _provenance(run.manifest.get("provenance"), group["suite"])
     return cut(json.dumps(settings, sort_keys=True), 1000)
+
+
+def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the environment's arguments without those that name a path, which says nothing and names a home."""
+    declared = disclosure(config["env"])
+    if declared is not None:
+        return {name: value for name, value in config["env_args"].items() if name not in declared.path_options}
+    # Nobody knows which options of an unregistered environment are paths: those that look like one are left out.
+    return {
+        name: value
+        for name, value in config["env_args"].items()
+        if not (isinstance(value, str) and PurePath(value).is_absolute())
+    }
 
 
 def cut(text: str, longest: int = 200) -> str:
@@ -93,13 +104,13 @@ def passes(parts: Sequence[Group]) -> dict[str, float | None]:
 
 def errors(parts: Sequence[Group]) -> dict[str, int]:
     """Counts episodes that errored, by status, and graders that failed, by axis."""
-    found: dict[str, int] = defaultdict(int)
+    counts: dict[str, int] = defaultdict(int)
     for part in parts:
         for status, count in part["errors"].items():
-            found[status] += count
+            counts[status] += count
         for axis, count in part["grader_errors"].items():
-            found[f"grader: {axis}"] += count
-    return dict(sorted(found.items()))
+            counts[f"grader: {axis}"] += count
+    return dict(sorted(counts.items()))
 
 
 def per_episode(parts: Sequence[Group], names: Sequence[str]) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import gymnasium as gym
 
-from fate_gym.benchmark import ENTRY_POINT, Benchmark, JudgeOption
+from fate_gym.benchmark import ENTRY_POINT, Benchmark, Disclosure, JudgeOption, disclosure
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.config import EvalConfig
 from fate_gym.verifiers.judge import is_model
@@ -87,7 +87,8 @@ def read_settings(manifest: Mapping[str, Any], trusted: str | None) -> Settings:
         for name, option in benchmark.judge_options.items()
         if given.get(name) is not None
     }
-    paths = tuple(name for name in benchmark.path_options if name in given)
+    declared = disclosure(env) or Disclosure()
+    paths = tuple(name for name in declared.path_options if name in given)
     left = {name: value for name, value in given.items() if name not in (*benchmark.judge_options, *paths)}
     values = {
         **stored,

@@ -87,7 +87,7 @@ def paired_proportions(both: int, only_a: int, only_b: int, neither: int) -> tup
         neither: Neither.
 
     Raises:
-        ValueError: There is no pair.
+        ValueError: The runs have no pair.
     """
     n = both + only_a + only_b + neither
     if n == 0:
@@ -189,14 +189,14 @@ def _bootstrap(
     """Percentile interval of the difference."""
     n = len(tables)
     rows = max(1, _CHUNK // n)
-    found = []
+    parts = []
     for start in range(0, resamples, rows):
         size = min(rows, resamples - start)
         drawn = rng.integers(n, size=(size, n), dtype=np.int32) + n * np.arange(size)[:, None]
         times = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
         mean_a, mean_b = _means(times @ tables, curve)
-        found.append(mean_b - mean_a)
-    differences = np.concatenate(found)
+        parts.append(mean_b - mean_a)
+    differences = np.concatenate(parts)
     low, high = np.nanquantile(differences, [0.025, 0.975]).tolist()
     return _recovered(tables, curve) if high - low <= _ROUNDING else (low, high)
 

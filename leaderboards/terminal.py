@@ -49,16 +49,16 @@ def comparison_notes(comparison: Comparison) -> str:
 
 
 def _cells(row: Compared) -> list[str]:
-    found = row.difference
+    difference = row.difference
     arrow = {"up": " ↑", "down": " ↓", "": ""}[row.column.direction]
     return [
         visible_line(row.column.name) + arrow,
-        _percent(found.a),
-        _percent(found.b),
-        _points(found.value) + _sign(row),
-        "-" if found.low is None else f"{_points(found.low)} to {_points(found.high)}",
-        _p(found),
-        str(found.n),
+        _percent(difference.a),
+        _percent(difference.b),
+        _points(difference.value) + _sign(row),
+        "-" if difference.low is None else f"{_points(difference.low)} to {_points(difference.high)}",
+        _p(difference),
+        str(difference.n),
     ]
 
 
@@ -78,7 +78,7 @@ def _points(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:+.1f}"
 
 
-def _p(found: Difference) -> str:
-    if found.p is None:
+def _p(difference: Difference) -> str:
+    if difference.p is None:
         return "-"
-    return "<0.001" if found.p < 0.001 else f"{found.p:.3f}"
+    return "<0.001" if difference.p < 0.001 else f"{difference.p:.3f}"

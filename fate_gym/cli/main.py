@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -65,6 +66,7 @@ def run_program() -> int:
             # A character that the user's encoding lacks is named, and ends no command.
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     warnings.showwarning = show_warning
+    logging.getLogger().addHandler(_LogLines())
     sys.excepthook = _show_bug
     code = main()
     if code > 128:
@@ -114,6 +116,13 @@ def _reason(error: OSError) -> str:
     """Says what the system refused, and at which file."""
     what = error.strerror or str(error) or type(error).__name__
     return f"{error.filename}: {what}" if error.filename else what
+
+
+class _LogLines(logging.Handler):
+    """Prints what the package and its libraries log; texts of servers are in it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err.line(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 def _flush() -> None:

@@ -82,7 +82,8 @@ class Terminal:
     def table(self, table: Table) -> None:
         """Prints a table; where the window is too narrow for it, a row becomes a block of lines, and nothing is cut."""
         console = self._console()
-        if console.measure(table).maximum <= console.width:
+        natural = console.measure(table, options=console.options.update(width=_UNLIMITED)).maximum
+        if natural <= console.width:
             console.print(table)
         else:
             self.text(_stacked(table))

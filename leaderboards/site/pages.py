@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.resources import files
@@ -17,7 +18,7 @@ from fate_gym.leaderboards.runs import LoadedRun
 from fate_gym.leaderboards.site import runs as run_pages
 from fate_gym.leaderboards.site.charts import scatter
 from fate_gym.leaderboards.site.reported import reported
-from fate_gym.leaderboards.site.tables import MOST_ROWS, choices, lines, split_columns, tells_refusals
+from fate_gym.leaderboards.site.tables import MOST_ROWS, choices, depends_on_refusals, lines, split_columns
 from fate_gym.leaderboards.site.text import slug, write_page
 
 FOLDERS: Final = ("board", "run", "static")
@@ -103,7 +104,10 @@ def _write_runs(
             run_pages.write_run(*task)
         return
     # Spawned: a fork would copy the locks of whatever threads there are.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    # Ctrl-C reaches every process of the terminal, and is for the one that the user started to tell of.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=signal.signal, initargs=ignore) as pool:
         for future in [pool.submit(run_pages.write_run, *task) for task in tasks]:
             future.result()
 
@@ -138,7 +142,7 @@ def _write_board(board: Board, name: str, out: Path, *, private: bool) -> None:
             "plots": [scatter(board, front, f"plot-{j}") for j, front in enumerate(fronts[:_PLOTS])] if not i else [],
             "more_plots": plots[0][0] if plots else None,
             "reported": reported(board.env) if not i else [],
-            "tells_refusals": tells_refusals,
+            "depends_on_refusals": depends_on_refusals,
         }
         write_page(out / "board" / f"{page}.html", "board", "../", values)
     for page, drawn in plots:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fate_gym.leaderboards.board import Row
 from fate_gym.leaderboards.columns import Column
+from fate_gym.leaderboards.groups import without_paths
 from fate_gym.leaderboards.records import problem
 from fate_gym.leaderboards.runs import LoadedRun
 from fate_gym.leaderboards.site.charts import BAR_WIDTH, bars
@@ -23,7 +24,7 @@ from fate_gym.leaderboards.site.episodes import (
     confidential,
     survey,
 )
-from fate_gym.leaderboards.site.tables import tells_refusals
+from fate_gym.leaderboards.site.tables import depends_on_refusals
 from fate_gym.leaderboards.site.text import Budget, short, write_page
 from fate_gym.leaderboards.site.traces import trace
 from fate_gym.leaderboards.site.training import curves
@@ -94,8 +95,8 @@ def write_run(
         "axes": [(name, bars(census.bins[name], BINS), census.inactive[name]) for name in AXES],
         "bar_width": BAR_WIDTH,
         "bounds": (MOST_FAILURES, SAMPLE),
-        "entries": _fitting(census.shown),
-        "tells_refusals": tells_refusals,
+        "entries": _fitting(census.listed),
+        "depends_on_refusals": depends_on_refusals,
         "curves": curves(run.path, run.manifest["config"]["agent"]),
     }
     write_page(folder / "index.html", "run", "../../", values)
@@ -105,21 +106,21 @@ def write_run(
 def _fitting(entries: Sequence[Listed]) -> list[Listed]:
     """Returns the first entries, as many as a list has room for; arrows lead from their pages to those of the rest."""
     budget = Budget(_LIST)
-    found = []
+    fitting = []
     for entry in entries:
         # What a row takes beside its names, as so many digits.
         texts = ("0" * _ROW, short(entry.task_id, 80), short(entry.attack or "", 40))
         if any(budget.take(text).left_out for text in texts):
             break
-        found.append(entry)
-    return found
+        fitting.append(entry)
+    return fitting
 
 
 def _write_traces(
     run: RunView, census: Census, board: tuple[str, str] | None, folder: Path, common: Mapping[str, Any]
 ) -> None:
-    shown = census.shown
-    places = {entry.key: i for i, entry in enumerate(shown)}
+    listed = census.listed
+    places = {entry.key: i for i, entry in enumerate(listed)}
     shared = {**common, "run": run, "board": board, "name": run.summary["agent"], "meanings": CLASSES}
     for record in _records(run):
         i = places.get(record["key"])
@@ -128,16 +129,16 @@ def _write_traces(
         hidden = not common["private"] and confidential(record, run.summary["env"])
         values = shared | {
             "record": record,
-            "entry": shown[i],
+            "entry": listed[i],
             "place": i + 1,
-            "of": len(shown),
+            "of": len(listed),
             "hidden": hidden,
             "trace": None if hidden else trace(record),
             # Failures stand first, so that this goes from failure to failure.
-            "previous": shown[i - 1] if i else None,
-            "next": shown[i + 1] if i + 1 < len(shown) else None,
+            "previous": listed[i - 1] if i else None,
+            "next": listed[i + 1] if i + 1 < len(listed) else None,
         }
-        write_page(folder / shown[i].page, "trace", "../../", values)
+        write_page(folder / listed[i].page, "trace", "../../", values)
 
 
 def _records(run: RunView) -> Iterator[Mapping[str, Any]]:
@@ -162,18 +163,18 @@ def _settings(run: RunView) -> list[tuple[str, str]]:
     config = {name: value for name, value in run.manifest["config"].items() if value not in (None, [], {}, "")}
     # Where things lay says nothing, and names somebody's home.
     config.pop("out", None)
-    config["env_args"] = {name: value for name, value in config.get("env_args", {}).items() if name[-4:] != "_dir"}
+    config["env_args"] = without_paths(run.manifest["config"])
     versions = run.manifest.get("versions")
-    found: dict[str, Any] = {**config}
+    entries: dict[str, Any] = {**config}
     if isinstance(versions, Mapping):
-        found["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+        entries["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     if run.submission:
         said = run.submission
-        found |= {"submitted by": said.who, "model, as submitted": said.model, "date": said.date, "notes": said.notes}
-    found |= {"seen in training": list(run.contaminated_by), "provenance": run.manifest.get("provenance")}
-    found["digest"] = run.manifest["digest"]
+        entries |= {"submitted by": said.who, "model, as submitted": said.model, "date": said.date, "notes": said.notes}
+    entries |= {"seen in training": list(run.contaminated_by), "provenance": run.manifest.get("provenance")}
+    entries["digest"] = run.manifest["digest"]
     budget = Budget(60_000)
-    return [(short(name, 60), budget.take(_words(value), 3_000).text) for name, value in found.items() if value]
+    return [(short(name, 60), budget.take(_words(value), 3_000).text) for name, value in entries.items() if value]
 
 
 def _words(value: object) -> str:

@@ -30,7 +30,7 @@ class Line:
         name: Agent and defences, cut.
         suite: The suite, cut.
         attack: The attack, or the mode where there is none, cut.
-        told: Who told refusals: "rule", "judge" or "rule and judge".
+        refusals_by: Who recognised refusals: "rule", "judge" or "rule and judge".
         group: Letter of its protocol where rows beside it have others; "" where all were measured alike.
         errors: Number of errors.
     """
@@ -39,7 +39,7 @@ class Line:
     name: str
     suite: str
     attack: str
-    told: str
+    refusals_by: str
     group: str
     errors: int
 
@@ -53,7 +53,7 @@ def lines(board: Board) -> list[Line]:
             name=short(row.name, 100),
             suite=short(row.suite, 60),
             attack=short(_attack(row), 60),
-            told=_told(row.refusals_by),
+            refusals_by=_refusals_by(row.refusals_by),
             group=letters.get((row.mode, row.attack, row.suite, row.protocol), ""),
             errors=sum(row.errors.values()),
         )
@@ -67,19 +67,19 @@ def split_columns(columns: Sequence[Column]) -> tuple[list[Column], list[Column]
     return (main, [column for column in columns if column.name not in MAIN]) if main else (list(columns), [])
 
 
-def choices(found: Sequence[Line]) -> dict[str, list[str]]:
+def choices(rows: Sequence[Line]) -> dict[str, list[str]]:
     """Returns what can be chosen in each filter, by the column's key; only where there is a choice."""
     values = {
-        "agent": [line.name for line in found],
-        "attack": [line.attack for line in found],
-        "suite": [line.suite for line in found],
+        "agent": [line.name for line in rows],
+        "attack": [line.attack for line in rows],
+        "suite": [line.suite for line in rows],
     }
     distinct = {name: sorted(set(entries), key=lambda value: (value != ALL, value)) for name, entries in values.items()}
     return {name: entries for name, entries in distinct.items() if len(entries) > 1}
 
 
-def tells_refusals(column: str) -> bool:
-    """Whether a column's numbers depend on who tells a refusal."""
+def depends_on_refusals(column: str) -> bool:
+    """Whether a column's numbers depend on who recognises a refusal."""
     return column in REFUSALS
 
 
@@ -89,7 +89,7 @@ def _attack(row: Row) -> str:
     return {"benign": "no attack", "harmful": "harmful requests", "diagnosis": "diagnosis"}.get(row.mode, row.mode)
 
 
-def _told(refusals_by: Sequence[str]) -> str:
+def _refusals_by(refusals_by: Sequence[str]) -> str:
     judges = [rule.startswith("judge:") for rule in refusals_by if ":" in rule or "/" in rule]
     if not judges:
         return ""
@@ -103,12 +103,12 @@ def _letters(rows: Sequence[Row]) -> Mapping[_Place, str]:
     """Names the protocols of rows that stand together and were not measured alike: A, B, ..."""
     protocols: dict[tuple[str, str | None, str], list[str]] = {}
     for row in rows:
-        found = protocols.setdefault((row.mode, row.attack, row.suite), [])
-        if row.protocol not in found:
-            found.append(row.protocol)
+        known = protocols.setdefault((row.mode, row.attack, row.suite), [])
+        if row.protocol not in known:
+            known.append(row.protocol)
     return {
         (*place, protocol): chr(ord("A") + i) if i < 26 else f"Z{i - 25}"
-        for place, found in protocols.items()
-        if len(found) > 1
-        for i, protocol in enumerate(found)
+        for place, known in protocols.items()
+        if len(known) > 1
+        for i, protocol in enumerate(known)
     }

@@ -164,7 +164,7 @@ class _Reader:
         self.calls_left_out = 0
 
     def entries(self) -> list[Entry]:
-        found = []
+        entries = []
         for message in self._messages:
             role, content = message["role"], message.get("content") or ""
             if role == "tool":
@@ -173,13 +173,13 @@ class _Reader:
                 if waiting:
                     waiting.pop(0).answer = text
                 else:
-                    found.append(Entry(role, text))
+                    entries.append(Entry(role, text))
                 continue
             entry = Entry(role, _text(content, (), self._budget) if content.strip() else None)
             for call in message.get("tool_calls", ()):
                 self._add(entry, call)
-            found.append(entry)
-        return found
+            entries.append(entry)
+        return entries
 
     def _add(self, entry: Entry, requested: Mapping[str, Any]) -> None:
         if len(self.calls) >= MOST_ENTRIES:

@@ -113,8 +113,8 @@ def _curve(name: str, values: list[float]) -> Curve:
     low, high = min(values), max(values)
     span = high - low or 1.0
     stride = math.ceil(len(values) / _POINTS)
-    shown = [(i, value) for i, value in enumerate(values) if i % stride == 0 or i == len(values) - 1]
+    drawn = [(i, value) for i, value in enumerate(values) if i % stride == 0 or i == len(values) - 1]
     points = " ".join(
-        f"{_WIDTH * i / (len(values) - 1):.1f},{_HEIGHT * (1 - (value - low) / span):.1f}" for i, value in shown
+        f"{_WIDTH * i / (len(values) - 1):.1f},{_HEIGHT * (1 - (value - low) / span):.1f}" for i, value in drawn
     )
     return Curve(name, points, low, high, values[0], values[-1], len(values))

@@ -233,3 +233,33 @@ def test_a_bug_shows_its_trace_and_no_escapes(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=120)
     assert process.returncode != 0
     check(out + err)
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "80", None])
+def test_tables_lose_no_name_and_cut_no_number(
+    columns: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    name = "a-model-of-many-words-and-a-date-2026-11-26-as-providers-name-theirs"
+    path = tmp_path / f"{name}.yaml"
+    path.write_text("agent: oracle\ndefences: [repeat_user_prompt, spotlighting, safety_prompt]\n")
+    run = str(tmp_path / "run")
+    command = ["eval", "--agent", str(path), "--suite", "banking", "--limit", "2", "--out", run]
+    assert main([*command, "--attack", "none", "important_instructions"]) == 0
+    shown = capsys.readouterr().out
+    assert "oracle+repeat_user_prompt+spotlighting+safety_prompt" in shown
+    assert "…" not in shown
+    assert shown.count("34.2-100") == 3
+    assert main(["leaderboard", "compare", run, run]) == 0
+    assert "…" not in capsys.readouterr().out
+    if columns is None:
+        assert "Rates in %, with 95 % intervals that allow for variations of one task. Errors are not scored." in shown
+
+
+def test_a_module_of_the_package_is_the_command(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fate_gym", "agents", "--json"]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    rows = [json.loads(line) for line in process.stdout.splitlines()]
+    assert {row["kind"] for row in rows} == {"agent", "defence"}
+    assert all(set(row) == {"kind", "name", "description"} for row in rows)

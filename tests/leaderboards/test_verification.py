@@ -55,6 +55,15 @@ _ODDITIES: list[Any] = [
 ]
 
 
+class Failing(Agent):
+    """Sends one call, and then gives no answer."""
+
+    name = "failing"
+
+    def start(self, task: Task, seed: int) -> Session:
+        return _Odd(iter([{"tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]}]))
+
+
 class _Odd:
     def __init__(self, actions: Iterator[Any]) -> None:
         self._actions = actions
@@ -86,6 +95,18 @@ class _Overflowing:
 def test_honest_runs_of_odd_agents_agree_as_well(agent: str | Agent, make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", agent, env=TOY, repeats=2)
     assert verify(run).differences == []
+
+
+def test_failures_of_an_agent_are_played_up_to_where_it_failed(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", Failing(), env=TOY)
+    report = verify(run)
+    assert {what for _, what in ((entry.where, entry.what) for entry in report.differences)} == {
+        "is missing: the task list has it, and no episode does (it errored: provider_error; the same command tries it "
+        "again)"
+    }
+    assert report.replayed == len(report.differences) == 3
+    edit_line(run / "failures.jsonl", lambda record: True, lambda record: record["messages"].pop())
+    assert any("messages" in what for _, what in found(run))
 
 
 def test_changed_score(copied: Path) -> None:

@@ -75,8 +75,6 @@ class AgentHarm(Benchmark):
         "refusal_judge": REFUSAL_JUDGE,
         "semantic_judge": JudgeOption(("security", "utility"), rule=JUDGED, replaces=BOUNDS),
     }
-    path_options = ("data_dir",)
-    confidential = True
 
     def __init__(
         self,

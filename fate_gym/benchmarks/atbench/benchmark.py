@@ -53,7 +53,6 @@ class ATBench(Benchmark):
     """
 
     data_policy = ATBENCH.policy
-    path_options = ("data_dir",)
 
     def __init__(
         self,

@@ -159,7 +159,7 @@ def test_rows_that_were_not_measured_alike_are_told_apart(board: Board) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "words"),
+    ("rules", "words"),
     [
         ((), ""),
         (("refusal-rule/1",), "rule"),
@@ -167,9 +167,9 @@ def test_rows_that_were_not_measured_alike_are_told_apart(board: Board) -> None:
         (("judge:x", "refusal-rule/1"), "rule and judge"),
     ],
 )
-def test_who_told_refusals_is_said(board: Board, told: tuple[str, ...], words: str) -> None:
-    changed = dataclasses.replace(board, rows=tuple(dataclasses.replace(row, refusals_by=told) for row in board.rows))
-    assert {line.told for line in lines(changed)} == {words}
+def test_who_recognised_refusals_is_said(board: Board, rules: tuple[str, ...], words: str) -> None:
+    changed = dataclasses.replace(board, rows=tuple(dataclasses.replace(row, refusals_by=rules) for row in board.rows))
+    assert {line.refusals_by for line in lines(changed)} == {words}
 
 
 def test_there_is_a_filter_where_there_is_a_choice(board: Board) -> None:

@@ -192,11 +192,11 @@ def test_a_large_run_shows_failures_and_a_sample_whatever_the_order() -> None:
     bad = [record(f"shop/user_task_{i}/injection_task_0", values=(0, 1, 1, 1)) for i in range(MOST_FAILURES + 1)]
     both = [*good, *bad]
     census = survey(both)
-    assert (census.total, census.failed, len(census.shown)) == (len(both), MOST_FAILURES + 1, MOST_FAILURES + SAMPLE)
-    assert [bool(entry.classes) for entry in census.shown] == [True] * MOST_FAILURES + [False] * SAMPLE
+    assert (census.total, census.failed, len(census.listed)) == (len(both), MOST_FAILURES + 1, MOST_FAILURES + SAMPLE)
+    assert [bool(entry.classes) for entry in census.listed] == [True] * MOST_FAILURES + [False] * SAMPLE
     random.Random(1).shuffle(both)
-    assert survey(both).shown == census.shown
-    tasks = [entry.task_id for entry in census.shown if entry.classes]
+    assert survey(both).listed == census.listed
+    tasks = [entry.task_id for entry in census.listed if entry.classes]
     numbers = [int(task.split("/")[1].removeprefix("user_task_")) for task in tasks]
     assert numbers == sorted(numbers), "task 2 stands before task 10"
 
