@@ -65,7 +65,8 @@ def _slim(episode: Episode) -> dict[str, Any]:
         name: {key: value for key, value in axis.items() if key != "evidence"}
         for name, axis in episode["verdict"].items()
     }
-    return {**{name: episode[name] for name in _KEPT}, "verdict": verdict, "seconds": episode["seconds"], "filtered": _is_filtered(episode)}
+    kept = {name: episode[name] for name in _KEPT}
+    return {**kept, "verdict": verdict, "seconds": episode["seconds"], "filtered": _is_filtered(episode)}
 
 
 _Key = tuple[str, str | None, str]
@@ -148,7 +149,9 @@ def _grader_errors(episodes: list[Episode]) -> dict[str, int]:
 
 def _is_filtered(episode: Episode) -> bool:
     """Whether the provider's content filter stopped a turn; the agent says so in its action."""
-    return any(isinstance(action, Mapping) and action.get("finish_reason") == FILTERED for action in episode["actions"])
+    return any(
+        isinstance(action, Mapping) and action.get("finish_reason") == FILTERED for action in episode.get("actions", ())
+    )
 
 
 def _content_filtered(episodes: list[Episode]) -> dict[str, Json]:
