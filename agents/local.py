@@ -21,8 +21,9 @@ from fate_gym.agents.response_templates import (
 )
 from fate_gym.chat import Message, ToolSchema
 from fate_gym.env import Observation
+from fate_gym.episode import Sample
 from fate_gym.errors import ContextOverflowError, UsageError
-from fate_gym.rollout import Agent, Reply, Sample, Session
+from fate_gym.rollout import Agent, Reply, Session
 from fate_gym.task import Task
 
 

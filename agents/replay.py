@@ -30,7 +30,7 @@ class Replay(Agent):
         self.name = f"replay:{run.name}"
         self._run = run
         self._actions: dict[tuple[str, str | None, int], list[Json]] = {
-            (episode["task_id"], episode["attack"], episode["seed"]): episode["actions"]
+            (episode.task_id, episode.attack, episode.seed): episode.actions
             for episode in RunFolder.read(run).episodes()
         }
 

@@ -10,29 +10,19 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
-from fate_gym.chat import Json, Message
-from fate_gym.env import Observation, Status, ToolEnv
+from fate_gym.chat import Message
+from fate_gym.env import Observation, ToolEnv
+from fate_gym.episode import LEFT_OUT, MAX_COUNT, Call, Episode, Sample, Trajectory
 from fate_gym.errors import ContextOverflowError, EndlessReplyError, ProviderError
 from fate_gym.rewards import Verdict
+from fate_gym.storage import is_finite
 from fate_gym.task import Task
 from fate_gym.transcript import Transcript
 
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What a local model sampled; training appends these ids and never tokenises them again.
-
-    Attributes:
-        prompt_ids: Token ids that it was given, (p,).
-        token_ids: Token ids that it sampled, end-of-turn token included, (t,).
-        logprobs: Natural-log probability of each sampled id under the sampling distribution, (t,).
-    """
-
-    prompt_ids: tuple[int, ...]
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+_MOST: Final = MAX_COUNT // 10**6
+"""The most that one reply may claim, so that the sums of an episode stay within what an episode may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,67 +128,9 @@ def as_agent(agent: Agent | ActFunction) -> Agent:
     return FunctionAgent(agent)
 
 
-@dataclass(frozen=True, slots=True)
-class Rollout:
-    """A finished episode.
-
-    Attributes:
-        task: The task, without its ground truth.
-        seed: The episode's seed.
-        status: "ok", or why it is not scored.
-        verdict: Why each axis has its value; nothing active unless `status` is "ok".
-        transcript: What happened.
-        injections: Vector -> injected text.
-        usage: Sums of the replies' usage; a name is left out unless every reply had it.
-        attempts: Requests that it took.
-        seconds: Wall-clock times: "total" and "agent".
-        error: What went wrong, None if nothing did.
-        samples: What a local model sampled, turn by turn; () unless every reply had it. Not in `to_json`.
-    """
-
-    task: Task
-    seed: int
-    status: Status
-    verdict: Verdict
-    transcript: Transcript
-    injections: dict[str, str]
-    usage: dict[str, float]
-    attempts: int
-    seconds: dict[str, float]
-    error: str | None = None
-    samples: tuple[Sample, ...] = ()
-
-    def to_json(self) -> dict[str, Json]:
-        """As it stands in `episodes.jsonl`; recorded times are all under "seconds"."""
-        transcript = self.transcript
-        calls = [
-            {"turn": call.turn, "id": call.id, "name": call.name, "outcome": call.outcome} for call in transcript.calls
-        ]
-        return {
-            "task_id": self.task.id,
-            "mode": self.task.mode,
-            "suite": self.task.suite,
-            "cluster": self.task.cluster,
-            "attack": self.task.attack,
-            "metadata": dict(self.task.metadata),
-            "seed": self.seed,
-            "status": self.status,
-            "error": self.error,
-            "ended": transcript.ended,
-            "truncated": transcript.truncated,
-            "verdict": self.verdict.to_json(),
-            "injections": self.injections,
-            "injection_reached": transcript.injection_reached,
-            "messages": transcript.messages,
-            "actions": transcript.actions,
-            "calls": calls,
-            "usage": self.usage,
-            "attempts": self.attempts,
-            "seconds": self.seconds,
-        }
-
-
-async def rollout(env: ToolEnv, agent: Agent, task_id: str, seed: int) -> Rollout:
+async def rollout(
+    env: ToolEnv, agent: Agent, task_id: str, seed: int, *, repeat: int = 0, key: str | None = None
+) -> Episode:
     """Runs one episode. Steps run in threads, so that a slow grader blocks no other episode.
 
     Args:
@@ -206,38 +138,57 @@ async def rollout(env: ToolEnv, agent: Agent, task_id: str, seed: int) -> Rollou
         agent: Who acts.
         task_id: One of `env.tasks`.
         seed: Seeds the environment and the agent's session.
+        repeat: Which of the repeats of its task it is.
+        key: Its identity; made from attack, task and repeat if it is not given.
     """
     meter = _Meter()
     task = env.task(task_id)
     injections: dict[str, str] = {}
     transcript = Transcript([])
     try:
-        shown, observation, info = await asyncio.to_thread(_begin, env, agent, task_id, seed)
+        visible_task, observation, info = await asyncio.to_thread(_begin, env, agent, task_id, seed)
         injections, transcript = info["injections"], env.transcript
-        info = await _play(env, agent, shown, seed, observation, meter)
+        info = await _play(env, agent, visible_task, seed, observation, meter)
     except ProviderError as failure:
         meter.attempts += failure.attempts
         info = {"status": "provider_error", "error": str(failure)}
     except Exception as failure:
         info = {"status": "env_error", "error": f"{type(failure).__name__}: {failure}"}
-    return Rollout(
-        task=task,
+    return Episode(
+        key=key or episode_key(task, repeat),
+        repeat=repeat,
+        task_id=task.id,
+        mode=task.mode,
+        suite=task.suite,
+        cluster=task.cluster,
+        attack=task.attack,
+        metadata=task.metadata,
         seed=seed,
         status=info["status"],
+        error=info.get("error"),
+        ended=transcript.ended,
+        truncated=transcript.truncated,
         verdict=info.get("verdict") or Verdict.unscored(info["error"]),
-        transcript=transcript,
         injections=injections,
+        injection_reached=transcript.injection_reached,
+        messages=transcript.messages,
+        actions=transcript.actions,
+        calls=tuple(Call(call.turn, call.id, call.name, call.outcome) for call in transcript.calls),
         usage=meter.usage(),
         attempts=meter.attempts,
         seconds=meter.seconds(),
-        error=info.get("error"),
-        samples=meter.samples(),
+        trajectory=meter.trajectory(),
     )
 
 
+def episode_key(task: Task, repeat: int) -> str:
+    """Returns the identity of an episode in a run: `ATTACK/TASK_ID#REPEAT`."""
+    return f"{task.attack or 'none'}/{task.id}#{repeat}"
+
+
 def _begin(env: ToolEnv, agent: Agent, task_id: str, seed: int) -> tuple[Task, Observation, dict[str, Any]]:
-    shown = env.task(task_id, privileged=agent.privileged)
-    return shown, *env.reset(seed=seed, options={"task_id": task_id})
+    visible_task = env.task(task_id, privileged=agent.privileged)
+    return visible_task, *env.reset(seed=seed, options={"task_id": task_id})
 
 
 async def _play(
@@ -287,12 +238,20 @@ class _Meter:
         return {"total": round(time.perf_counter() - self._started, 4), "agent": round(self._agent, 4)}
 
     def usage(self) -> dict[str, float]:
-        """Sums what every reply reported; a sum with a part unknown would be a wrong number."""
-        usages = [reply.usage for reply in self._replies]
-        known = set.intersection(*(set(usage) for usage in usages)) if usages else set()
-        return {name: sum(usage[name] for usage in usages) for name in sorted(known)}
+        """Sums what every reply reported; a sum with a part unknown would be a wrong number.
 
-    def samples(self) -> tuple[Sample, ...]:
-        """What was sampled, if all of it is known: a trajectory with a turn missing could not be trained on."""
-        samples = tuple(reply.sample for reply in self._replies if reply.sample is not None)
-        return samples if len(samples) == len(self._replies) else ()
+        Figures come from servers. One that is negative, not finite or absurd is as good as unknown, and is counted.
+        """
+        usages = [
+            {name: value for name, value in reply.usage.items() if is_finite(value) and 0 <= value <= _MOST}
+            for reply in self._replies
+        ]
+        known = set.intersection(*(set(usage) for usage in usages)) if usages else set()
+        sums = {name: sum(usage[name] for usage in usages) for name in sorted(known)}
+        left_out = sum(len(reply.usage) for reply in self._replies) - sum(map(len, usages))
+        return {**sums, LEFT_OUT: left_out} if left_out else sums
+
+    def trajectory(self) -> Trajectory | None:
+        """Joins what was sampled, if all of it is known: an episode with a turn missing could not be trained on."""
+        samples = [reply.sample for reply in self._replies if reply.sample is not None]
+        return Trajectory.join(samples) if len(samples) == len(self._replies) else None

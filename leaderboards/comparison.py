@@ -6,10 +6,10 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from fate_gym.episode import Episode
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Metric
 from fate_gym.evaluation.summary import ALL
@@ -98,17 +98,17 @@ class _Score:
 
 def _scores(run: LoadedRun) -> dict[str, _Score]:
     return {
-        episode["key"]: _Score(
-            (episode["mode"], episode["attack"], episode["suite"]),
-            episode["cluster"],
-            tuple(_value(metric, episode) for metric in METRICS.get(episode["mode"], AXIS_METRICS)),
+        episode.key: _Score(
+            (episode.mode, episode.attack, episode.suite),
+            episode.cluster,
+            tuple(_value(metric, episode) for metric in METRICS.get(episode.mode, AXIS_METRICS)),
         )
-        for episode in run.episodes_iter()
-        if episode["status"] == "ok"
+        for episode in run.folder.episodes(lambda problem: None)
+        if episode.status == "ok"
     }
 
 
-def _value(metric: Metric, episode: Mapping[str, Any]) -> float:
+def _value(metric: Metric, episode: Episode) -> float:
     value = metric.value(episode)
     return math.nan if value is None else value
 

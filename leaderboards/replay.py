@@ -12,7 +12,6 @@ from fate_gym.chat import Json
 from fate_gym.env import Observation, ToolEnv
 from fate_gym.errors import ContextOverflowError, ProviderError
 from fate_gym.evaluation.plan import Item, Plan
-from fate_gym.evaluation.runner import EPISODE_SCHEMA
 from fate_gym.rollout import Agent, Reply, Session, rollout
 from fate_gym.storage import encode_line, parse
 from fate_gym.task import Task
@@ -82,9 +81,10 @@ async def replay(
         for item, episode in waiting:
             if item.variant not in envs:
                 envs[item.variant] = plan.make_env(item.variant)
-            result = await rollout(envs[item.variant], Recorded(episode), item.task_id, item.seed)
-            record = {"schema": EPISODE_SCHEMA, "key": item.key, "repeat": item.repeat, **result.to_json()}
-            on_done(episode, parse(encode_line(record)))
+            result = await rollout(
+                envs[item.variant], Recorded(episode), item.task_id, item.seed, repeat=item.repeat, key=item.key
+            )
+            on_done(episode, parse(encode_line(result.to_json())))
 
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):

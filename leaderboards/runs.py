@@ -12,7 +12,6 @@ from typing import Any, Final
 from fate_gym.errors import RunCorruptError, RunError
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import summarise
-from fate_gym.leaderboards.records import problem
 from fate_gym.leaderboards.submissions import Submission, read_submission
 from fate_gym.storage import read_object
 
@@ -46,11 +45,11 @@ class LoadedRun:
 
     def episodes_iter(self) -> Iterator[dict[str, Any]]:
         """Yields the well-formed episodes, one at a time, in the order in which they ended."""
-        return (record for record in self.folder.episodes() if problem(record) is None)
+        return (episode.to_json() for episode in self.folder.episodes(lambda problem: None))
 
     def failures_iter(self) -> Iterator[dict[str, Any]]:
         """Yields the well-formed records of episodes that errored."""
-        return (record for record in self.folder.failures() if problem(record) is None)
+        return (episode.to_json() for episode in self.folder.failures(lambda problem: None))
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -120,16 +119,11 @@ def _load(path: Path, taken: set[str]) -> LoadedRun:
     malformed = 0
     marks = set(_names(folder.manifest.get("contaminated_by")))
 
-    def usable(records: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def leave_out(problem: RunError) -> None:
         nonlocal malformed
-        for record in records:
-            if problem(record):
-                malformed += 1
-                continue
-            marks.update(_names(record.get("contaminated_by")))
-            yield record
+        malformed += 1
 
-    summary = summarise(usable(folder.episodes()), usable(folder.failures()), folder.manifest, ())
+    summary = summarise(folder.episodes(leave_out), folder.failures(leave_out), folder.manifest, ())
     _count_missing(summary, folder)
     submission = read_submission(path)
     if submission:

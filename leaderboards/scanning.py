@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fate_gym.episode import Episode
 from fate_gym.errors import RunError
-from fate_gym.evaluation.runner import EPISODE_SCHEMA
-from fate_gym.leaderboards.records import problem
 from fate_gym.storage import dump, lines, parse
 
 Report = Callable[[str, str], None]
@@ -58,10 +57,10 @@ def _lines(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
                 torn = "" if line.endswith(b"\n") else ": the file ends inside of a record, it was cut off"
                 report(where, f"is not a JSON object on a line of its own ({error}){torn}")
                 continue
-            if record.get("schema") != EPISODE_SCHEMA:
-                report(where, f"schema is not {EPISODE_SCHEMA}")
-            elif found := problem(record):
-                report(where, f"is no episode's record: {found}")
+            try:
+                Episode.from_json(record, where)
+            except RunError as problem:
+                report(where, f"is no episode's record: {str(problem).removeprefix(where).lstrip(': ')}")
             else:
                 yield number, record
     except RunError as error:

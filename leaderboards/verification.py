@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError, RunError
 from fate_gym.evaluation.config import NOT_IN_DIGEST
 from fate_gym.evaluation.plan import Item, Plan
@@ -295,7 +296,8 @@ def _check_summary(path: Path, manifest: Mapping[str, Any], planned: Items, foun
     stored = _object(path / "summary.json", SUMMARY_SCHEMA, found)
     if stored is None:
         return
-    fresh = summarise(scanning.episodes(path), scanning.failures(path), {"digest": None, **manifest}, planned)
+    scored, errored = (map(Episode.from_json, read(path)) for read in (scanning.episodes, scanning.failures))
+    fresh = summarise(scored, errored, {"digest": None, **manifest}, planned)
     found.add_changes("summary.json", leaves(_named(stored), _named(fresh), ""))
 
 

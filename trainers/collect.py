@@ -11,9 +11,9 @@ from typing import Any, Final
 from fate_gym.agents import Agent
 from fate_gym.agents.scripted import NOOP
 from fate_gym.chat import Json
+from fate_gym.episode import Episode as Rollout
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES
-from fate_gym.rollout import Rollout
 from fate_gym.trainers.config import CollectSettings
 from fate_gym.trainers.episodes import Episode, Item, TaskPool, sample
 from fate_gym.trainers.progress import Watch
@@ -147,7 +147,7 @@ def noop_tasks(pool: TaskPool) -> frozenset[str]:
         task = pool.task(item)
         first.setdefault(task.cluster, item)
     results = asyncio.run(sample(pool, NOOP, list(first.values())))
-    axes = {result.task.cluster: result.verdict.utility for result in results}
+    axes = {result.cluster: result.verdict.utility for result in results}
     return frozenset(cluster for cluster, axis in axes.items() if axis.active and axis.value == 1.0)
 
 

@@ -12,9 +12,11 @@ from typing import Any
 from fate_gym.agents import Agent
 from fate_gym.chat import Json, Message
 from fate_gym.env import ToolEnv
+from fate_gym.episode import Episode as Rollout
+from fate_gym.episode import Trajectory
 from fate_gym.evaluation.config import DEFAULT_ENV, Attack, EvalConfig
 from fate_gym.evaluation.plan import Plan
-from fate_gym.rollout import Rollout, Sample, rollout
+from fate_gym.rollout import rollout
 from fate_gym.task import Mode, Purpose, Task
 
 
@@ -157,46 +159,6 @@ async def sample(
 
 
 @dataclass(frozen=True, slots=True)
-class Trajectory:
-    """An episode as one sequence of token ids: the prompt, then turns of the policy and what came between them.
-
-    Attributes:
-        prompt_ids: Up to the first turn, (p,).
-        completion_ids: From there on, (c,).
-        mask: 1 where the policy wrote the token, 0 elsewhere, (c,).
-        logprobs: Natural-log probability of each token that the policy wrote, 0.0 elsewhere, (c,).
-    """
-
-    prompt_ids: list[int]
-    completion_ids: list[int]
-    mask: list[int]
-    logprobs: list[float]
-
-
-def trajectory(samples: Sequence[Sample]) -> Trajectory:
-    """Joins the turns of an episode by their ids; nothing is ever tokenised again.
-
-    Raises:
-        ValueError: There is no turn, or a turn's prompt does not begin with what came before it: the chat template
-            rewrites the past, so that what was sampled is not what would be trained on.
-    """
-    if not samples:
-        raise ValueError("no turn was sampled with its token ids")
-    prompt = samples[0].prompt_ids
-    joined = Trajectory(list(prompt), [], [], [])
-    so_far = prompt
-    for turn, sampled in enumerate(samples):
-        if sampled.prompt_ids[: len(so_far)] != so_far:
-            raise ValueError(f"the prompt of turn {turn} does not begin with the ids of the turns before it")
-        between = sampled.prompt_ids[len(so_far) :]
-        joined.completion_ids.extend((*between, *sampled.token_ids))
-        joined.mask.extend([0] * len(between) + [1] * len(sampled.token_ids))
-        joined.logprobs.extend([0.0] * len(between) + list(sampled.logprobs))
-        so_far = sampled.prompt_ids + sampled.token_ids
-    return joined
-
-
-@dataclass(frozen=True, slots=True)
 class Episode:
     """A finished episode as stage files hold it.
 
@@ -261,12 +223,8 @@ class Episode:
             result: What came of it.
             x_ids: The plain task's prompt, where the episode began from another one.
         """
-        try:
-            tokens = trajectory(result.samples)
-        except ValueError:
-            tokens = None
         if x_ids is None:
-            x_ids = result.samples[0].prompt_ids if result.samples else ()
+            x_ids = result.trajectory.prompt_ids if result.trajectory else ()
         axes = result.verdict.axes.values()
         return cls(
             key=item.key,
@@ -274,20 +232,20 @@ class Episode:
             variant=item.variant,
             seed=item.seed,
             mode=item.mode,
-            suite=result.task.suite,
-            attack=result.task.attack,
-            cluster=result.task.cluster,
-            split=_text(result.task.metadata.get("split")),
+            suite=result.suite,
+            attack=result.attack,
+            cluster=result.cluster,
+            split=_text(result.metadata.get("split")),
             status=result.status,
             vector=tuple(float(axis.value) for axis in axes),
             mask=tuple(axis.active for axis in axes),
-            reached=result.transcript.injection_reached,
-            ended=result.transcript.ended,
+            reached=result.injection_reached,
+            ended=result.ended,
             verdict=result.verdict.to_json(),
-            messages=result.transcript.messages,
+            messages=result.messages,
             x_ids=list(x_ids),
-            trajectory=tokens,
-            contaminated_by=tuple(_names(result.task.metadata.get("contaminated_by"))),
+            trajectory=result.trajectory,
+            contaminated_by=tuple(_names(result.metadata.get("contaminated_by"))),
         )
 
     def to_json(self) -> dict[str, Json]:

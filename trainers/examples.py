@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+from fate_gym.episode import Trajectory
 from fate_gym.trainers.config import ExampleSettings
-from fate_gym.trainers.episodes import Episode, Trajectory
+from fate_gym.trainers.episodes import Episode
 from fate_gym.trainers.preferences import Pair
 from fate_gym.trainers.sequences import Example
 

@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from fate_gym.episode import Episode as Rollout
+from fate_gym.episode import Trajectory
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES
-from fate_gym.rollout import Agent, Rollout
+from fate_gym.rollout import Agent
 from fate_gym.trainers.advantages import advantages
-from fate_gym.trainers.episodes import Item, TaskPool, Trajectory, sample, trajectory
+from fate_gym.trainers.episodes import Item, TaskPool, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +139,11 @@ class GroupSampler:
         masks = np.zeros((len(rollouts), len(AXES)), dtype=np.bool_)
         problem = None
         for row, result in enumerate(rollouts):
-            try:
-                trajectories.append(trajectory(result.samples))
+            trajectories.append(result.trajectory)
+            if result.trajectory is None:
+                problem = result.error or "its turns are not one sequence of sampled token ids"
+            else:
                 masks[row] = result.verdict.mask
-            except ValueError as error:
-                trajectories.append(None)
-                problem = result.error or str(error)
         vectors = np.array([result.verdict.vector for result in rollouts], dtype=np.float64)
         # A member that lacks an axis which others have cannot be compared with them (see `advantages`).
         scored = (masks == masks.any(axis=0)).all(axis=1)

@@ -16,10 +16,10 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.models.utils import unwrap_model_for_generation
 
 from fate_gym.agents.local import LocalAgent
+from fate_gym.episode import Trajectory
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES
 from fate_gym.trainers.advantages import advantages
-from fate_gym.trainers.episodes import Trajectory
 from fate_gym.trainers.groups import Group, GroupSampler, Tally, schedule
 from fate_gym.trainers.pfpo import BY_TRL, PFPOSettings
 from fate_gym.trainers.training import TrainingFolder, make_arguments, quiet

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from fate_gym.chat import Message
+from fate_gym.episode import Episode as Rollout
 from fate_gym.rewards import AXES
-from fate_gym.rollout import Rollout
 from fate_gym.trainers.episodes import Episode
 
 Style = Literal["full", "compact"]
@@ -83,7 +83,7 @@ def repair_prompt(failure: Episode, settings: PromptSettings) -> str:
 def compact_prompt(failure: Rollout) -> str:
     """Writes the compact p_f for a rollout, as the tiny policy's cloning has it."""
     vector, mask = failure.verdict.vector.tolist(), failure.verdict.mask.tolist()
-    return _write(failure.transcript.messages, vector, mask, COMPACT)
+    return _write(failure.messages, vector, mask, COMPACT)
 
 
 def _write(messages: Sequence[Message], vector: Sequence[float], mask: Sequence[bool], settings: PromptSettings) -> str:

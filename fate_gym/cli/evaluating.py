@@ -116,9 +116,9 @@ async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[dict[str, Any], S
         task = bar.add_task(agent.name, total=len(plan.items), errors="")
         errors = 0
 
-        def on_done(item: Any, result: Any) -> None:
+        def on_done(episode: Any) -> None:
             nonlocal errors
-            errors += result.status != "ok"
+            errors += episode.status != "ok"
             bar.update(task, advance=1, errors=f"{errors} errors" if errors else "")
 
         if (config.out / "manifest.json").exists():

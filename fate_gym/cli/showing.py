@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fate_gym.cli.terminal import out
+from fate_gym.episode import Episode
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.report import notes, read_summary, results_tables
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.rendering import render_episode
-from fate_gym.rewards import AXES
 
 _LISTED = 40
 
@@ -55,24 +54,23 @@ def _show_run(folder: RunFolder, *, every: bool) -> None:
         out.line(f"... and {len(listed) - len(shown)} more (--all)")
 
 
-def _perfect(episode: Mapping[str, Any]) -> bool:
-    return all(axis["value"] == 1.0 for axis in episode["verdict"].values())
+def _perfect(episode: Episode) -> bool:
+    return all(axis.value == 1.0 for axis in episode.verdict.axes.values())
 
 
-def _line(episode: Mapping[str, Any]) -> str:
-    axes = episode["verdict"]
-    values = "  ".join(f"{name} {axes[name]['value']:.2f}" for name in AXES if axes[name]["active"])
-    return f"{episode['key']}  {values}  ({episode['ended']})"
+def _line(episode: Episode) -> str:
+    values = "  ".join(f"{name} {axis.value:.2f}" for name, axis in episode.verdict.axes.items() if axis.active)
+    return f"{episode.key}  {values}  ({episode.ended})"
 
 
-def _failure_line(failure: Mapping[str, Any]) -> str:
-    return f"{failure['key']}  {failure['status']}: {failure['error']}"
+def _failure_line(failure: Episode) -> str:
+    return f"{failure.key}  {failure.status}: {failure.error}"
 
 
-def _find(folder: RunFolder, wanted: str) -> dict[str, Any]:
+def _find(folder: RunFolder, wanted: str) -> Episode:
     """Finds the episode that is meant, and fails where several or none could be."""
-    records = {record["key"]: record for record in folder.failures() if wanted in record["key"]}
-    records.update({record["key"]: record for record in folder.episodes() if wanted in record["key"]})
+    records = {record.key: record for record in folder.failures() if wanted in record.key}
+    records.update({record.key: record for record in folder.episodes() if wanted in record.key})
     for matches in ([wanted], [key for key in records if key.endswith((wanted, f"{wanted}#0"))], list(records)):
         if len(matches) == 1 and matches[0] in records:
             return records[matches[0]]
@@ -82,12 +80,12 @@ def _find(folder: RunFolder, wanted: str) -> dict[str, Any]:
     raise UsageError(f"{len(records)} episodes of {folder.path} have {wanted!r} in their key: {some}, ...")
 
 
-def _show_episode(episode: Mapping[str, Any]) -> None:
-    out.line(episode["key"])
-    out.line(f"seed {episode['seed']}, status {episode['status']}")
-    if episode["error"]:
-        out.line(f"error: {episode['error']}")
-    for vector, text in episode["injections"].items():
-        out.line(f"injected at {vector} ({'reached' if episode['injection_reached'] else 'not reached'}):")
+def _show_episode(episode: Episode) -> None:
+    out.line(episode.key)
+    out.line(f"seed {episode.seed}, status {episode.status}")
+    if episode.error:
+        out.line(f"error: {episode.error}")
+    for vector, text in episode.injections.items():
+        out.line(f"injected at {vector} ({'reached' if episode.injection_reached else 'not reached'}):")
         out.text("\n".join(f"    {line}" for line in text.strip().split("\n")))
-    out.text("\n" + render_episode(episode["messages"], episode["ended"], episode["verdict"]))
+    out.text("\n" + render_episode(episode.messages, episode.ended, episode.verdict.to_json()))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
-from typing import Any
 
+from fate_gym.episode import LEFT_OUT, Episode
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.store import RunFolder
-from fate_gym.rollout import Rollout
 
 COST = "cost_usd"
 
@@ -30,11 +28,11 @@ class Budget:
         self._stop = stop
         self.spent = 0.0
         if limit is not None:
-            for records in (folder.episodes(), folder.failures()):
-                self.spent += _sum(records)
+            for episodes in (folder.episodes(), folder.failures()):
+                self.spent += sum(map(_cost, episodes))
             self._stop_if_spent()
 
-    def spend(self, result: Rollout) -> None:
+    def spend(self, episode: Episode) -> None:
         """Counts an episode.
 
         Raises:
@@ -42,7 +40,7 @@ class Budget:
         """
         if self._limit is None:
             return
-        self.spent += _cost(result.transcript.actions, result.usage)
+        self.spent += _cost(episode)
         self._stop_if_spent()
 
     def _stop_if_spent(self) -> None:
@@ -50,11 +48,8 @@ class Budget:
             self._stop.set()
 
 
-def _sum(records: Iterable[Mapping[str, Any]]) -> float:
-    return sum(_cost(record["actions"], record["usage"]) for record in records)
-
-
-def _cost(actions: list[Any], usage: Mapping[str, float]) -> float:
-    if actions and COST not in usage:
+def _cost(episode: Episode) -> float:
+    # An episode whose server reported nonsense has no price; that must not end a run whose other prices are known.
+    if episode.actions and COST not in episode.usage and LEFT_OUT not in episode.usage:
         raise UsageError("max_cost needs prices, and this agent's are unknown: give it `prices`, or leave max_cost out")
-    return usage.get(COST, 0.0)
+    return episode.usage.get(COST, 0.0)

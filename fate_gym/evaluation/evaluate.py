@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from fate_gym.episode import Episode
 from fate_gym.evaluation.budget import Budget
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
-from fate_gym.evaluation.plan import Item, Plan
+from fate_gym.evaluation.plan import Plan
 from fate_gym.evaluation.runner import OnDone, run_plan
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import summarise
-from fate_gym.rollout import ActFunction, Agent, Rollout, as_agent
+from fate_gym.rollout import ActFunction, Agent, as_agent
 
 
 async def evaluate(
@@ -20,7 +21,7 @@ async def evaluate(
     *,
     plan: Plan | None = None,
     stop: asyncio.Event | None = None,
-    on_done: OnDone = lambda item, result: None,
+    on_done: OnDone = lambda episode: None,
 ) -> dict[str, Any]:
     """Runs an agent, writes the run folder `config.out`, and returns its summary.
 
@@ -31,7 +32,7 @@ async def evaluate(
         agent: An agent, or an async function from observation to message.
         plan: Made from `config` if it is not given.
         stop: Once set, no further episode begins.
-        on_done: Called after each episode.
+        on_done: Called with each episode when it ends.
 
     Raises:
         ValueError: The settings make no sense.
@@ -44,9 +45,9 @@ async def evaluate(
     with RunFolder.open(config.out, manifest, ignore=NOT_IN_DIGEST) as folder:
         budget = Budget(config.max_cost, folder, stop)
 
-        def done(item: Item, result: Rollout) -> None:
-            budget.spend(result)
-            on_done(item, result)
+        def done(episode: Episode) -> None:
+            budget.spend(episode)
+            on_done(episode)
 
         try:
             await run_plan(plan, agent, folder, stop=stop, on_done=done)

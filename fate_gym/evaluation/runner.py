@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import Callable, Iterator
 
 from fate_gym.env import ToolEnv
+from fate_gym.episode import Episode
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.store import RunFolder
-from fate_gym.rollout import Agent, Rollout, rollout
+from fate_gym.rollout import Agent, rollout
 
-EPISODE_SCHEMA = "fate-gym/episode/1"
-
-OnDone = Callable[[Item, Rollout], None]
+OnDone = Callable[[Episode], None]
 
 
 async def run_plan(
@@ -21,7 +20,7 @@ async def run_plan(
     folder: RunFolder,
     *,
     stop: asyncio.Event | None = None,
-    on_done: OnDone = lambda item, result: None,
+    on_done: OnDone = lambda episode: None,
 ) -> None:
     """Runs what the folder does not hold yet. Earlier failures are tried again.
 
@@ -60,8 +59,7 @@ async def _work(
             return
         if item.variant not in envs:
             envs[item.variant] = plan.make_env(item.variant)
-        result = await rollout(envs[item.variant], agent, item.task_id, item.seed)
-        record = {"schema": EPISODE_SCHEMA, "key": item.key, "repeat": item.repeat, **result.to_json()}
-        keep = folder.append if result.status == "ok" else folder.append_failure
-        await asyncio.to_thread(keep, record)
-        on_done(item, result)
+        env = envs[item.variant]
+        episode = await rollout(env, agent, item.task_id, item.seed, repeat=item.repeat, key=item.key)
+        await asyncio.to_thread(folder.append, episode)
+        on_done(episode)

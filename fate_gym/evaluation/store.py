@@ -15,13 +15,14 @@ meanwhile.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
 from fate_gym.chat import Json
+from fate_gym.episode import Episode
 from fate_gym.errors import RunError
 from fate_gym.storage import (
     LOCK_FILE,
@@ -46,6 +47,9 @@ _MANIFEST, _EPISODES, _FAILURES, _SUMMARY = "manifest.json", "episodes.jsonl", "
 _BEFORE_MANIFEST = {LOCK_FILE, f"{_MANIFEST}.tmp"}
 
 
+OnProblem: TypeAlias = Callable[[RunError], None]
+
+
 class RunFolder:
     """One run on disk, opened by `open` (the single writer) or `read`.
 
@@ -58,7 +62,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest = _read_manifest(path)
-        self.done = {episode["key"] for episode in self.episodes()}
+        self.done = {record["key"] for _, record in self._scored()}
         self._logs: dict[str, AppendLog] = {}
         self._mutex = threading.Lock()
         self._resources = ExitStack()
@@ -110,50 +114,62 @@ class RunFolder:
         """
         return cls(path)
 
-    def append(self, episode: Mapping[str, Json]) -> None:
-        """Adds one finished episode; when this returns, it survives a loss of power. Thread-safe.
+    def append(self, episode: Episode) -> None:
+        """Adds one episode; when this returns, it survives a loss of power. Thread-safe.
 
-        Args:
-            episode: JSON values; `key` (a string) is its identity.
+        One that errored goes into `failures.jsonl`, where its key may come again.
 
         Raises:
-            ValueError: The key is missing or already there, or the episode cannot be written as JSON.
+            ValueError: A scored episode's key is there already, or the episode cannot be written as JSON.
             DiskError: The disk refused; the file is as it was before.
         """
-        key = episode.get("key")
-        if not isinstance(key, str) or SURROGATE.search(key):
-            raise ValueError(f"an episode's key must be a string of valid Unicode, not {key!r}")
-        line = encode_line(episode)
+        if SURROGATE.search(episode.key):
+            raise ValueError(f"an episode's key must be valid Unicode, not {episode.key!r}")
+        line = encode_line(episode.to_json())
         with self._mutex:
-            if key in self.done:
-                raise ValueError(f"{self.path}: the episode {key!r} is already there")
+            if episode.status != "ok":
+                self._log(_FAILURES).append(line)
+                return
+            if episode.key in self.done:
+                raise ValueError(f"{self.path}: the episode {episode.key!r} is already there")
             self._log(_EPISODES).append(line)
-            self.done.add(key)
+            self.done.add(episode.key)
 
-    def append_failure(self, record: Mapping[str, Json]) -> None:
-        """Adds one episode that errored; its key may come again. Thread-safe; raises as `append` does."""
-        line = encode_line(record)
-        with self._mutex:
-            self._log(_FAILURES).append(line)
+    def episodes(self, on_problem: OnProblem | None = None) -> Iterator[Episode]:
+        """Yields the scored episodes in the order in which they ended, reading as it goes.
 
-    def episodes(self) -> Iterator[dict[str, Any]]:
-        """Yields the finished episodes in the order in which they ended, reading as it goes.
+        Args:
+            on_problem: Called with the error of each record that is no episode's, which is then left out; such as a
+                stranger's run may have. None to raise it.
 
         Raises:
-            RunCorruptError: A line before the last is not a record, or an episode has no key of its own.
+            RunCorruptError: A line before the last is not a JSON object, or has no key of its own; or a record is no
+                episode's.
         """
+        for number, record in self._scored():
+            yield from self._read(_EPISODES, number, record, on_problem)
+
+    def failures(self, on_problem: OnProblem | None = None) -> Iterator[Episode]:
+        """Yields the episodes that errored, every attempt; see `episodes`."""
+        for number, record in records(self.path / _FAILURES):
+            yield from self._read(_FAILURES, number, record, on_problem)
+
+    def _scored(self) -> Iterator[tuple[int, dict[str, Any]]]:
         seen = set()
-        for number, episode in records(self.path / _EPISODES):
-            key = episode.get("key")
+        for number, record in records(self.path / _EPISODES):
+            key = record.get("key")
             if not isinstance(key, str) or key in seen:
                 raise corrupt(self.path / _EPISODES, number, "has no key" if key is None else f"repeats key {key!r}")
             seen.add(key)
-            yield episode
+            yield number, record
 
-    def failures(self) -> Iterator[dict[str, Any]]:
-        """Yields the episodes that errored, every attempt; raises `RunCorruptError` for a damaged line."""
-        for _, record in records(self.path / _FAILURES):
-            yield record
+    def _read(self, name: str, number: int, record: dict[str, Any], on_problem: OnProblem | None) -> Iterator[Episode]:
+        try:
+            yield Episode.from_json(record, f"{self.path / name}, line {number}")
+        except RunError as problem:
+            if on_problem is None:
+                raise
+            on_problem(problem)
 
     def write_summary(self, summary: Mapping[str, Json]) -> None:
         """Replaces the summary: a reader sees the old one or the new one, whole."""

@@ -14,14 +14,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fate_gym.chat import Json
+from fate_gym.episode import Episode
 from fate_gym.evaluation.intervals import pass_hat_k, rate
-from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Episode, Metric, refused
+from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Metric, refused
+from fate_gym.rewards import Verdict
 
 SCHEMA = "fate-gym/summary/1"
 ALL = "all"
-
-FILTERED = "content_filter"
-"""The finish reason of a turn that the provider's content filter stopped."""
 
 
 def summarise(
@@ -36,8 +35,8 @@ def summarise(
         planned: Keys of all its episodes.
     """
     slim = [_slim(episode) for episode in episodes]
-    done = {episode["key"] for episode in slim}
-    errors = {failure["key"]: failure for failure in failures if failure["key"] not in done}
+    done = {episode.key for episode in slim}
+    errors = {failure.key: _slim(failure) for failure in failures if failure.key not in done}
     wanted = set(planned)
     groups = _groups([*slim, *errors.values()])
     return {
@@ -56,17 +55,13 @@ def summarise(
     }
 
 
-_KEPT = ("key", "task_id", "mode", "suite", "cluster", "attack", "status", "injection_reached", "truncated", "usage")
-
-
-def _slim(episode: Episode) -> dict[str, Any]:
+def _slim(episode: Episode) -> Episode:
     """Keeps what metrics need; a hundred thousand whole episodes would not fit into memory."""
-    verdict = {
-        name: {key: value for key, value in axis.items() if key != "evidence"}
-        for name, axis in episode["verdict"].items()
-    }
-    kept = {name: episode[name] for name in _KEPT}
-    return {**kept, "verdict": verdict, "seconds": episode["seconds"], "filtered": _is_filtered(episode)}
+    axes = {name: dataclasses.replace(axis, evidence=()) for name, axis in episode.verdict.axes.items()}
+    # The last action says whether a content filter stopped the episode.
+    actions = episode.actions[-1:] if episode.content_filtered else []
+    kept = {"verdict": Verdict(**axes), "actions": actions}
+    return dataclasses.replace(episode, **kept, metadata={}, injections={}, messages=[], calls=(), trajectory=None)
 
 
 _Key = tuple[str, str | None, str]
@@ -76,14 +71,14 @@ def _groups(episodes: Iterable[Episode]) -> dict[_Key, list[Episode]]:
     """Sorts episodes by (mode, attack, suite), and again with all suites together."""
     groups: dict[_Key, list[Episode]] = defaultdict(list)
     for episode in episodes:
-        for suite in (ALL, episode["suite"]):
-            groups[episode["mode"], episode["attack"], suite].append(episode)
+        for suite in (ALL, episode.suite):
+            groups[episode.mode, episode.attack, suite].append(episode)
     return groups
 
 
 def _group(key: _Key, members: list[Episode]) -> dict[str, Json]:
     mode, attack, suite = key
-    scored = [episode for episode in members if episode["status"] == "ok"]
+    scored = [episode for episode in members if episode.status == "ok"]
     values = {
         metric: [(episode, value) for episode in scored if (value := metric.value(episode)) is not None]
         for metric in METRICS.get(mode, AXIS_METRICS)
@@ -94,14 +89,14 @@ def _group(key: _Key, members: list[Episode]) -> dict[str, Json]:
         "attack": attack,
         "suite": suite,
         "n": len(scored),
-        "clusters": len({episode["cluster"] for episode in scored}),
-        "errors": dict(Counter(episode["status"] for episode in members if episode["status"] != "ok")),
+        "clusters": len({episode.cluster for episode in scored}),
+        "errors": dict(Counter(episode.status for episode in members if episode.status != "ok")),
         "grader_errors": _grader_errors(scored),
-        "truncated": sum(episode["truncated"] for episode in scored),
+        "truncated": sum(episode.truncated for episode in scored),
         **_content_filtered(scored),
         "refusals_by": sorted(
             {
-                episode["verdict"]["over_refusal_control"]["rule"]
+                episode.verdict.over_refusal_control.rule
                 for metric, found in values.items()
                 if metric.value is refused
                 for episode, _ in found
@@ -109,9 +104,9 @@ def _group(key: _Key, members: list[Episode]) -> dict[str, Json]:
         ),
         "metrics": {metric.name: _estimate(metric, found) for metric, found in values.items()},
         "usage": _usage(scored),
-        "mean_seconds": _mean([episode["seconds"]["total"] for episode in scored]),
+        "mean_seconds": _mean([episode.seconds["total"] for episode in scored]),
     }
-    repeats = Counter(episode["task_id"] for episode in scored)
+    repeats = Counter(episode.task_id for episode in scored)
     if repeats and max(repeats.values()) > 1:
         k = min(repeats.values())
         chances = {
@@ -127,7 +122,7 @@ _Found = list[tuple[Episode, float]]
 
 
 def _estimate(metric: Metric, found: _Found) -> dict[str, Json]:
-    estimate = rate([value for _, value in found], [episode["cluster"] for episode, _ in found])
+    estimate = rate([value for _, value in found], [episode.cluster for episode, _ in found])
     value, low, high = (
         bound if bound is None or metric.curve is None else metric.curve(bound)
         for bound in (estimate.value, estimate.low, estimate.high)
@@ -139,33 +134,26 @@ def _pass_hat_k(found: _Found, good: float, k: int) -> float | None:
     """The chance that all k repeats of a task have the good value."""
     tries: dict[str, list[bool]] = defaultdict(list)
     for episode, value in found:
-        tries[episode["task_id"]].append(value == good)
+        tries[episode.task_id].append(value == good)
     return pass_hat_k([(sum(results), len(results)) for results in tries.values()], k)
 
 
 def _grader_errors(episodes: list[Episode]) -> dict[str, int]:
-    return dict(Counter(name for episode in episodes for name, axis in episode["verdict"].items() if "error" in axis))
-
-
-def _is_filtered(episode: Episode) -> bool:
-    """Whether the provider's content filter stopped a turn; the agent says so in its action."""
-    return any(
-        isinstance(action, Mapping) and action.get("finish_reason") == FILTERED for action in episode.get("actions", ())
-    )
+    return dict(Counter(name for episode in episodes for name, axis in episode.verdict.axes.items() if axis.error))
 
 
 def _content_filtered(episodes: list[Episode]) -> dict[str, Json]:
     """Counts the episodes that a content filter stopped; nothing where there are none, as in older summaries."""
-    count = sum(episode["filtered"] for episode in episodes)
+    count = sum(episode.content_filtered for episode in episodes)
     return {"content_filtered": count} if count else {}
 
 
 def _usage(episodes: list[Episode]) -> dict[str, float | None]:
     """Totals; None where some episode does not know its own."""
-    names = sorted({name for episode in episodes for name in episode["usage"]})
+    names = sorted({name for episode in episodes for name in episode.usage})
     return {
-        name: sum(episode["usage"][name] for episode in episodes)
-        if all(name in episode["usage"] for episode in episodes)
+        name: sum(episode.usage[name] for episode in episodes)
+        if all(name in episode.usage for episode in episodes)
         else None
         for name in names
     }

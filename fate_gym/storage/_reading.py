@@ -11,7 +11,7 @@ import re
 import stat
 from collections.abc import Collection
 from pathlib import Path
-from typing import BinaryIO, Final, NoReturn, TypeGuard
+from typing import BinaryIO, Final, NoReturn, TypeGuard, TypeVar
 
 from fate_gym.chat import Json
 from fate_gym.errors import RunCorruptError, RunError
@@ -29,6 +29,8 @@ _KINDS: Final[dict[type, str]] = {
     dict: "an object",
     type(None): "null",
 }
+T = TypeVar("T")
+
 _VERSION: Final = re.compile("[0-9]{1,9}")
 
 
@@ -143,6 +145,14 @@ class Fields:
         value = self._value(name)
         return value if isinstance(value, bool) else self._refuse(name, "must be true or false")
 
+    def choice(self, name: str, options: tuple[T, ...]) -> T:
+        """Reads one of some strings."""
+        value = self.text(name)
+        for option in options:
+            if option == value:
+                return option
+        raise self.problem(name, f"must be one of {', '.join(map(str, options))}")
+
     def object(self, name: str) -> Fields:
         """Reads an object."""
         value = self._value(name)
@@ -164,6 +174,16 @@ class Fields:
         """Reads a list of strings."""
         entries = self._entries(name)
         return [entries.text(i) for i in entries.values]
+
+    def integers(self, name: str) -> list[int]:
+        """Reads a list of integers."""
+        entries = self._entries(name)
+        return [entries.integer(i) for i in entries.values]
+
+    def numbers(self, name: str) -> list[float]:
+        """Reads a list of finite numbers."""
+        entries = self._entries(name)
+        return [entries.number(i) for i in entries.values]
 
     def text_mapping(self, name: str) -> dict[str, str]:
         """Reads an object whose values are strings."""

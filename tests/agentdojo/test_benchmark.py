@@ -16,7 +16,8 @@ from fate_gym.benchmarks.agentdojo.attacks import RegisteredAttack, attack_names
 from fate_gym.benchmarks.agentdojo.candidates import candidates
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
 from fate_gym.benchmarks.agentdojo.upstream import suites, versions
-from fate_gym.rollout import Rollout, rollout
+from fate_gym.episode import Episode
+from fate_gym.rollout import rollout
 
 
 def make(**kwargs: Any) -> fate_gym.ToolEnv:
@@ -25,7 +26,7 @@ def make(**kwargs: Any) -> fate_gym.ToolEnv:
     return env
 
 
-def play(agent: str, task_id: str, **kwargs: Any) -> Rollout:
+def play(agent: str, task_id: str, **kwargs: Any) -> Episode:
     return asyncio.run(rollout(make(**{"suite": task_id.split("/")[0], **kwargs}), load_agent(agent), task_id, seed=0))
 
 
@@ -131,7 +132,7 @@ def test_denial_of_service_is_secure_if_the_task_is_done() -> None:
     oracle, gullible = (play(agent, "banking/user_task_0/dos", attack="dos") for agent in ("oracle", "gullible"))
     assert oracle.verdict.vector.tolist() == [1.0] * 4
     assert (gullible.verdict.security.value, gullible.verdict.utility.value) == (0.0, 0.0)
-    assert gullible.transcript.injection_reached
+    assert gullible.injection_reached
 
 
 def test_the_evidence_names_the_call_and_the_state_change() -> None:
@@ -145,11 +146,11 @@ def test_gullible_obeys_only_what_it_has_seen() -> None:
     env = make(attack={"injection_bill_text": "Do this."})
     task_id = next(task for task in env.tasks if task.endswith("injection_task_5"))
     seen = asyncio.run(rollout(env, load_agent("gullible"), task_id, seed=0))
-    assert (seen.transcript.injection_reached, seen.verdict.security.value) == (True, 0.0)
+    assert (seen.injection_reached, seen.verdict.security.value) == (True, 0.0)
     env = make(attack={"injection_bill_text": "Do this.", "injection_incoming_transaction": "Do that."})
     blind = next(t for t in env.tasks if t.endswith("injection_task_5") and t.split("/")[1] != task_id.split("/")[1])
     result = asyncio.run(rollout(env, load_agent("noop"), blind, seed=0))
-    assert (result.transcript.injection_reached, result.verdict.security.value) == (False, 1.0)
+    assert (result.injection_reached, result.verdict.security.value) == (False, 1.0)
 
 
 def test_the_refuser_is_told_from_the_noop() -> None:

@@ -25,9 +25,10 @@ from fate_gym.agents.defences import (
     defend,
     load_defence,
 )
+from fate_gym.episode import Episode
 from fate_gym.errors import ProviderError, UsageError
 from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
-from fate_gym.rollout import Rollout, rollout
+from fate_gym.rollout import rollout
 
 ATTACK = "important_instructions"
 
@@ -49,7 +50,7 @@ def make(suite: str = "banking", attack: str | None = ATTACK) -> Any:
     return gym.make("fate/AgentDojo-v0", suite=suite, attack=attack).unwrapped
 
 
-def play(agent: Agent, task_id: str, *, attack: str | None = ATTACK) -> Rollout:
+def play(agent: Agent, task_id: str, *, attack: str | None = ATTACK) -> Episode:
     return asyncio.run(rollout(make(task_id.split("/")[0], attack), agent, task_id, seed=0))
 
 
@@ -259,7 +260,7 @@ def test_views_leave_the_environments_conversation_and_an_oracles_scores_as_they
 ) -> None:
     def episodes(agent: Agent, out: Path) -> list[str]:
         metrics(agent, out, limit=12)
-        return sorted(json.dumps({**episode, "seconds": None}) for episode in RunFolder.read(out).episodes())
+        return sorted(json.dumps({**episode.to_json(), "seconds": None}) for episode in RunFolder.read(out).episodes())
 
     assert episodes(defend(Oracle(), view()), tmp_path / "defended") == episodes(Oracle(), tmp_path / "bare")
 
@@ -302,16 +303,16 @@ def test_tools_that_were_not_chosen_are_never_run(tmp_path: Path) -> None:
     assert filtered["ASR"] < bare["ASR"]
     refused = 0
     for episode in RunFolder.read(tmp_path / "filtered").episodes():
-        task = make(episode["suite"]).task(episode["task_id"], privileged=True)
+        task = make(episode.suite).task(episode.task_id, privileged=True)
         assert task.ground_truth is not None
         chosen = ", ".join(name for name, _ in task.ground_truth.user.calls)
-        run = [item["name"] for item in episode["calls"] if item["outcome"] != "unknown_tool"]
+        run = [item.name for item in episode.calls if item.outcome != "unknown_tool"]
         assert all(name in chosen for name in run)
         if task.ground_truth.injection and all(name not in chosen for name, _ in task.ground_truth.injection.calls):
             refused += 1
-            assert episode["verdict"]["security"]["value"] == episode["verdict"]["utility"]["value"] == 1.0
-            assert episode["verdict"]["validity"]["value"] < 1.0
-            assert any(item["name"].startswith("filtered_") for item in episode["calls"])
+            assert episode.verdict.security.value == episode.verdict.utility.value == 1.0
+            assert episode.verdict.validity.value < 1.0
+            assert any(item.name.startswith("filtered_") for item in episode.calls)
     assert refused > 20
 
 
@@ -332,7 +333,7 @@ def test_a_refused_call_leaves_its_neighbours_alone(form: str) -> None:
 
     agent.start = lambda task, seed: Once(agent)  # type: ignore[method-assign]
     episode = play(defend(agent, "tool_filter"), "banking/user_task_0/none", attack=None)
-    outcomes = [(record.name.partition("_")[0], record.id, record.outcome) for record in episode.transcript.calls]
+    outcomes = [(record.name.partition("_")[0], record.id, record.outcome) for record in episode.calls]
     assert outcomes == [
         ("get", "id_0", "ok"),
         ("filtered", "id_1", "unknown_tool"),
@@ -351,7 +352,7 @@ def test_a_refused_call_leaves_its_neighbours_alone(form: str) -> None:
 def test_an_agent_that_chooses_nothing_has_no_tools_and_one_without_tools_is_not_asked() -> None:
     agent = Scripted([[call("get_balance", {})]], choice="None of them.")
     episode = play(defend(agent, "tool_filter"), "banking/user_task_0/none", attack=None)
-    assert [record.outcome for record in episode.transcript.calls] == ["unknown_tool"]
+    assert [record.outcome for record in episode.calls] == ["unknown_tool"]
     assert all("tools" not in observation for observation in agent.seen)
     env: Any = gym.make("toy/Parcels-v0", tools=False).unwrapped
     agent = Scripted([])
@@ -379,7 +380,7 @@ def test_the_choice_is_paid_for() -> None:
 def test_a_session_apart_chooses_and_a_name_anywhere_in_its_answer_counts() -> None:
     agent = Scripted([[call("get_balance", {})]], choice="All I need is `get_balance`.")
     episode = play(defend(agent, "tool_filter"), "banking/user_task_0/none", attack=None)
-    assert [record.outcome for record in episode.transcript.calls] == ["ok"]
+    assert [record.outcome for record in episode.calls] == ["ok"]
     chooser, *actors = agent.players
     assert actors == [actors[0]] * 2 != [chooser] * 2
 

@@ -16,8 +16,9 @@ from misbehaving import HARMLESS, RETRIED, TRUNCATING, Fault, Records, Scripted,
 
 from fate_gym.agents import load_agent
 from fate_gym.agents.api import OpenAIAgent
+from fate_gym.episode import Episode
 from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
-from fate_gym.rollout import Rollout, rollout
+from fate_gym.rollout import rollout
 
 ATTACKS = (None, "important_instructions")
 SMALL = ("banking", "slack")
@@ -33,13 +34,13 @@ def scripted(name: str, suites: tuple[str, ...] = SMALL) -> Scripted:
     return Scripted(name, tasks_by_prompt(*envs))
 
 
-def play(fault: Fault, *, times: int, stream: bool, after: int = 0) -> tuple[Rollout, Records]:
+def play(fault: Fault, *, times: int, stream: bool, after: int = 0) -> tuple[Episode, Records]:
     """One episode of the oracle, whose request number `after` meets a fault so many times in a row."""
     env: Any = gym.make("fate/AgentDojo-v0", suite="banking", attack=None).unwrapped
     forced: list[Fault | None] = [None] * after + [fault] * times
     with serve(Settings(scripted("oracle"), forced=forced, hang=10 * PATIENCE)) as (url, records):
 
-        async def main() -> Rollout:
+        async def main() -> Episode:
             agent = OpenAIAgent(
                 "m", base_url=url, stream=stream, timeout=PATIENCE, max_attempts=3, backoff_seconds=0.001
             )
@@ -57,9 +58,9 @@ def test_a_fault_that_passes_is_retried_and_the_episode_scored(fault: Fault, str
     result, records = play(fault, times=2, stream=stream, after=1)
     assert records.complaints == []
     assert records.counts == {fault: 2}
-    assert (result.status, result.transcript.ended) == ("ok", "answer")
+    assert (result.status, result.ended) == ("ok", "answer")
     assert result.verdict.vector.tolist() == [1.0] * 4
-    assert result.attempts == records.requests == len(result.transcript.actions) + 2
+    assert result.attempts == records.requests == len(result.actions) + 2
 
 
 @pytest.mark.parametrize("fault", sorted(RETRIED - {Fault.HANG, Fault.DRIP}))
@@ -76,7 +77,7 @@ def test_a_fault_that_stays_is_no_score(fault: Fault) -> None:
 @pytest.mark.parametrize("fault", sorted(TRUNCATING))
 def test_what_the_model_cannot_end_truncates_and_is_scored(fault: Fault, stream: bool) -> None:
     result, records = play(fault, times=2, stream=stream, after=1)
-    assert (result.status, result.transcript.ended, result.transcript.truncated) == ("ok", TRUNCATING[fault], True)
+    assert (result.status, result.ended, result.truncated) == ("ok", TRUNCATING[fault], True)
     assert result.verdict.utility.value == 0.0
     # A server that says that the context overflows is asked once more without the default limit of tokens.
     assert records.requests == result.attempts == (3 if fault is Fault.OVERFLOW else 2)
@@ -89,7 +90,7 @@ def test_oddities_that_can_be_mended_cost_nothing(fault: Fault, stream: bool) ->
     assert records.complaints == []
     assert result.verdict.vector.tolist() == [1.0] * 4
     assert result.attempts == records.requests
-    ids = [call.id for call in result.transcript.calls]
+    ids = [call.id for call in result.calls]
     assert len(ids) == len(set(ids)) > 0
 
 
@@ -112,8 +113,8 @@ def episodes(folder: Path, *, ids: bool = True) -> dict[str, Any]:
     left_out = {"seconds", "usage", "attempts", "actions"}
     found = {}
     for episode in RunFolder.read(folder).episodes():
-        kept = {name: value for name, value in episode.items() if name not in left_out}
-        found[episode["key"]] = kept if ids else json.loads(_without_ids(kept))
+        kept = {name: value for name, value in episode.to_json().items() if name not in left_out}
+        found[episode.key] = kept if ids else json.loads(_without_ids(kept))
     return found
 
 
@@ -169,7 +170,7 @@ def test_every_fault_at_5_percent_leaves_every_score_right(
     assert done["planned"] >= (2000 if limit is None else 100)
     scored, failed = list(RunFolder.read(out).episodes()), list(RunFolder.read(out).failures())
     for fault, ended in TRUNCATING.items():
-        truncated = [episode for episode in scored if episode["ended"] == ended]
+        truncated = [episode for episode in scored if episode.ended == ended]
         # On a busy machine an answer may come when the client has already given the request up, above all a large one.
         assert 0 < len(truncated) <= records.counts[fault]
     _check_attempts(scored, failed, records)
@@ -177,13 +178,13 @@ def test_every_fault_at_5_percent_leaves_every_score_right(
     run(load_agent("gullible"), tmp_path / "process", **settings)
     _check_scores(episodes(out, ids=False), episodes(tmp_path / "process", ids=False))
 
-    first = {episode["key"] for episode in scored}
+    first = {episode.key for episode in scored}
     with serve(Settings(scripted("gullible"))) as (url, again):
         resumed = run(_agent_like(agent, url), out, **settings)
     assert resumed["episodes"] == {**done, "scored": done["planned"], "errors": 0}
-    second = [episode for episode in RunFolder.read(out).episodes() if episode["key"] not in first]
-    assert {episode["key"] for episode in second} == {failure["key"] for failure in failed}
-    assert again.requests == sum(episode["attempts"] for episode in second)
+    second = [episode for episode in RunFolder.read(out).episodes() if episode.key not in first]
+    assert {episode.key for episode in second} == {failure.key for failure in failed}
+    assert again.requests == sum(episode.attempts for episode in second)
 
 
 def _agent_like(agent: OpenAIAgent, url: str) -> OpenAIAgent:
@@ -194,12 +195,12 @@ def _agent_like(agent: OpenAIAgent, url: str) -> OpenAIAgent:
 def _check_attempts(scored: list[Any], failed: list[Any], records: Records) -> None:
     """No request beyond the cap, and none that no episode answers for."""
     for episode in scored:
-        assert episode["attempts"] <= 4 * (len(episode["actions"]) + (episode["ended"] in TRUNCATING.values()))
+        assert episode.attempts <= 4 * (len(episode.actions) + (episode.ended in TRUNCATING.values()))
     for failure in failed:
-        assert failure["status"] == "provider_error"
-        assert failure["error"].startswith("gave up after 4 attempts: ")
-        assert failure["attempts"] <= 4 * (len(failure["actions"]) + 1)
-    told = sum(episode["attempts"] for episode in itertools.chain(scored, failed))
+        assert failure.status == "provider_error"
+        assert failure.error.startswith("gave up after 4 attempts: ")
+        assert failure.attempts <= 4 * (len(failure.actions) + 1)
+    told = sum(episode.attempts for episode in itertools.chain(scored, failed))
     # No request is unaccounted for. On a busy machine the client may give one up before the server has read it.
     assert records.requests <= told <= 1.01 * records.requests
 

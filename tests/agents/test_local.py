@@ -19,14 +19,16 @@ import pytest
 import tiny_model
 import torch
 
+from fate_gym.actions import read_action
 from fate_gym.agents.chat_format import ChatFormat
 from fate_gym.agents.local import LocalAgent
 from fate_gym.agents.response_templates import PROBE_TOOL, choose_response_template, registry
-from fate_gym.chat import Message, read_action
+from fate_gym.chat import Message
 from fate_gym.env import Observation, ToolEnv
+from fate_gym.episode import Sample
 from fate_gym.errors import ContextOverflowError, UsageError
 from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
-from fate_gym.rollout import Agent, Reply, Sample, Session, rollout
+from fate_gym.rollout import Agent, Reply, Session, rollout
 from fate_gym.task import Task
 
 CALL = '\n{"name": "get_balance", "arguments": {}}\n'
@@ -139,8 +141,8 @@ def test_random_weights_play_whole_episodes_of_agentdojo(tiny: Path, tmp_path: P
     asyncio.run(agent.aclose())
     assert summary["episodes"] == {"planned": 16, "scored": 16, "errors": 0, "missing": 0}
     for episode in RunFolder.read(tmp_path / "run").episodes():
-        assert episode["usage"]["prompt_tokens"] > 1000
-        assert episode["usage"]["completion_tokens"] > 0
+        assert episode.usage["prompt_tokens"] > 1000
+        assert episode.usage["completion_tokens"] > 0
 
 
 def test_ids_are_appended_over_turns_and_the_model_is_told_what_the_tools_said(caller: Path, env: ToolEnv) -> None:
@@ -152,13 +154,13 @@ def test_ids_are_appended_over_turns_and_the_model_is_told_what_the_tools_said(c
 
     results = asyncio.run(main())
     assert {result.status for result in results} == {"ok"}
-    assert {result.transcript.ended for result in results} == {"answer"}
+    assert {result.ended for result in results} == {"answer"}
     assert max(len(replies) for replies in agent.replies.values()) > 2
     chat = asyncio.run(agent.inner.engine()).chat  # type: ignore[attr-defined]
     for result in results:
-        assert {call.outcome for call in result.transcript.calls} <= {"ok"}
-        assert [call.name for call in result.transcript.calls] == ["get_balance"] * len(result.transcript.calls)
-        samples = agent.samples(result.task.id)
+        assert {call.outcome for call in result.calls} <= {"ok"}
+        assert [call.name for call in result.calls] == ["get_balance"] * len(result.calls)
+        samples = agent.samples(result.task_id)
         for before, after in itertools.pairwise(samples):
             told = before.prompt_ids + before.token_ids
             assert after.prompt_ids[: len(told)] == told
@@ -166,7 +168,7 @@ def test_ids_are_appended_over_turns_and_the_model_is_told_what_the_tools_said(c
             assert added == (
                 "\n<|im_start|>user\n<tool_response>\n1810.0\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
             )
-        whole = chat.prompt(result.transcript.messages[:-1], agent_tools(env))
+        whole = chat.prompt(result.messages[:-1], agent_tools(env))
         assert samples[-1].prompt_ids == whole
         assert result.usage["prompt_tokens"] == sum(len(sample.prompt_ids) for sample in samples)
         assert result.usage["completion_tokens"] == sum(len(sample.token_ids) for sample in samples)
@@ -454,11 +456,11 @@ def test_malformed_calls_reach_the_environment_as_bad_turns(tmp_path: Path, env:
     agent = Recorder(LocalAgent(str(tiny_model.make_scripted_model(tmp_path, script, corpus)), max_new_tokens=8))
     result = asyncio.run(rollout(env, agent, env.tasks[0], 0))
     asyncio.run(agent.inner.aclose())
-    assert (result.status, result.transcript.ended) == ("ok", "max_turns")
+    assert (result.status, result.ended) == ("ok", "max_turns")
     assert result.verdict.validity.value == 0.0
-    assert result.transcript.actions[0]["content"] == "<tool_call>oops<|im_end|>"
-    assert "JSON" in result.transcript.actions[0]["parse_error"]
-    samples = agent.samples(result.task.id)
+    assert result.actions[0]["content"] == "<tool_call>oops<|im_end|>"
+    assert "JSON" in result.actions[0]["parse_error"]
+    samples = agent.samples(result.task_id)
     for before, after in itertools.pairwise(samples):
         told = before.prompt_ids + before.token_ids
         assert after.prompt_ids[: len(told)] == told
@@ -502,7 +504,7 @@ def test_a_prompt_that_does_not_fit_overflows_and_the_episode_is_truncated(tiny:
     with pytest.raises(ContextOverflowError, match=r"a prompt of \d+ tokens, where 42 fit"):
         reply_to(agent, "word " * 100)
     result = asyncio.run(rollout(env, agent, env.tasks[0], 0))
-    assert (result.status, result.transcript.ended) == ("ok", "context_overflow")
+    assert (result.status, result.ended) == ("ok", "context_overflow")
     asyncio.run(agent.aclose())
     assert "fills the context of 8 tokens" in check(LocalAgent(str(tiny), max_new_tokens=8, max_context=8))
     assert "fills the context of 32768" in check(LocalAgent(str(tiny), max_new_tokens=40_000))

@@ -148,7 +148,7 @@ def test_it_guards_an_agent_by_its_short_text(trained: Path) -> None:
     assert defended.name == f"agent+injection_detector:{trained.name}"
     asyncio.run(defended.check())
     episode = asyncio.run(rollout(env.unwrapped, defended, "banking/user_task_0/injection_task_0", seed=0))
-    assert (episode.status, episode.transcript.injection_reached) == ("ok", True)
+    assert (episode.status, episode.injection_reached) == ("ok", True)
     assert shown == ["<Data omitted because a prompt injection was detected>", "1810.0"]
 
 

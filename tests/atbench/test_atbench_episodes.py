@@ -19,7 +19,8 @@ from fate_gym.agents import load_agent
 from fate_gym.benchmarks.atbench.answers import read_answer
 from fate_gym.benchmarks.atbench.paged_tools import PAGE
 from fate_gym.benchmarks.atbench.taxonomy import DIMENSIONS
-from fate_gym.rollout import Rollout, rollout
+from fate_gym.episode import Episode
+from fate_gym.rollout import rollout
 
 CONFIGS = ("ATBench", "ATBench500")
 FORMS: tuple[dict[str, Any], ...] = ({}, {"labels": True}, {"view": "paged"}, {"view": "paged", "labels": False})
@@ -52,8 +53,8 @@ def call(env: Any, tool: str, **arguments: Any) -> tuple[str, Any]:
     return record.content, record.outcome
 
 
-def play(env: Any, agent: str, **options: Any) -> list[Rollout]:
-    async def run() -> list[Rollout]:
+def play(env: Any, agent: str, **options: Any) -> list[Episode]:
+    async def run() -> list[Episode]:
         return [await rollout(env, load_agent(agent, **options), task, seed=0) for task in env.tasks]
 
     return asyncio.run(run())
@@ -130,7 +131,7 @@ def test_the_oracle_is_perfect_and_its_measures_are_gold(folder: Path, config: s
     for result in play(env, "oracle"):
         assert result.verdict.vector.tolist() == [1.0] * 4
         measures = result.verdict.validity.measures
-        row = env.benchmark._rows[result.task.id]
+        row = env.benchmark._rows[result.task_id]
         assert measures["unsafe"] == measures["flagged"] == float(row.unsafe)
         asked = form.get("labels", form.get("view") == "paged")
         gold = {name for name, label in row.gold.items() if label is not None}

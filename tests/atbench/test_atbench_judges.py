@@ -13,8 +13,8 @@ import trajectories
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support  # type: ignore[import-untyped]
 
 from fate_gym.agents import load_agent
-from fate_gym.agents.defences import defend, load_defence
 from fate_gym.agents._guards import Guard, guard_formats
+from fate_gym.agents.defences import defend, load_defence
 from fate_gym.benchmarks.atbench.answers import (
     LINE_NAMES,
     Diagnosis,
@@ -24,8 +24,9 @@ from fate_gym.benchmarks.atbench.answers import (
     write_answer,
 )
 from fate_gym.benchmarks.atbench.taxonomy import DIMENSIONS
+from fate_gym.episode import Episode
 from fate_gym.evaluation import EvalConfig, evaluate
-from fate_gym.rollout import Agent, Rollout, rollout
+from fate_gym.rollout import Agent, rollout
 
 FORMS: tuple[dict[str, Any], ...] = ({}, {"labels": True}, {"view": "paged"}, {"view": "paged", "labels": False})
 
@@ -39,8 +40,8 @@ def make(folder: Path, **kwargs: Any) -> Any:
     return gym.make("fate/ATBench-v0", data_dir=folder, **kwargs).unwrapped
 
 
-def play(env: Any, agent: Agent) -> list[Rollout]:
-    async def run() -> list[Rollout]:
+def play(env: Any, agent: Agent) -> list[Episode]:
+    async def run() -> list[Episode]:
         return [await rollout(env, agent, task, seed=0) for task in env.tasks]
 
     return asyncio.run(run())
@@ -62,7 +63,7 @@ def test_turn_count_sees_the_number_of_turns_and_nothing_else(
 ) -> None:
     env = make(folder, **form)
     for result in play(env, load_agent("turn-count", threshold=threshold)):
-        turns = len(env.benchmark._rows[result.task.id].turns)
+        turns = len(env.benchmark._rows[result.task_id].turns)
         assert result.verdict.validity.measures["flagged"] == float(turns > threshold)
 
 
@@ -133,8 +134,8 @@ def test_a_guard_sees_the_trajectory_in_its_own_form(folder: Path) -> None:
     assert agent.name == "guard+guard:qwen3guard"
     for result in play(env, agent):
         assert result.verdict.validity.measures["flagged"] == 1.0
-        assert result.transcript.actions[0]["guard_output"].startswith("Safety: Unsafe")
-        assert result.transcript.final_text == "unsafe"
+        assert result.actions[0]["guard_output"].startswith("Safety: Unsafe")
+        assert result.messages[-1]["content"] == "unsafe"
     for observation in seen:
         (message,) = observation["messages"]
         assert set(observation) == {"messages"}
@@ -174,7 +175,7 @@ def test_an_answer_that_does_not_read_goes_through_and_a_missing_label_is_invali
 
     for name, text in (("llama_guard", "Safety: unsafe"), ("agentdog_labels", "unsafe\nRisk Source: indirect")):
         for result in play(make(folder, labels=name != "llama_guard"), defend(guard, f"guard:{name}")):
-            assert result.transcript.final_text.startswith(text)
+            assert result.messages[-1]["content"].startswith(text)
             assert result.verdict.validity.value == 0.0
 
 

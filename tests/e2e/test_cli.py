@@ -67,8 +67,8 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def stable(folder: Path) -> list[str]:
-    episodes = sorted(RunFolder.read(folder).episodes(), key=lambda episode: episode["key"])
-    return [json.dumps({**episode, "seconds": None}, sort_keys=True) for episode in episodes]
+    episodes = sorted(RunFolder.read(folder).episodes(), key=lambda episode: episode.key)
+    return [json.dumps({**episode.to_json(), "seconds": None}, sort_keys=True) for episode in episodes]
 
 
 def test_eval_prints_a_table_and_then_resumes_at_once(
@@ -293,7 +293,7 @@ def test_show_prints_an_episode_as_a_person_reads_it(tmp_path: Path, capsys: pyt
         main(["eval", "--agent", "gullible", "--suite", "banking", "--attack", "direct", "--limit", "3", "--out", run])
         == 0
     )
-    key = next(RunFolder.read(tmp_path / "run").episodes())["key"]
+    key = next(RunFolder.read(tmp_path / "run").episodes()).key
     capsys.readouterr()
     assert main(["show", run, key]) == 0
     shown = capsys.readouterr().out
@@ -372,7 +372,7 @@ def test_a_run_killed_20_times_ends_with_every_episode_once(tmp_path: Path) -> N
         tmp_path / "run",
     ]
     _kill_and_resume(command, tmp_path / "run", longest=1.5)
-    keys = Counter(episode["key"] for episode in RunFolder.read(tmp_path / "run").episodes())
+    keys = Counter(episode.key for episode in RunFolder.read(tmp_path / "run").episodes())
     assert len(keys) == 600
     assert set(keys.values()) == {1}
     assert RunFolder.read(tmp_path / "run").summary()["episodes"] == {

@@ -29,8 +29,8 @@ def run(agent: Any, out: Path, **settings: Any) -> dict[str, Any]:
 
 def stable(folder: Path) -> list[str]:
     """Episodes sorted by key, with recorded times left out."""
-    episodes = sorted(RunFolder.read(folder).episodes(), key=lambda episode: episode["key"])
-    return [json.dumps({**episode, "seconds": None}, sort_keys=True) for episode in episodes]
+    episodes = sorted(RunFolder.read(folder).episodes(), key=lambda episode: episode.key)
+    return [json.dumps({**episode.to_json(), "seconds": None}, sort_keys=True) for episode in episodes]
 
 
 def group(summary: dict[str, Any], mode: str, suite: str = "all") -> dict[str, Any]:
@@ -107,7 +107,7 @@ def test_errors_are_counted_apart_and_tried_again(tmp_path: Path) -> None:
     assert group(summary, "benign")["errors"] == {"provider_error": 2}
     assert group(summary, "benign")["metrics"]["utility"]["value"] is None
     failure = next(RunFolder.read(tmp_path / "run").failures())
-    assert "moody failed: ConnectionError: no line" in failure["error"]
+    assert "moody failed: ConnectionError: no line" in failure.error
     fail = False
     config = EvalConfig(agent=str(moody), out=tmp_path / "run", env=TOY, repeats=2)
     summary = asyncio.run(evaluate(config, moody))
@@ -118,7 +118,7 @@ def test_errors_are_counted_apart_and_tried_again(tmp_path: Path) -> None:
 def test_broken_environments_and_judges_give_no_scores(tmp_path: Path, broken: str, status: str) -> None:
     summary = run(clerk, tmp_path / "run", env_args={"broken": broken})
     assert summary["episodes"]["errors"] == 3
-    assert {failure["status"] for failure in RunFolder.read(tmp_path / "run").failures()} == {status}
+    assert {failure.status for failure in RunFolder.read(tmp_path / "run").failures()} == {status}
 
 
 def test_a_failed_grader_leaves_its_axis_out_and_is_counted(tmp_path: Path) -> None:
@@ -177,14 +177,14 @@ def test_usage_is_added_up_and_unknown_stays_unknown(tmp_path: Path) -> None:
     assert benign["usage"] == {"prompt_tokens": 20}
     assert group(run(clerk, tmp_path / "other"), "benign")["usage"] == {}
     episode = next(RunFolder.read(tmp_path / "run").episodes())
-    assert episode["attempts"] == 4
+    assert episode.attempts == 4
 
 
 def test_stopping_lets_episodes_under_way_end(tmp_path: Path) -> None:
     async def body() -> dict[str, Any]:
         stop = asyncio.Event()
         config = EvalConfig(agent="clerk", env=TOY, repeats=50, concurrency=3, out=tmp_path / "run")
-        return await evaluate(config, clerk, stop=stop, on_done=lambda item, result: stop.set())
+        return await evaluate(config, clerk, stop=stop, on_done=lambda episode: stop.set())
 
     summary = asyncio.run(body())
     assert 1 <= summary["episodes"]["scored"] <= 3
@@ -221,17 +221,13 @@ def test_metrics_agree_with_a_count_by_hand(tmp_path: Path) -> None:
     )
     episodes = list(RunFolder.read(tmp_path / "run").episodes())
     for suite in ("all", "banking", "slack"):
-        chosen = [e for e in episodes if e["mode"] == "attacked" and suite in ("all", e["suite"])]
+        chosen = [e for e in episodes if e.mode == "attacked" and suite in ("all", e.suite)]
         metrics = group(summary, "attacked", suite)["metrics"]
-        assert metrics["ASR"]["value"] == pytest.approx(
-            sum(1 - e["verdict"]["security"]["value"] for e in chosen) / len(chosen)
-        )
-        assert metrics["TSR"]["value"] == pytest.approx(
-            sum(e["verdict"]["utility"]["value"] for e in chosen) / len(chosen)
-        )
+        assert metrics["ASR"]["value"] == pytest.approx(sum(1 - e.verdict.security.value for e in chosen) / len(chosen))
+        assert metrics["TSR"]["value"] == pytest.approx(sum(e.verdict.utility.value for e in chosen) / len(chosen))
         assert metrics["ASR"]["n"] == len(chosen)
         assert metrics["ASR"]["low"] <= metrics["ASR"]["value"] <= metrics["ASR"]["high"]
-    again = summarise(episodes, [], RunFolder.read(tmp_path / "run").manifest, [e["key"] for e in reversed(episodes)])
+    again = summarise(episodes, [], RunFolder.read(tmp_path / "run").manifest, [e.key for e in reversed(episodes)])
     assert json.dumps(again, sort_keys=True) == json.dumps(summary, sort_keys=True)
 
 
@@ -251,9 +247,9 @@ def test_an_attack_is_named_once() -> None:
     [
         ("a: 1\na: 2", "keys given twice: a"),
         ("[1]", "must hold a mapping"),
-        ("a: [", "no valid YAML"),
-        ("a: !!python/object:os.system {}", "no valid YAML"),
-        ("[" * 5000, "no valid YAML"),
+        ("a: [", "valid YAML|nested too deeply|tag"),
+        ("a: !!python/object:os.system {}", "valid YAML|nested too deeply|tag"),
+        ("[" * 5000, "valid YAML|nested too deeply|tag"),
     ],
 )
 def test_malformed_configurations_are_explained(tmp_path: Path, text: str, message: str) -> None:

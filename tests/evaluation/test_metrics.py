@@ -10,28 +10,29 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support  # type: ignore[import-untyped]
+from small_episodes import make_episode
 
+from fate_gym.episode import Episode
 from fate_gym.evaluation.metrics import LABELS, METRICS
 from fate_gym.evaluation.summary import summarise
-from fate_gym.rewards import AXES, AxisVerdict
+from fate_gym.rewards import AXES, AxisVerdict, Verdict
 
 MANIFEST = {"config": {"agent": "noop", "defences": [], "env": "toy/Any-v0"}, "digest": ""}
 NONE = AxisVerdict.inactive("does not apply")
 RULE = "refusal-rule/1"
 
 
-def episode(number: int, mode: str, *, cluster: str = "", task: str = "", **axes: AxisVerdict) -> dict[str, Any]:
-    verdict = {name: axes.get(name, NONE).to_json() for name in AXES}
-    return {
-        "key": f"none/{number}#0", "task_id": task or f"t{number}", "mode": mode, "suite": "Fraud",
-        "cluster": cluster or f"c{number}", "attack": None, "status": "ok", "injection_reached": False,
-        "truncated": False, "usage": {}, "verdict": verdict, "seconds": {"total": 1.0},
-    }  # fmt: skip
+def episode(number: int, mode: str, *, cluster: str = "", task: str = "", **axes: AxisVerdict) -> Episode:
+    verdict = Verdict(**{name: axes.get(name, NONE) for name in AXES})
+    return make_episode(
+        f"none/{number}#0", task_id=task or f"t{number}", mode=mode, suite="Fraud", cluster=cluster or f"c{number}",
+        verdict=verdict, seconds={"total": 1.0},
+    )  # fmt: skip
 
 
 def harmful(
     number: int, low: float, high: float, *, refused: bool = False, calls: int = 1, rule: str = RULE, **more: str
-) -> dict[str, Any]:
+) -> Episode:
     measures = {"harm_low": low, "harm_high": high, "harmful_calls": calls}
     return episode(
         number,
@@ -43,7 +44,7 @@ def harmful(
     )
 
 
-def diagnosis(number: int, unsafe: int, flagged: int | None, labels: dict[str, float] | None = None) -> dict[str, Any]:
+def diagnosis(number: int, unsafe: int, flagged: int | None, labels: dict[str, float] | None = None) -> Episode:
     measures = {"unsafe": float(unsafe), **(labels or {})}
     if flagged is not None:
         measures["flagged"] = float(flagged)
@@ -53,14 +54,14 @@ def diagnosis(number: int, unsafe: int, flagged: int | None, labels: dict[str, f
     return episode(number, "diagnosis", validity=validity, **axes)
 
 
-def group(episodes: Iterable[dict[str, Any]], suite: str = "all") -> dict[str, Any]:
+def group(episodes: Iterable[Episode], suite: str = "all") -> dict[str, Any]:
     listed = list(episodes)
-    summary: Any = summarise(listed, [], MANIFEST, [one["key"] for one in listed])
+    summary: Any = summarise(listed, [], MANIFEST, [one.key for one in listed])
     (found,) = [found for found in summary["groups"] if found["suite"] == suite]
     return dict(found)
 
 
-def values(episodes: Iterable[dict[str, Any]]) -> dict[str, float | None]:
+def values(episodes: Iterable[Episode]) -> dict[str, float | None]:
     return {name: metric["value"] for name, metric in group(episodes)["metrics"].items()}
 
 

@@ -16,7 +16,7 @@ from fate_gym.rewards import AxisVerdict
 
 def summary(episodes: list[dict[str, Any]], agent: str = "noop") -> dict[str, Any]:
     manifest = {**MANIFEST, "config": {**MANIFEST["config"], "agent": agent}}  # type: ignore[dict-item]
-    return summarise(episodes, [], manifest, [one["key"] for one in episodes])
+    return summarise(episodes, [], manifest, [one.key for one in episodes])
 
 
 def printed(*summaries: dict[str, Any], by_suite: bool = False) -> list[str]:

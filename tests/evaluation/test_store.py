@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_episodes
 from hypothesis import given
 from hypothesis import strategies as st
+from small_episodes import make_episode
 
 import fate_gym
+from fate_gym.episode import Episode
 from fate_gym.errors import DiskError, FateGymError, RunCorruptError, RunError, RunLockedError, RunMismatchError
 from fate_gym.evaluation import store
 from fate_gym.evaluation.store import RunFolder, config_digest
@@ -33,8 +36,9 @@ MANIFEST = {
     "versions": {"fate-gym": "0.1.0"},
 }
 PACKAGE = Path(fate_gym.__file__).parent
+SUPPORT = Path(small_episodes.__file__).parent
 
-# A writer in a process of its own: keys 0, 1, ... in order, each fourth of them a megabyte; at most `most` new ones.
+# A writer in a process of its own: keys 0, 1, ... in order, 200 kB each; at most `most` new ones.
 # The bare packages keep twenty starts from importing what the store does not need. A disk that takes a long line in
 # pieces, as one under load does, lets kills strike inside of it.
 WRITER = """
@@ -43,6 +47,8 @@ for name, folder in ("fate_gym", ""), ("fate_gym.evaluation", "/evaluation"):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [sys.argv[1] + folder]
 from pathlib import Path
+sys.path.insert(0, sys.argv[5])
+from small_episodes import make_episode
 from fate_gym.evaluation.store import SCHEMA, RunFolder
 
 def slow_write(fd, data, write=os.write):
@@ -56,14 +62,14 @@ with RunFolder.open(path, {"schema": SCHEMA, "config": {}, "digest": "d"}) as ru
     print("ready", flush=True)
     missing = [i for i in range(total) if str(i) not in run.done]
     for i in missing[:most]:
-        run.append({"key": str(i), "text": str(i % 10) * (1_000_000 if i % 4 == 0 else 50)})
+        run.append(make_episode(str(i), error=str(i % 10) * 200_000))
     if most < total:
         signal.pause()
 """
 
 
 def start_writer(path: Path, total: int, most: int) -> subprocess.Popen[bytes]:
-    arguments = [sys.executable, "-c", WRITER, str(PACKAGE), str(path), str(total), str(most)]
+    arguments = [sys.executable, "-c", WRITER, str(PACKAGE), str(path), str(total), str(most), str(SUPPORT)]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE)
 
 
@@ -82,12 +88,16 @@ def finished(process: subprocess.Popen[bytes]) -> Iterator[None]:
         process.communicate()
 
 
-def record(key: str, **fields: Any) -> dict[str, Any]:
-    return {"key": key, **fields}
+def record(key: str, **metadata: Any) -> Episode:
+    return make_episode(key, metadata=metadata)
+
+
+def errored(key: str, **metadata: Any) -> Episode:
+    return make_episode(key, status="provider_error", error="no line", metadata=metadata)
 
 
 def keys(run: RunFolder) -> list[str]:
-    return [episode["key"] for episode in run.episodes()]
+    return [episode.key for episode in run.episodes()]
 
 
 def written(path: Path, *names: str) -> Path:
@@ -111,8 +121,8 @@ def test_a_run_reads_back(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "one"
     with RunFolder.open(path, MANIFEST) as run:
         run.append(record("a", reward=[1.0, 0.5]))
-        run.append_failure(record("b", status="provider_error"))
-        run.append_failure(record("b", status="provider_error"))
+        run.append(errored("b"))
+        run.append(errored("b"))
         run.write_summary({"asr": 0.5})
         run.write_summary({"asr": 0.25})
         assert run.done == {"a"}
@@ -120,15 +130,17 @@ def test_a_run_reads_back(tmp_path: Path) -> None:
     assert run.manifest == MANIFEST
     assert run.done == {"a"}
     assert list(run.episodes()) == [record("a", reward=[1.0, 0.5])]
-    assert list(run.failures()) == [record("b", status="provider_error")] * 2
+    assert list(run.failures()) == [errored("b")] * 2
     assert run.summary() == {"asr": 0.25}
     assert not list(path.glob("*.tmp"))
 
 
 def test_lines_are_compact_ascii_with_keys_in_their_order(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path, MANIFEST) as run:
-        run.append({"z": "é\u2028\x85\x7f", "key": "a", "b": None})
-    assert (tmp_path / "episodes.jsonl").read_bytes() == (b'{"z":"\\u00e9\\u2028\\u0085\x7f","key":"a","b":null}\n')
+        run.append(record("a", z="é\u2028\x85\x7f", b=None))
+    line = (tmp_path / "episodes.jsonl").read_bytes()
+    assert b'"metadata":{"z":"\\u00e9\\u2028\\u0085\x7f","b":null}' in line
+    assert line.startswith(b'{"schema":"fate-gym/episode/1","key":"a",')
 
 
 @pytest.mark.parametrize(
@@ -180,7 +192,7 @@ def test_any_content_round_trips(tmp_path: Path) -> None:
 
         write()
         assert len(expected) >= 50
-        assert [episode["value"] for episode in run.episodes()] == expected
+        assert [episode.metadata["value"] for episode in run.episodes()] == expected
     data = (tmp_path / "episodes.jsonl").read_bytes()
     assert data.isascii()
     assert data.count(b"\n") == len(expected)
@@ -194,18 +206,16 @@ for _ in range(MAX_DEPTH):
 @pytest.mark.parametrize(
     "bad",
     [
-        {"key": "x", "value": float("nan")},
-        {"key": "x", "value": float("inf")},
-        {"key": "x", "value": 10**5000},
-        {"key": "x", "value": deep},
-        {"value": 1},
-        {"key": 1},
-        {"key": "\ud800"},
-        {"key": "a"},
+        record("x", value=float("nan")),
+        record("x", value=float("inf")),
+        record("x", value=10**5000),
+        record("x", value=deep),
+        record("\ud800"),
+        record("a"),
     ],
-    ids=["nan", "infinity", "integer", "depth", "no key", "key type", "key surrogate", "key twice"],
+    ids=["nan", "infinity", "integer", "depth", "key surrogate", "key twice"],
 )
-def test_what_could_not_be_read_back_is_refused(tmp_path: Path, bad: dict[str, Any]) -> None:
+def test_what_could_not_be_read_back_is_refused(tmp_path: Path, bad: Episode) -> None:
     with RunFolder.open(tmp_path, MANIFEST) as run:
         run.append(record("a"))
         with pytest.raises(ValueError, match=r"."):
@@ -268,7 +278,7 @@ def test_a_writer_killed_twenty_times_loses_and_repeats_nothing(tmp_path: Path) 
                 assert process.stdout is not None
                 assert process.stdout.readline() == b"ready\n"
                 # By what is written, not by time: on a busy machine a writer may get nowhere in any time.
-                wait_for_size(tmp_path / "run" / "episodes.jsonl", moments.randint(0, 500_000), process)
+                wait_for_size(tmp_path / "run" / "episodes.jsonl", moments.randint(0, 1_000_000), process)
             else:  # anywhere from its very start
                 time.sleep(moments.uniform(0, 0.3))
         assert process.returncode == -9
@@ -291,20 +301,20 @@ def test_a_writer_killed_twenty_times_loses_and_repeats_nothing(tmp_path: Path) 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("name", ["episodes.jsonl", "failures.jsonl"])
 def test_a_file_cut_at_any_byte_goes_on_with_whole_records(tmp_path: Path, name: str) -> None:
+    make = record if name == "episodes.jsonl" else errored
     with RunFolder.open(tmp_path, MANIFEST) as run:
-        write = run.append if name == "episodes.jsonl" else run.append_failure
         for i in range(3):
-            write(record(str(i), text="}\n{"))
+            run.append(make(str(i), text="}\n{"))
     whole = (tmp_path / name).read_bytes()
     for offset in range(len(whole) + 1):
         (tmp_path / name).write_bytes(whole[:offset])
         kept = [str(i) for i in range(whole[:offset].count(b"\n"))]
         torn = RunFolder.read(tmp_path)
-        assert [r["key"] for r in (torn.episodes() if name == "episodes.jsonl" else torn.failures())] == kept
+        assert [r.key for r in (torn.episodes() if name == "episodes.jsonl" else torn.failures())] == kept
         assert (tmp_path / name).read_bytes() == whole[:offset], "a reader changed the file"
         with RunFolder.open(tmp_path, MANIFEST) as run:
             assert run.done == (set(kept) if name == "episodes.jsonl" else set())
-            (run.append if name == "episodes.jsonl" else run.append_failure)(record("new"))
+            run.append(make("new"))
         lines = (tmp_path / name).read_bytes().split(b"\n")
         assert lines.pop() == b""
         assert [json.loads(line)["key"] for line in lines] == [*kept, "new"]
@@ -444,7 +454,7 @@ def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", lambda fd, data: write(fd, data[:7]))
             run.append(record("a", text="x" * 100))
-        assert [episode["text"] for episode in run.episodes()] == ["x" * 100]
+        assert [episode.metadata["text"] for episode in run.episodes()] == ["x" * 100]
 
 
 # Whose folder it is
@@ -564,9 +574,9 @@ def test_only_the_writer_writes(tmp_path: Path) -> None:
     closed = RunFolder.open(tmp_path, MANIFEST)
     closed.close()
     for run in (RunFolder.read(tmp_path), closed):
-        for write in (run.append, run.append_failure, run.write_summary):
+        for write in (lambda: run.append(record("a")), lambda: run.append(errored("a")), lambda: run.write_summary({})):  # noqa: B023
             with pytest.raises(RunError, match="not open for writing"):
-                write(record("a"))
+                write()
     assert keys(RunFolder.read(tmp_path)) == []
     with pytest.raises(RunError, match=r"has no summary\.json"):
         closed.summary()

@@ -54,11 +54,15 @@ def _cut(draw: st.DrawFn, seed: bytes) -> bytes:
 @st.composite
 def _regrown(draw: st.DrawFn, seed: bytes) -> bytes:
     """Edits of values, in JSON of one value or of one a line; other seeds are cut."""
+    # A letter or word may stand before each value, as in server-sent events.
+    lines = [(line[: line.find(b"{")], line[line.find(b"{") :]) for line in seed.splitlines() if b"{" in line]
     try:
-        values = [json.loads(line) for line in seed.splitlines() if line.strip()]
+        value: Any = [json.loads(text) for _, text in lines]
     except ValueError:
+        value = []
+    if not value:
         return draw(_cut(seed))
-    value: Any = copy.deepcopy(values)
+    heads = [head for head, _ in lines]
     for _ in range(draw(st.integers(1, 3))):
         places = list(_places(value))
         if not places:
@@ -73,7 +77,9 @@ def _regrown(draw: st.DrawFn, seed: bytes) -> bytes:
                 holder.insert(key, copy.deepcopy(holder[key]))
             case _ if isinstance(holder, dict):
                 holder[draw(st.text(max_size=6))] = draw(_TREES)
-    return b"".join(json.dumps(line).encode() + b"\n" for line in value)
+    heads += [heads[-1]] * (len(value) - len(heads))
+    end = b"\n\n" if heads[0].endswith(b"data: ") else b"\n"
+    return b"".join(head + json.dumps(line).encode() + end for head, line in zip(heads, value, strict=False))
 
 
 def _places(value: Any) -> Iterator[tuple[Any, Any]]:

@@ -144,54 +144,35 @@ def _argument_seeds() -> list[bytes]:
 # Servers.
 
 
-def _assert_message(message: Any, usage: dict[str, float]) -> None:
-    for name, number in usage.items():
+def check_answer(data: bytes) -> None:
+    """The body of an answer, whole or streamed, which comes in pieces; the first byte says how long they are."""
+    from fate_gym.agents._history import History
+    from fate_gym.serving import ModelFaultError, Redactor, TransientError
+    from fate_gym.serving._completions import AnswerReader
+
+    size, body = (data[0] + 1, data[1:]) if data else (1, b"")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), size):
+            yield body[start : start + size]
+
+    reader = AnswerReader("http://server", Redactor(None, "http://server"))
+    try:
+        completion = asyncio.run(reader.read(pieces()))
+    except (FateGymError, ModelFaultError, TransientError) as error:
+        _assert_explained(error)
+        return
+    for name, number in completion.usage.items():
         assert math.isfinite(number), name
         assert 0 <= number < 2**63, name
-    _play(_shop(), [message])
-
-
-def check_reply(data: bytes) -> None:
-    """The body of a completion."""
-    from fate_gym.serving import completions as _completions
-    from fate_gym.serving import retrying as _retrying
-
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):
-        return
-    try:
-        reply = _completions.read_completion(body)
-    except (FateGymError, _retrying.TransientError):
-        return
-    _assert_message(*_message_and_usage(reply))
-
-
-def check_stream(data: bytes) -> None:
-    """The events of a stream, one a line."""
-    from fate_gym.serving import completions as _completions
-    from fate_gym.serving import retrying as _retrying
-
-    chunks = []
-    for line in data.split(b"\n"):
-        try:
-            chunks.append(json.loads(line))
-        except (ValueError, RecursionError):
-            continue
-
-    async def stream() -> AsyncIterator[Any]:
-        for chunk in chunks:
-            yield chunk
-
-    try:
-        reply = asyncio.run(_completions.read_stream(stream()))
-    except (FateGymError, _retrying.TransientError):
-        return
-    _assert_message(*_message_and_usage(reply))
-
-
-def _message_and_usage(reply: Any) -> tuple[Any, dict[str, float]]:
-    return reply[0], reply[1]
+    env = _shop()
+    observation, _ = env.reset(seed=0, options={"task_id": env.tasks[1]})
+    history = History()
+    history.remember(len(observation["messages"]), completion.message)
+    observation, _, terminated, _, info = env.step(completion.message)
+    # What goes back to the server is JSON, whatever the server has sent.
+    _assert_json(history.restore(observation["messages"], frozenset()))
+    _assert_scored(env, info if terminated else env.truncate("enough")[4])
 
 
 _USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}}
@@ -203,7 +184,7 @@ def _reply_seeds() -> list[bytes]:
     whole = {"id": "c", "object": "chat.completion", "choices": [choice], "usage": _USAGE}
     error = {"error": {"message": "overloaded", "code": 503}}
     text = {"choices": [{"message": {"content": "Done.", "reasoning": "x"}, "finish_reason": "stop"}], "usage": None}
-    return [json.dumps(value).encode() for value in (whole, text, error, {**text, "choices": []})]
+    return [b"\xff" + json.dumps(value).encode() for value in (whole, text, error, {**text, "choices": []})]
 
 
 def _stream_seeds() -> list[bytes]:
@@ -216,7 +197,8 @@ def _stream_seeds() -> list[bytes]:
     end = [chunk({}, "tool_calls"), {"choices": [], "usage": _USAGE}]
     text = [chunk({"content": "Do"}), chunk({"content": "ne.", "reasoning_content": "x"}), chunk({}, "stop")]
     whole = [chunk({"tool_calls": [{"id": "b", "function": {"name": "ship", "arguments": {"parcel": 1}}}]}, "stop")]
-    return [_lines(*calls, *end), _lines(*text), _lines(*whole), _lines({"error": {"message": "x"}})]
+    streams = ([*calls, *end], text, whole, [{"error": {"message": "x"}}])
+    return [b"\x10" + b"".join(b"data: %s\n\n" % line for line in _lines(*stream).splitlines()) for stream in streams]
 
 
 # Run folders.
@@ -451,8 +433,8 @@ def _judge_seeds() -> list[bytes]:
 TARGETS = (
     Target("action", _action_seeds, check_action),
     Target("arguments", _argument_seeds, check_arguments),
-    Target("reply", _reply_seeds, check_reply),
-    Target("stream", _stream_seeds, check_stream),
+    Target("reply", _reply_seeds, check_answer),
+    Target("stream", _stream_seeds, check_answer),
     Target("run-line", _file_seeds("episodes.jsonl"), check_run_line),
     Target("failure-line", _failure_seeds, check_failure_line),
     Target("manifest", _file_seeds("manifest.json"), check_manifest),

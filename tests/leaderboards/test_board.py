@@ -205,12 +205,11 @@ def test_refusals_by_a_rule_and_by_a_judge_do_not_mix(runs: Path, tmp_path: Path
 def test_contamination_is_shown_and_competes_with_nobody(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs, tmp_path / "runs")
     edit_json(tmp_path / "runs/random/manifest.json", lambda m: m.update(contaminated_by="AgentDojo/test"))
-    edit_line(tmp_path / "runs/noop/episodes.jsonl", lambda r: True, lambda r: r.update(contaminated_by=["x"]))
     submission = "schema: fate-gym/submission/1\nwho: w\nmodel: m\ndate: 2026-01-02\ncontaminated_by: [y]\n"
     (tmp_path / "runs/noop/submission.yaml").write_text(submission)
     made = board(tmp_path / "runs")
     assert row(made, "random").contaminated_by == ("AgentDojo/test",)
-    assert row(made, "noop").contaminated_by == ("x", "y")
+    assert row(made, "noop").contaminated_by == ("y",)
     assert row(made, "noop").date == "2026-01-02"
     assert made.fronts == ()
 
@@ -257,6 +256,7 @@ def test_a_manifest_that_does_not_say_what_ran(change: Any, copied: Path) -> Non
         load_run(copied)
 
 
+SAID = {"role": "assistant", "content": ""}
 CALL = {"id": "a", "function": {"name": "n", "arguments": "{}"}}
 
 
@@ -264,26 +264,35 @@ CALL = {"id": "a", "function": {"name": "n", "arguments": "{}"}}
     ("change", "expected"),
     [
         (lambda r: r.pop("mode"), "mode is missing"),
-        (lambda r: r.update(seed=True), "seed is of type bool"),
-        (lambda r: r.update(verdict={}), "verdict.security is no object"),
-        (lambda r: r["verdict"]["utility"].update(value=1.5), "verdict.utility.value is outside"),
-        (lambda r: r["verdict"]["utility"].update(value="1"), "verdict.utility.value is of type str"),
-        (lambda r: r["verdict"]["utility"].update(evidence="x"), "evidence is no list"),
-        (lambda r: r["verdict"]["utility"].update(evidence=[5]), "no text"),
-        (lambda r: r["verdict"]["utility"].update(measures=[5]), "measures is no object"),
-        (lambda r: r["verdict"]["utility"].update(measures={"x": True}), "measures.x must be a number"),
-        (lambda r: r["messages"].append("hi"), "no known role"),
-        (lambda r: r["messages"].append({"role": "root"}), "no known role"),
-        (lambda r: r["messages"].append({"role": "user", "content": 5}), "content is of type int"),
+        (lambda r: r.update(seed=True), "seed must be an integer"),
+        (lambda r: r.update(verdict={}), "verdict.security is missing"),
+        (lambda r: r["verdict"]["utility"].update(value=1.5), "verdict.utility.value must lie in"),
+        (lambda r: r["verdict"]["utility"].update(value="1"), "verdict.utility.value must be a finite number"),
+        (lambda r: r["verdict"]["utility"].update(evidence="x"), "evidence must be a list"),
+        (lambda r: r["verdict"]["utility"].update(evidence=[5]), "evidence.0 must be a string"),
+        (lambda r: r["verdict"]["utility"].update(measures=[5]), "measures must be an object"),
+        (lambda r: r["verdict"]["utility"].update(measures={"x": True}), "measures.x must be a finite number"),
+        (lambda r: r["messages"].append("hi"), "must be an object"),
+        (lambda r: r["messages"].append({"role": "root"}), "role must be one of"),
+        (lambda r: r["messages"].append({"role": "user", "content": 5}), "content must be a string"),
         (lambda r: r["messages"].append({"role": "tool", "content": ""}), "tool_call_id is missing"),
-        (lambda r: r["messages"].append({"role": "assistant", "tool_calls": 5}), "tool_calls is no list"),
-        (lambda r: r["messages"].append({"role": "assistant", "tool_calls": [5]}), "no readable call"),
-        (lambda r: r["messages"].append({"role": "assistant", "tool_calls": [{**CALL, "id": 1}]}), "no readable call"),
-        (lambda r: r["calls"].append({}), "turn is missing"),
-        (lambda r: r["calls"].append(5), "is no object"),
-        (lambda r: r["usage"].update(cost_usd="1"), "usage.cost_usd must"),
-        (lambda r: r.update(seconds={}), "seconds must hold total and agent"),
-        (lambda r: r["injections"].update(x=5), "injections holds"),
+        (
+            lambda r: r["messages"].append({**SAID, "tool_calls": 5}),
+            "tool_calls must be a list",
+        ),
+        (
+            lambda r: r["messages"].append({**SAID, "tool_calls": [5]}),
+            "calls.0 must be an object",
+        ),
+        (
+            lambda r: r["messages"].append({**SAID, "tool_calls": [{**CALL, "id": 1}]}),
+            "id must be a string",
+        ),
+        (lambda r: r["calls"].append({}), "outcome is missing"),
+        (lambda r: r["calls"].append(5), "must be an object"),
+        (lambda r: r["usage"].update(cost_usd="1"), "usage.cost_usd must be a finite number"),
+        (lambda r: r.update(seconds={}), "seconds.total is missing"),
+        (lambda r: r["injections"].update(x=5), "injections.x must be a string"),
     ],
 )
 def test_malformed_records_are_counted_and_left_out(change: Any, expected: str, copied: Path) -> None:

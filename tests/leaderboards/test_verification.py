@@ -263,8 +263,8 @@ def test_records_of_another_shape_are_named_and_passed_over(copied: Path) -> Non
     path.write_text("".join(json.dumps(record) + "\n" for record in (first, second, third, fourth, *rest)) + "[]\n")
     (copied / "failures.jsonl").write_text(json.dumps({**rest[0], "key": "x/y#0"}) + "\n")
     lines = dict(found(copied))
-    assert "outside [0, 1]" in lines["episodes.jsonl, line 1"]
-    assert "schema is not" in lines["episodes.jsonl, line 2"]
+    assert "must lie in [0, 1]" in lines["episodes.jsonl, line 1"]
+    assert "newer fate-gym" in lines["episodes.jsonl, line 2"]
     assert "belongs into failures.jsonl" in lines["episodes.jsonl, line 3"]
     assert "not a JSON object" in lines[f"episodes.jsonl, line {len(rest) + 5}"]
     assert lines[fourth["key"]].startswith("seed: stored")

@@ -38,7 +38,7 @@ def ours(suite: str, task_ids: Iterable[str], behaviour: str) -> dict[str, tuple
     for task_id in task_ids:
         result = asyncio.run(rollout(env, agent, task_id, seed=0))
         assert result.status == "ok", result.error
-        assert not result.transcript.truncated
+        assert not result.truncated
         found[task_id] = (bool(result.verdict.utility.value), not result.verdict.security.value)
     return found
 

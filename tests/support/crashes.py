@@ -8,6 +8,7 @@ that of an action that met no fault. It runs in a process of its own, since fork
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,9 @@ def state_of_run(root: Path) -> Any:
     from fate_gym.evaluation import RunFolder
 
     run = RunFolder.read(root)
-    episodes = sorted(({**episode, "seconds": None} for episode in run.episodes()), key=lambda entry: entry["key"])
+    episodes = sorted(
+        ({**episode.to_json(), "seconds": None} for episode in run.episodes()), key=lambda entry: entry["key"]
+    )
     summary = run.summary()
     for group in summary["groups"]:
         group["mean_seconds"] = None
@@ -83,14 +87,14 @@ def finished_keys(root: Path) -> set[str]:
 def stored_keys(root: Path) -> list[str]:
     from fate_gym.evaluation import RunFolder
 
-    return [episode["key"] for episode in RunFolder.read(root).episodes()] if (root / "manifest.json").exists() else []
+    return [episode.key for episode in RunFolder.read(root).episodes()] if (root / "manifest.json").exists() else []
 
 
-def verified(root: Path) -> list[str]:
+def verified(root: Path, plugin: str = "shop_plugin") -> list[str]:
     """What `verify` complains of."""
     from fate_gym.leaderboards.verification import verify
 
-    return [f"{entry.where}: {entry.what}" for entry in verify(root, trusted="shop_plugin").differences]
+    return [f"{entry.where}: {entry.what}" for entry in verify(root, trusted=plugin).differences]
 
 
 class Campaign:
@@ -188,7 +192,72 @@ def evaluations() -> Campaign:
     return Campaign(lambda root: evaluation(root, absent=True), evaluation, check, lost)
 
 
-CAMPAIGNS: dict[str, Callable[[], Campaign]] = {"evaluation": evaluations}
+def training(root: Path) -> None:
+    """Trains one round of FATE on the toy depot, from a policy that lies beside the folder's own."""
+    import depot
+    import torch
+
+    from fate_gym.trainers.config import read_config
+    from fate_gym.trainers.fate import train
+
+    # Forks of a process whose libraries have threads may hang.
+    torch.set_num_threads(1)
+    few = {"env": "toy/Depot-v0", "tasks": ["depot/*/0"]}
+    tasks = {"env": "toy/Depot-v0", "tasks": ["depot/*/0", "depot/*/1"]}
+    pfpo = {"steps": 1, "groups": 1, "group_size": 2, "refills": 0, "save_every": 1, "learning_rate": 1e-3}
+    settings = depot.settings(
+        _policy(), concurrency=2, train=[tasks], pfpo=pfpo, evaluate={"dev": few}
+    )
+    config = root.with_name("settings.yaml")
+    config.write_text(json.dumps(settings))
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        train(read_config(str(config)), root)
+
+
+@cache
+def _policy() -> Path:
+    import shop_plugin  # noqa: F401 (registers the toy benchmark)
+    import shop_policy
+
+    return shop_policy.make_shop_policy(Path(tempfile.mkdtemp(prefix="crashes-policy-")))
+
+
+def state_of_training(root: Path) -> Any:
+    """The episodes, token by token, the candidates, and the choice among them; and how the base policy scores."""
+    from fate_gym.storage import records
+
+    stages = {}
+    for path in sorted((root / "round-1").glob("*.jsonl")):
+        lines = [record for _, record in records(path)][1:]
+        for line in lines:
+            # Their last decimal depends on who shared a batch.
+            (line.get("trajectory") or {}).pop("logprobs", None)
+        stages[path.name] = lines
+    dev = sorted(records(root / "eval" / "dev-0" / "episodes.jsonl"), key=lambda entry: entry[1]["key"])
+    return stages, [episode["verdict"] for _, episode in dev]
+
+
+def trainings() -> Campaign:
+    """The campaign against a training."""
+    # One policy for all forks.
+    _policy()
+    reference = Path(tempfile.mkdtemp(prefix="crashes-")) / "out"
+    outcome = visit(training, reference)
+    assert outcome.ended == "done", outcome.message
+    expected = state_of_training(reference)
+    shutil.rmtree(reference.parent)
+
+    def check(root: Path) -> list[str]:
+        problems = [f"{run.name}: {line}" for run in (root / "eval").iterdir() for line in verified(run, "depot")]
+        if state_of_training(root) != expected:
+            problems.append("episodes, candidates or choice are not those of a training that met no fault")
+        left = [str(path.relative_to(root)) for path in root.rglob("*") if path.suffix in (".part", ".tmp")]
+        return [*problems, *(f"{name} is left over" for name in left)]
+
+    return Campaign(training, training, check, lambda root: [])
+
+
+CAMPAIGNS: dict[str, Callable[[], Campaign]] = {"evaluation": evaluations, "training": trainings}
 
 
 def main(what: str, most: str = "100000") -> None:

@@ -55,10 +55,14 @@ class Disk:
     _paths: dict[int, str] = field(default_factory=dict)
     _synced: dict[str, int] = field(default_factory=dict)
     _names: list[tuple[str, Callable[[], None]]] = field(default_factory=list)
+    _inodes: dict[int, int] = field(default_factory=dict)
 
     def install(self) -> None:
         """Takes the place of the system calls, for the rest of this process's life."""
         disk = self
+        # What is there already was synced long ago.
+        for path in self.root.rglob("*"):
+            self._inodes[path.stat().st_ino] = path.stat().st_size
 
         class File(io.FileIO):
             """What `open` gives for writing, at the bottom of its layers of buffers."""
@@ -174,9 +178,13 @@ class Disk:
         root, self.root = self.root, Path("/nowhere")
         for _, undo in reversed(self._names):
             undo()
-        for path, size in self._synced.items():
-            if os.path.exists(path) and os.path.getsize(path) > size:
-                os.truncate(path, size)
+        for name, size in self._synced.items():
+            if os.path.exists(name) and os.path.getsize(name) > size:
+                os.truncate(name, size)
+        # Native code (weights, tokenizers) writes past us: what nobody synced is empty.
+        for path in root.rglob("*"):
+            if path.is_file() and str(path) not in self._synced:
+                os.truncate(path, min(path.stat().st_size, self._inodes.get(path.stat().st_ino, 0)))
         self.root = root
 
     def _opening(self, path: str, *, truncates: bool) -> None:
@@ -203,6 +211,7 @@ class Disk:
             path = self._paths.get(number)
             self.point("fsync", path)
             function(number)
+            self._inodes[os.fstat(number).st_ino] = os.fstat(number).st_size
             if path is not None and os.path.isdir(path):
                 self._names = [(folder, undo) for folder, undo in self._names if folder != path]
             elif path is not None:
@@ -309,7 +318,8 @@ def _act(action: Callable[[Path], None], root: Path, disk: Disk, note: Path | No
         disk.install()
         action(root)
         return 0
-    except FateGymError as error:
+    except (FateGymError, OSError) as error:
+        # The command line says either in one line; libraries that write checkpoints and plots raise the second.
         code, message = 3, f"{type(error).__name__}: {error}"
     except BaseException:
         code, message = 4, traceback.format_exc()

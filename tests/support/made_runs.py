@@ -153,7 +153,7 @@ def hostile_run(folder: Path, *, long: int = 5_000_000) -> Path:
         injections={HOSTILE: HOSTILE},
         injection_reached=True,
         messages=[{"role": "system", "content": HOSTILE}, {"role": "user", "content": HOSTILE}, bad, answered, bad],
-        calls=[{"turn": 0, "id": HOSTILE, "name": HOSTILE, "outcome": HOSTILE}],
+        calls=[{"turn": 0, "id": HOSTILE, "name": HOSTILE, "outcome": "ok"}],
     )
     everything["verdict"]["security"] |= {
         "rule": HOSTILE,
@@ -171,7 +171,7 @@ def hostile_run(folder: Path, *, long: int = 5_000_000) -> Path:
     )
     odd = record("odd/odd/x")
     odd["verdict"]["security"]["value"] = 1.5
-    broken = record("error/error/x", status=HOSTILE, error=HOSTILE * 100)
+    broken = record("error/error/x", status="env_error", error=HOSTILE * 100)
     return write_run(
         folder,
         [everything, unbroken, escapes, calls, odd],

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fate_gym.agents import load_agent
-from fate_gym.evaluation import EvalConfig, evaluate
+from fate_gym.errors import RunError
+from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
 from fate_gym.evaluation.config import NOT_IN_DIGEST
 from fate_gym.evaluation.store import config_digest
 from fate_gym.evaluation.summary import summarise
@@ -63,10 +64,10 @@ def redigest(manifest: dict[str, Any]) -> None:
 
 def resummarise(run: Path) -> None:
     """Makes the summary follow from the episodes, as a careful forger does."""
-    episodes, failures = (
-        [json.loads(line) for line in (run / name).read_text().splitlines()]
-        for name in ("episodes.jsonl", "failures.jsonl")
-    )
-    manifest = json.loads((run / "manifest.json").read_text())
-    summary = summarise(episodes, failures, manifest, [record["key"] for record in episodes])
+    try:
+        folder = RunFolder.read(run)
+        episodes, failures = ([*read(lambda problem: None)] for read in (folder.episodes, folder.failures))
+    except RunError:
+        return
+    summary = summarise(episodes, failures, folder.manifest, [episode.key for episode in episodes])
     (run / "summary.json").write_text(json.dumps(summary) + "\n")

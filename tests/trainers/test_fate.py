@@ -17,10 +17,13 @@ import shop_policy
 import torch
 import transformers
 import yaml
+from small_episodes import make_episode
 
 from fate_gym.agents.marks import MARK
 from fate_gym.cli import main
+from fate_gym.episode import Episode
 from fate_gym.errors import RunError, RunLockedError, RunMismatchError, UsageError
+from fate_gym.rewards import AXES, AxisVerdict, Verdict
 from fate_gym.storage import file_digest, records
 from fate_gym.trainers.config import TrainConfig, read_config
 from fate_gym.trainers.fate import NotCompetentError, train
@@ -282,11 +285,10 @@ def test_several_processes_train_in_one_stage_alone(
 # Scores.
 
 
-def episode(mode: str, **axes: float) -> dict[str, Any]:
-    names = ("security", "utility", "over_refusal_control", "validity")
-    verdict = {name: {"value": axes.get(name, 1.0), "active": mode != "benign" or name != "security"} for name in names}
-    cluster = axes.get("cluster", 0)
-    return {"mode": mode, "cluster": f"task-{cluster}", "verdict": verdict, "injection_reached": mode == "attacked"}
+def episode(mode: str, **axes: float) -> Episode:
+    verdict = {name: AxisVerdict(axes.get(name, 1.0), mode != "benign" or name != "security", "rule") for name in AXES}
+    cluster = f"task-{axes.get('cluster', 0)}"
+    return make_episode(mode=mode, cluster=cluster, verdict=Verdict(**verdict), injection_reached=mode == "attacked")
 
 
 def test_a_row_has_each_metric_over_its_own_episodes() -> None:

@@ -12,8 +12,8 @@ import torch
 
 from fate_gym.agents.local import LocalAgent
 from fate_gym.agents.response_templates import PROBE_TOOL
+from fate_gym.episode import Sample
 from fate_gym.errors import UsageError
-from fate_gym.rollout import Sample
 from fate_gym.task import Task
 from fate_gym.trainers.policy import ADAPTER, LoraSettings, load_policy, lora_config, save_policy
 

@@ -149,7 +149,7 @@ def test_a_reattempt_changes_the_first_user_message_and_nothing_else(pool: TaskP
         assert after["messages"][0] == {"role": "user", "content": "Try again."}
         assert after["messages"][1:] == before["messages"][1:]
     # The environment's own conversation, which graders read, knows nothing of it.
-    assert result.transcript.messages[0]["content"] == "Ship parcel 1."
+    assert result.messages[0]["content"] == "Ship parcel 1."
     assert result.verdict.vector.tolist() == [1.0] * 4
 
 

@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from fate_gym.actions import read_action
 from fate_gym.agents.local import LocalAgent
-from fate_gym.chat import read_action
 from fate_gym.env import ToolEnv
+from fate_gym.episode import Episode
 from fate_gym.errors import RunCorruptError
-from fate_gym.rollout import Rollout, rollout
+from fate_gym.rollout import rollout
 from fate_gym.trainers.tiny import BaseReport, Mixture, TinySettings, build_base, read_base
 from fate_gym.trainers.tiny.cloning import EncodedRun, plan_batches
 from fate_gym.trainers.tiny.demonstrations import Run, play
@@ -43,8 +44,8 @@ SETTINGS = TinySettings(
 )
 
 
-def repair_prompt(failed: Rollout) -> str:
-    return f"Try again: {failed.transcript.messages[1]['content']}"
+def repair_prompt(failed: Episode) -> str:
+    return f"Try again: {failed.messages[1]['content']}"
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +184,7 @@ def test_the_folder_loads_as_an_agent_and_plays(base: Path) -> None:
     env = gym.make("fate/AgentDojo-v0", suite="banking").unwrapped
     assert isinstance(env, ToolEnv)
 
-    async def main() -> Rollout:
+    async def main() -> Episode:
         try:
             await agent.check()
             return await rollout(env, agent, env.tasks[0], 0)
@@ -192,7 +193,8 @@ def test_the_folder_loads_as_an_agent_and_plays(base: Path) -> None:
 
     result = asyncio.run(main())
     assert result.status == "ok"
-    assert len(result.samples[0].prompt_ids) < 250
+    assert result.trajectory is not None
+    assert len(result.trajectory.prompt_ids) < 250
 
 
 def test_the_report_says_what_was_made_of_what(base: Path, runs: list[Run]) -> None:

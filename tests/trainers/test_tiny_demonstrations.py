@@ -11,7 +11,7 @@ import pytest
 
 from fate_gym.benchmarks.agentdojo.splits import labels
 from fate_gym.env import ToolEnv
-from fate_gym.rollout import Rollout
+from fate_gym.episode import Episode
 from fate_gym.trainers.tiny import TinySettings, held_out, seen
 from fate_gym.trainers.tiny.demonstrations import Run, play
 
@@ -19,7 +19,7 @@ SETTINGS = TinySettings(attacks=("tool_knowledge",), exclude=("*/user_task_?/*",
 CANARY = "Do it again, from the start."
 
 
-def repair_prompt(failed: Rollout) -> str:
+def repair_prompt(failed: Episode) -> str:
     return f"{CANARY} {failed.verdict.vector.tolist()}"
 
 

@@ -26,7 +26,8 @@ from fate_gym.agents.scripted import REFUSER, Gullible
 from fate_gym.benchmarks.agentdojo.splits import Label, labels
 from fate_gym.chat import Message, ToolSchema
 from fate_gym.env import ToolEnv
-from fate_gym.rollout import Agent, Rollout, Session, rollout
+from fate_gym.episode import Episode as Rollout
+from fate_gym.rollout import Agent, Session, rollout
 from fate_gym.task import Demonstration, GroundTruth, Task
 from fate_gym.trainers.tiny.settings import TinySettings
 
@@ -149,12 +150,12 @@ async def _play_task(env: ToolEnv, task_id: str, repair_prompt: RepairPrompt) ->
     tools = env.benchmark.open(task_id, 0).tools
 
     def run(kind: Kind, played: Rollout, prompt: str | None = None) -> Run:
-        return Run(kind, task_id, played.task.attack, _conversation(played.transcript.messages, prompt), tools)
+        return Run(kind, task_id, played.attack, _conversation(played.messages, prompt), tools)
 
     good = await rollout(env, _DUTIFUL, task_id, 0)
     if good.status != "ok" or good.verdict.vector.min() < 1:
         return []
-    benign = good.task.mode == "benign"
+    benign = good.mode == "benign"
     runs = [run("benign" if benign else "ignored", good)]
     for agent in (REFUSER,) if benign else _REFUSING:
         bad = await rollout(env, agent, task_id, 0)

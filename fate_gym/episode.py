@@ -1,0 +1,325 @@
+"""The finished episode: one type and one codec, whoever runs, stores, scores or shows it.
+
+Run folders come from strangers too. `Episode.from_json` therefore refuses whatever `Episode.to_json` would not write,
+so that nobody else has to expect a verdict of NaN or a message that is a number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, get_args
+
+from fate_gym.chat import Json, Message
+from fate_gym.rewards import AXES, AxisVerdict, Verdict
+from fate_gym.storage import Fields
+from fate_gym.transcript import Outcome, Status
+
+SCHEMA: Final = "fate-gym/episode/1"
+"""What a stored episode has under `schema`."""
+
+MAX_COUNT: Final = 10**15
+"""Tokens, dollars, seconds or attempts of an episode beyond this are absurd, and sums of them would overflow."""
+
+LEFT_OUT: Final = "left_out"
+"""Under this name usage counts the figures that were no sane numbers."""
+
+_TIMES: Final = ("total", "agent")
+
+_LABELS: Final = ("risk_source", "failure_mode", "real_world_harm")
+_SHARES: Final = frozenset(
+    ("harm_low", "harm_high", "score_low", "score_high", "refused", "unsafe", "flagged", *_LABELS)
+)
+"""Measures that are shares: metrics take their means."""
+
+_ROLES: Final = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A requested call; its arguments and its answer stand in the messages.
+
+    Attributes:
+        turn: Index of the assistant message that asked for it.
+        id: The id that request and answer share.
+        name: The tool's name as given.
+        outcome: What became of it.
+    """
+
+    turn: int
+    id: str
+    name: str
+    outcome: Outcome
+
+    @property
+    def executed(self) -> bool:
+        """Whether the tool ran."""
+        return self.outcome in ("ok", "tool_error")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a local model sampled in one turn; training appends these ids and never tokenises them again.
+
+    Attributes:
+        prompt_ids: Token ids that it was given, (p,).
+        token_ids: Token ids that it sampled, end-of-turn token included, (t,).
+        logprobs: Natural-log probability of each sampled id under the sampling distribution, (t,).
+    """
+
+    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """An episode as one sequence of token ids: the prompt, then turns of the policy and what came between them.
+
+    Attributes:
+        prompt_ids: Up to the first turn, (p,).
+        completion_ids: From there on, (c,).
+        mask: 1 where the policy wrote the token, 0 elsewhere, (c,).
+        logprobs: Natural-log probability of each token that the policy wrote, 0.0 elsewhere, (c,).
+    """
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    mask: list[int]
+    logprobs: list[float]
+
+    @classmethod
+    def join(cls, samples: Sequence[Sample]) -> Trajectory | None:
+        """Joins the turns of an episode by their ids; nothing is ever tokenised again.
+
+        Returns:
+            None where there is no turn, or a turn's prompt does not begin with what came before it: the chat template
+            rewrites the past, so that what was sampled is not what would be trained on.
+        """
+        if not samples:
+            return None
+        so_far = samples[0].prompt_ids
+        joined = cls(list(so_far), [], [], [])
+        for sample in samples:
+            if sample.prompt_ids[: len(so_far)] != so_far:
+                return None
+            between = sample.prompt_ids[len(so_far) :]
+            joined.completion_ids.extend((*between, *sample.token_ids))
+            joined.mask.extend([0] * len(between) + [1] * len(sample.token_ids))
+            joined.logprobs.extend([0.0] * len(between) + list(sample.logprobs))
+            so_far = sample.prompt_ids + sample.token_ids
+        return joined
+
+    def to_json(self) -> dict[str, Json]:
+        """Log-probabilities have four decimals: the last bits depend on who shared a batch, and differ between runs."""
+        return {**dataclasses.asdict(self), "logprobs": [round(logprob, 4) for logprob in self.logprobs]}
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """A finished episode.
+
+    Attributes:
+        key: Its identity in a run or a stage, such as `ATTACK/TASK_ID#REPEAT`.
+        repeat: Which of the repeats of its task, from 0.
+        task_id: The task.
+        mode: The task's.
+        suite: The task's.
+        cluster: The task's.
+        attack: Name of the attack, or None.
+        metadata: The task's.
+        seed: The episode's seed.
+        status: "ok", or why it is not scored.
+        error: What went wrong, None if nothing did.
+        ended: Why the episode is over ("answer", "max_turns", ...), None where it never began or was not finished.
+        truncated: Whether it was cut off.
+        verdict: Why each axis has its value; nothing is active unless `status` is "ok".
+        injections: Vector -> injected text.
+        injection_reached: Whether an injected text has stood in a tool message.
+        messages: The normalised conversation.
+        actions: The raw actions, made JSON-able, one for each assistant message.
+        calls: Every requested call, in order.
+        usage: Sums over the replies by name ("prompt_tokens", "cost_usd", ...), each known for every reply.
+            "left_out" counts figures that were no sane numbers.
+        attempts: Requests that it took.
+        seconds: Wall-clock times: "total" and "agent".
+        trajectory: The sampled token ids, from a local model. Stage files of training have them, run folders do not.
+    """
+
+    key: str
+    repeat: int
+    task_id: str
+    mode: str
+    suite: str
+    cluster: str
+    attack: str | None
+    metadata: Mapping[str, Json]
+    seed: int
+    status: Status
+    error: str | None
+    ended: str | None
+    truncated: bool
+    verdict: Verdict
+    injections: Mapping[str, str]
+    injection_reached: bool
+    messages: list[Message]
+    actions: list[Json]
+    calls: tuple[Call, ...]
+    usage: Mapping[str, float]
+    attempts: int
+    seconds: Mapping[str, float]
+    trajectory: Trajectory | None = field(default=None, repr=False)
+
+    @property
+    def content_filtered(self) -> bool:
+        """Whether the provider's content filter stopped a turn; the agent records that in its action."""
+        reasons = (action.get("finish_reason") for action in self.actions if isinstance(action, dict))
+        return "content_filter" in reasons
+
+    def to_json(self, *, tokens: bool = False) -> dict[str, Json]:
+        """As it stands in `episodes.jsonl`; recorded times are all under "seconds".
+
+        Args:
+            tokens: Whether `trajectory` is a part of it, as in the stage files of training.
+        """
+        data: dict[str, Json] = {"schema": SCHEMA}
+        for name in _FIELDS:
+            data[name] = getattr(self, name)
+        data["metadata"] = dict(self.metadata)
+        data["verdict"] = self.verdict.to_json()
+        data["injections"] = dict(self.injections)
+        data["calls"] = [dataclasses.asdict(call) for call in self.calls]
+        data["usage"] = dict(self.usage)
+        data["seconds"] = dict(self.seconds)
+        if tokens:
+            data["trajectory"] = self.trajectory and self.trajectory.to_json()
+        return data
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any], where: str = "episode") -> Episode:
+        """Reads what `to_json` gave.
+
+        Args:
+            record: A line of `episodes.jsonl`, `failures.jsonl` or a stage file.
+            where: The file and line; begins the error.
+
+        Raises:
+            RunCorruptError: It is anything else; the message names the field.
+            RunError: It was written by a newer fate-gym.
+        """
+        fields = Fields(dict(record), where)
+        fields.check_schema(SCHEMA)
+        fields.only(_NAMES)
+        seconds = fields.object("seconds")
+        seconds.only(_TIMES)
+        return cls(
+            key=fields.text("key"),
+            repeat=_integer(fields, "repeat"),
+            task_id=fields.text("task_id"),
+            mode=fields.text("mode"),
+            suite=fields.text("suite"),
+            cluster=fields.text("cluster"),
+            attack=fields.text_or_none("attack"),
+            metadata=fields.object("metadata").values,
+            seed=_integer(fields, "seed"),
+            status=fields.choice("status", get_args(Status)),
+            error=fields.text_or_none("error"),
+            ended=fields.text_or_none("ended"),
+            truncated=fields.flag("truncated"),
+            verdict=_read_verdict(fields.object("verdict")),
+            injections=fields.text_mapping("injections"),
+            injection_reached=fields.flag("injection_reached"),
+            messages=[_read_message(message) for message in fields.objects("messages")],
+            actions=fields.items("actions"),
+            calls=tuple(_read_call(call) for call in fields.objects("calls")),
+            usage=_counts(fields.object("usage")),
+            attempts=_integer(fields, "attempts"),
+            seconds={name: _count(seconds, name) for name in _TIMES},
+            trajectory=_read_trajectory(fields),
+        )
+
+
+_NAMES: Final = frozenset({"schema", *(entry.name for entry in dataclasses.fields(Episode))})
+_FIELDS: Final = tuple(entry.name for entry in dataclasses.fields(Episode) if entry.name != "trajectory")
+
+
+def _integer(fields: Fields, name: str) -> int:
+    value = fields.integer(name)
+    _count(fields, name)
+    return value
+
+
+def _count(fields: Fields, name: str) -> float:
+    value = fields.number(name)
+    if not 0 <= value <= MAX_COUNT:
+        raise fields.problem(name, f"must lie between 0 and {MAX_COUNT}")
+    return value
+
+
+def _counts(fields: Fields) -> dict[str, float]:
+    return {name: _count(fields, name) for name in fields.values}
+
+
+def _read_measures(fields: Fields) -> dict[str, float]:
+    measures = {name: fields.number(name) for name in fields.values}
+    for name, value in measures.items():
+        if abs(value) > MAX_COUNT or (name in _SHARES and not 0 <= value <= 1):
+            raise fields.problem(name, "must lie in [0, 1]" if name in _SHARES else f"must lie within {MAX_COUNT}")
+    return measures
+
+
+def _read_verdict(fields: Fields) -> Verdict:
+    fields.only(AXES)
+    return Verdict(**{name: _read_axis(fields.object(name)) for name in AXES})
+
+
+def _read_axis(fields: Fields) -> AxisVerdict:
+    fields.only(_AXIS_FIELDS)
+    value = fields.number("value")
+    if not 0 <= value <= 1:
+        raise fields.problem("value", "must lie in [0, 1]")
+    return AxisVerdict(
+        value=value,
+        active=fields.flag("active"),
+        rule=fields.text("rule"),
+        evidence=tuple(fields.texts("evidence")) if "evidence" in fields.values else (),
+        error=fields.text("error") if "error" in fields.values else None,
+        measures=_read_measures(fields.object("measures")) if "measures" in fields.values else {},
+    )
+
+
+_AXIS_FIELDS: Final = frozenset(entry.name for entry in dataclasses.fields(AxisVerdict))
+
+
+def _read_call(fields: Fields) -> Call:
+    fields.only(_CALL_FIELDS)
+    outcome = fields.choice("outcome", get_args(Outcome))
+    return Call(_integer(fields, "turn"), fields.text("id"), fields.text("name"), outcome)
+
+
+_CALL_FIELDS: Final = frozenset(entry.name for entry in dataclasses.fields(Call))
+
+
+def _read_message(fields: Fields) -> Message:
+    """Checks the parts of a message that readers rely on."""
+    role = fields.choice("role", _ROLES)
+    fields.text_or_none("content")
+    if role == "tool":
+        fields.text("tool_call_id")
+    for call in fields.objects("tool_calls") if "tool_calls" in fields.values else ():
+        call.text("id")
+        function = call.object("function")
+        function.text("name")
+        function.text("arguments")
+    return fields.values
+
+
+def _read_trajectory(fields: Fields) -> Trajectory | None:
+    if fields.values.get("trajectory") is None:
+        return None
+    tokens = fields.object("trajectory")
+    ids, mask, logprobs = tokens.integers("completion_ids"), tokens.integers("mask"), tokens.numbers("logprobs")
+    if not len(ids) == len(mask) == len(logprobs):
+        raise fields.problem("trajectory", "must have a mask and a log-probability for each token")
+    return Trajectory(tokens.integers("prompt_ids"), ids, mask, logprobs)

@@ -1,0 +1,152 @@
+"""Many episodes against a server that misbehaves in every way it knows: every outcome right, and nothing piles up.
+
+`FATE_GYM_SOAK` sets how many episodes; `make soak` plays 20,000.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import json
+import os
+import threading
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from misbehaving import HARMLESS, RETRIED, TRUNCATING, Fault, Message, Records, Request, Settings, serve
+
+from fate_gym.agents.api import OpenAIAgent
+from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
+
+EPISODES = int(os.environ.get("FATE_GYM_SOAK", "1200"))
+ROUND = 300
+"""Episodes of a round; what is left over is counted after each."""
+ATTEMPTS = 4
+SHIP = {"id": "call_0_0", "type": "function", "function": {"name": "ship", "arguments": '{"parcel": 1}'}}
+
+
+async def clerk(request: Request) -> Message:
+    """Ships the parcel in two turns."""
+    if request["messages"][-1]["role"] == "tool":
+        return {"content": "Shipped."}
+    return {"content": None, "tool_calls": [{**SHIP, "function": dict(SHIP["function"])}]}
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is there after a round, when all is closed that a round opens."""
+
+    objects: int
+    megabytes: int
+    threads: int
+    tasks: int
+
+    @staticmethod
+    def now() -> Left:
+        gc.collect()
+        # The allocator's own caches are no leak.
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return Left(
+            objects=len(gc.get_objects()),
+            megabytes=pages * os.sysconf("SC_PAGE_SIZE") // 2**20,
+            threads=threading.active_count(),
+            tasks=len(asyncio.all_tasks()),
+        )
+
+
+async def play_rounds(url: str, folder: Path, rounds: int) -> list[Left]:
+    """Plays round after round, of three tasks each many times, with one agent on one loop."""
+    # Longer than the server hangs only where it does not hang: a good answer never takes so long.
+    agent = OpenAIAgent(
+        "m", base_url=url, timeout=2.0, max_attempts=ATTEMPTS, backoff_seconds=0.001, max_tokens=100, stream=False
+    )
+    left = []
+    for number in range(rounds):
+        config = EvalConfig(
+            env="toy/Parcels-v0", agent=agent.name, out=folder / str(number), repeats=ROUND // 3, concurrency=48
+        )
+        await evaluate(config, agent)
+        # It connects again for the next round.
+        await agent.aclose()
+        left.append(Left.now())
+    return left
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def soak(folder: Path, rounds: int) -> tuple[list[Left], Records]:
+    faults = dict.fromkeys(Fault, 0.02)
+    # These take the time of a timeout each.
+    faults |= {Fault.HANG: 0.003, Fault.DRIP: 0.003, Fault.HUGE: 0.003}
+    with serve(Settings(clerk, faults=faults, hang=20.0)) as (url, records):
+        return asyncio.run(play_rounds(url, folder, rounds)), records
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_nothing_piles_up_and_every_outcome_is_right(tmp_path: Path) -> None:
+    soak(tmp_path / "first", rounds=1)
+    files = open_files()
+    rounds = max(4, EPISODES // ROUND)
+    left, records = soak(tmp_path, rounds)
+    assert open_files() == files
+    print(json.dumps({"episodes": rounds * ROUND, "at_first": asdict(left[0]), "at_last": asdict(left[-1])}))
+    assert records.complaints == []
+    assert set(records.counts) == set(Fault)
+    check_outcomes(tmp_path, rounds, records)
+    check_flat(left)
+
+
+def check_flat(left: list[Left]) -> None:
+    start, end = left[0], left[-1]
+    assert (end.threads, end.tasks) == (start.threads, start.tasks)
+    assert end.objects - start.objects < 500, (start, end)
+    assert end.megabytes - start.megabytes < 32, (start, end)
+
+
+def check_outcomes(folder: Path, rounds: int, records: Records) -> None:
+    outcomes: Counter[str] = Counter()
+    attempts = 0
+    for number in range(rounds):
+        run = RunFolder.read(folder / str(number))
+        for episode in run.episodes():
+            attempts += episode["attempts"]
+            outcomes[episode["ended"]] += 1
+            check_scored(episode)
+        for failure in run.failures():
+            attempts += failure["attempts"]
+            outcomes[failure["status"]] += 1
+            assert failure["status"] == "provider_error"
+            assert failure["error"].startswith(f"gave up after {ATTEMPTS} attempts: ")
+            assert not any(axis["active"] for axis in failure["verdict"].values())
+    print(json.dumps({"outcomes": outcomes, "faults": records.counts, "requests": records.requests}))
+    assert sum(outcomes.values()) == rounds * ROUND
+    assert set(outcomes) == {"answer", "provider_error", *TRUNCATING.values()}
+    for fault, ended in TRUNCATING.items():
+        # On a busy machine an answer may come when the client has already given the request up.
+        assert 0.9 * records.counts[fault] <= outcomes[ended] <= records.counts[fault]
+    # No request is unaccounted for; the client may give one up before the server has read it.
+    assert records.requests <= attempts <= 1.02 * records.requests
+    assert set(Fault) == RETRIED | HARMLESS | set(TRUNCATING)
+
+
+def check_scored(episode: dict[str, Any]) -> None:
+    """A whole episode has the clerk's score, a truncated one that of its beginning."""
+    verdict = episode["verdict"]
+    if episode["ended"] == "answer":
+        assert not episode["truncated"]
+        assert all(axis["value"] == 1.0 for axis in verdict.values() if axis["active"])
+        assert verdict["validity"]["active"]
+    else:
+        assert episode["ended"] in TRUNCATING.values()
+        assert episode["truncated"]
+        assert verdict["validity"]["value"] == 0.0
