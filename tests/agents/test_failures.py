@@ -286,14 +286,16 @@ def test_a_wait_is_found_wherever_it_is_asked_for(headers: Any, body: Any, words
 @pytest.mark.parametrize(
     ("usage", "counts"),
     [
-        ({"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}, {"prompt_tokens": 5, "completion_tokens": 7}),
+        ({"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12},
+         {"prompt_tokens": 5, "completion_tokens": 7}),
         ({"prompt_tokens": -1, "completion_tokens": 7}, {"prompt_tokens": None, "completion_tokens": 7}),
         ({"prompt_tokens": float("nan"), "completion_tokens": float("inf")},
          {"prompt_tokens": None, "completion_tokens": None}),
         ({"prompt_tokens": 10**400, "completion_tokens": MOST_TOKENS + 1},
          {"prompt_tokens": None, "completion_tokens": None}),
         ({"prompt_tokens": True, "completion_tokens": "7"}, {}),
-        ({"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": -1}, {"prompt_tokens": 5, "completion_tokens": 7}),
+        ({"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": -1},
+         {"prompt_tokens": 5, "completion_tokens": 7}),
         (None, {}), ([], {}), ("x", {}),
     ],
 )  # fmt: skip
