@@ -55,10 +55,6 @@ def usage_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError, ModuleNotFoundError) as error:
         raise UsageError(str(error)) from error
-    except OSError as error:
-        if error.filename is None:
-            raise
-        raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def add_env_flags(parser: argparse.ArgumentParser) -> None:
