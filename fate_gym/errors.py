@@ -18,7 +18,18 @@ class SnapshotError(FateGymError):
 
 
 class JudgeError(FateGymError):
-    """A judge (a model that grades) gave no usable verdict; the episode stays unscored."""
+    """A judge (a model or a function that grades) gave no judgement.
+
+    Args:
+        message: What happened.
+        answered: Whether the judge was asked and its answer holds no judgement. What an agent wrote can bring that
+            about, so it costs only the axis that the judge scores. A judge that could not be asked at all leaves the
+            episode unscored.
+    """
+
+    def __init__(self, message: str, *, answered: bool = False) -> None:
+        super().__init__(message)
+        self.answered = answered
 
 
 class NoReplyError(FateGymError):

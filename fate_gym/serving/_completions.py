@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fate_gym.chat import Message, replace_surrogates
+from fate_gym._plain import replace_surrogates
+from fate_gym.chat import Message
 from fate_gym.errors import ContextOverflowError
 from fate_gym.serving._failures import ModelFaultError, ServerError, UnusableError, failure, kind_of_finish
 from fate_gym.serving._redaction import Redactor
