@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from fate_gym.cli.parser import did_you_mean
-from fate_gym.errors import UsageError
+import gymnasium as gym
+
+from fate_gym.benchmark import ENTRY_POINT
+from fate_gym.errors import UsageError, did_you_mean, unknown
 from fate_gym.evaluation.config import DEFAULT_ENV, NOT_IN_DIGEST, EvalConfig, read_settings
 from fate_gym.storage import dump, is_finite, parse_yaml
 
@@ -134,7 +136,16 @@ def merge(options: argparse.Namespace) -> dict[str, Any]:
     flags = {name: value for name, value in vars(options).items() if name in _KEYS and value is not None}
     for group in ("env_args", "agent_args"):
         flags[group] = {**settings.get(group, {}), **_pairs(group, flags.get(group, []))}
-    return _grouped(_known({**settings, **flags}, "the command line"))
+    settings = _grouped(_known({**settings, **flags}, "the command line"))
+    _check_env(settings.get("env", DEFAULT_ENV))
+    return settings
+
+
+def _check_env(env: str) -> None:
+    """Refuses an id that is not registered; one with a colon has its module imported when the environment is made."""
+    if ":" not in env and env not in gym.registry:
+        ours = [spec.id for spec in gym.registry.values() if spec.entry_point == ENTRY_POINT]
+        raise ValueError(unknown("environment", env, ours))
 
 
 def _known(settings: dict[str, Any], source: str) -> dict[str, Any]:
