@@ -11,6 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from fate_gym.chat import Json
+from fate_gym.episode import LEFT_OUT, Episode
 from fate_gym.evaluation.metrics import LABELS
 from fate_gym.evaluation.summary import ALL, SCHEMA
 from fate_gym.rendering import visible_line
@@ -256,3 +258,37 @@ def _check_estimate(estimate: Fields) -> None:
     if estimate.values.get("value") is not None:
         for name in ("value", "low", "high"):
             estimate.number(name)
+
+
+def remarks(episodes: Iterable[Episode], failures: Iterable[Episode]) -> Iterator[str]:
+    """Says what the numbers of a run do not show, a line each; nothing where there is nothing to say.
+
+    Args:
+        episodes: The scored episodes.
+        failures: The episodes that errored, every attempt.
+    """
+    done, filtered, uncounted = set(), 0, 0
+    for episode in episodes:
+        done.add(episode.key)
+        filtered += any(_finish_reason(action) == "content_filter" for action in episode.actions)
+        uncounted += episode.usage.get(LEFT_OUT, 0) > 0
+    errors = {failure.key: failure for failure in failures if failure.key not in done}
+    ours = [failure for failure in errors.values() if failure.status == "env_error"]
+    if ours:
+        yield (
+            f"WARNING: {_episodes(len(ours))} ended in env_error, an error of the environment itself. That is a fault "
+            "of fate-gym or of a plug-in, never the model's. They have no score, so the rates leave them out: do not "
+            f"publish these before it is mended. The first says: {ours[0].error}"
+        )
+    if filtered:
+        yield f"A content filter of the provider stopped a turn in {_episodes(filtered)}; such a turn is a refusal."
+    if uncounted:
+        yield f"The server reported impossible token counts in {_episodes(uncounted)}; usage leaves them out."
+
+
+def _finish_reason(action: Json) -> Json:
+    return action.get("finish_reason") if isinstance(action, dict) else None
+
+
+def _episodes(n: int) -> str:
+    return f"{n} episode{'s' * (n != 1)}"
