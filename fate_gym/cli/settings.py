@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import gymnasium as gym
 
-from fate_gym.benchmark import ENTRY_POINT
+from fate_gym.benchmark import ENTRY_POINT, disclosure
 from fate_gym.errors import UsageError, did_you_mean, unknown
 from fate_gym.evaluation.config import DEFAULT_ENV, NOT_IN_DIGEST, EvalConfig, read_settings
 from fate_gym.storage import dump, is_finite, parse_yaml
@@ -55,10 +55,6 @@ def usage_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError, ModuleNotFoundError) as error:
         raise UsageError(str(error)) from error
-    except OSError as error:
-        if error.filename is None:
-            raise
-        raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def add_env_flags(parser: argparse.ArgumentParser) -> None:
@@ -239,12 +235,13 @@ def _with_agent(settings: dict[str, Any], agent: str) -> dict[str, Any]:
 def _model_name(agent: str, settings: dict[str, Any]) -> dict[str, str]:
     """Returns the name by which AgentDojo's attacks address the evaluated model, where AgentDojo knows that model."""
     kind, _, model = agent.partition(":")
-    if kind not in ("openai", "hf") or settings.get("env", DEFAULT_ENV) != DEFAULT_ENV:
+    declared = disclosure(settings.get("env", DEFAULT_ENV))
+    if kind not in ("openai", "hf") or declared is None or declared.model_option is None:
         return {}
     from fate_gym.benchmarks.agentdojo.attacks import prose_name
 
     name = prose_name(model)
-    return {} if name is None else {"model_name": name}
+    return {} if name is None else {declared.model_option: name}
 
 
 def _folder(config: EvalConfig, out: str | Path | None, *, several: bool) -> Path:

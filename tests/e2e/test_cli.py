@@ -20,6 +20,7 @@ import pytest
 from fate_gym.cli import main, settings
 from fate_gym.cli.parser import Parser
 from fate_gym.evaluation import EvalConfig, RunFolder
+from fate_gym.evaluation.config import read_settings, shipped_configs
 
 ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
@@ -44,6 +45,7 @@ COMMANDS = [
     ["data", "check"],
     ["check-overlap"],
 ]
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9))
 CLERK = ["--agent", "import:shop_plugin:clerk"]
 
 
@@ -207,6 +209,15 @@ def test_attacks_address_the_evaluated_model(
     assert names("openai:gpt-4o-2024-05-13", "--env", "fate/AgentHarm-v0") == [None]
 
 
+def test_shipped_configurations_are_read() -> None:
+    from fate_gym.trainers.config import read_config
+
+    for name in shipped_configs():
+        assert read_settings(name)
+        if name.startswith("fate-"):
+            assert read_config(name, [])
+
+
 def test_every_setting_of_an_evaluation_is_checked() -> None:
     assert set(settings._KINDS) == {entry.name for entry in dataclasses.fields(EvalConfig)}
 
@@ -236,7 +247,8 @@ def test_every_setting_of_an_evaluation_is_checked() -> None:
         "seed: *a",
         "x: &a [1]\nseed: *a",
         "seed: 1\nseed: 2",
-        "<<: {seed: 1}",
+        "seed: &a [*a]",
+        LAUGHS,
         "1: 2",
         "[1, 2]",
         "a: [",
