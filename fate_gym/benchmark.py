@@ -158,15 +158,18 @@ def _bind(cls: type[Benchmark], args: tuple[Any, ...], options: dict[str, Any]) 
 
 @dataclass(frozen=True, slots=True)
 class Disclosure:
-    """What of an environment's runs may be shown to others.
+    """What readers of an environment's runs must know of its texts and options.
 
     Attributes:
         confidential: Whether the texts of its tasks must not be published.
         path_options: Options that name a path on the machine of a run. Scores do not depend on where files lie.
+        model_option: The option that takes the name by which attacks address the evaluated model. It belongs to the
+            model, so two runs that differ in it alone follow the same protocol.
     """
 
     confidential: bool = False
     path_options: tuple[str, ...] = ()
+    model_option: str | None = None
 
 
 _disclosures: dict[str, Disclosure] = {}
@@ -189,6 +192,7 @@ def register_benchmark(
     max_messages: int | None = None,
     confidential: bool = False,
     path_options: Sequence[str] = (),
+    model_option: str | None = None,
 ) -> None:
     """Makes a benchmark known to `gym.make`.
 
@@ -200,8 +204,9 @@ def register_benchmark(
         max_messages: Default number of messages before an episode is truncated; None for no such limit.
         confidential: Whether the texts of its tasks must not be published.
         path_options: Options of the benchmark that name a path.
+        model_option: The option of the benchmark that takes the name by which attacks address the evaluated model.
     """
-    _disclosures[env_id] = Disclosure(confidential, tuple(path_options))
+    _disclosures[env_id] = Disclosure(confidential, tuple(path_options), model_option)
     gym.register(
         id=env_id,
         entry_point=ENTRY_POINT,

@@ -38,6 +38,7 @@ def evaluation(root: Path, *, absent: bool = False) -> None:
     import parcels  # noqa: F401 (read before the disk fails)
     import shop_plugin  # noqa: F401 (registers the toy benchmark)
 
+    from fate_gym.episode import Episode
     from fate_gym.evaluation import EvalConfig, evaluate
 
     asked = itertools.count()
@@ -50,9 +51,9 @@ def evaluation(root: Path, *, absent: bool = False) -> None:
     config = EvalConfig(env="toy/Parcels-v0", agent="clerk", out=root, repeats=4, concurrency=2)
     with _notes(root).open("a") as notes:
 
-        def note(item: Any, result: Any) -> None:
-            if result.status == "ok":
-                notes.write(f"{item.key}\n")
+        def note(episode: Episode) -> None:
+            if episode.status == "ok":
+                notes.write(f"{episode.key}\n")
                 notes.flush()
 
         asyncio.run(evaluate(config, clerk, on_done=note))
@@ -205,9 +206,7 @@ def training(root: Path) -> None:
     few = {"env": "toy/Depot-v0", "tasks": ["depot/*/0"]}
     tasks = {"env": "toy/Depot-v0", "tasks": ["depot/*/0", "depot/*/1"]}
     pfpo = {"steps": 1, "groups": 1, "group_size": 2, "refills": 0, "save_every": 1, "learning_rate": 1e-3}
-    settings = depot.settings(
-        _policy(), concurrency=2, train=[tasks], pfpo=pfpo, evaluate={"dev": few}
-    )
+    settings = depot.settings(_policy(), concurrency=2, train=[tasks], pfpo=pfpo, evaluate={"dev": few})
     config = root.with_name("settings.yaml")
     config.write_text(json.dumps(settings))
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
