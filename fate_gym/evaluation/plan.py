@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import importlib.metadata
@@ -69,10 +70,12 @@ class Plan:
     def has_tools(self) -> bool:
         """Whether any of the environments gives its agent tools."""
         firsts = {item.variant: item.task_id for item in reversed(self.items)}
-        return any(
-            "tools" in self._first[variant].reset(seed=0, options={"task_id": task_id})[0]
-            for variant, task_id in firsts.items()
-        )
+        for variant, task_id in firsts.items():
+            # An environment that cannot even begin ends its own episodes as errors, not the whole run.
+            with contextlib.suppress(Exception):
+                if "tools" in self._first[variant].reset(seed=0, options={"task_id": task_id})[0]:
+                    return True
+        return False
 
     def manifest(self) -> dict[str, Json]:
         """What a run folder records of its evaluation: settings, versions and checksums; no secrets."""
