@@ -13,7 +13,8 @@ from typing import Any, Final, Literal
 import yaml
 
 from fate_gym.chat import Json
-from fate_gym.evaluation.config import Attack, read_settings
+from fate_gym.evaluation.config import read_settings
+from fate_gym.evaluation.plan import Attack
 from fate_gym.trainers.episodes import TaskSet
 from fate_gym.trainers.fitting import FitSettings
 from fate_gym.trainers.pfpo import PFPOSettings

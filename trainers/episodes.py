@@ -14,8 +14,8 @@ from fate_gym.chat import Json, Message
 from fate_gym.env import ToolEnv
 from fate_gym.episode import Episode as Rollout
 from fate_gym.episode import Trajectory
-from fate_gym.evaluation.config import DEFAULT_ENV, Attack, EvalConfig
-from fate_gym.evaluation.plan import Plan
+from fate_gym.evaluation.config import EvalConfig
+from fate_gym.evaluation.plan import DEFAULT_ENV, Attack, Plan
 from fate_gym.rollout import rollout
 from fate_gym.task import Mode, Purpose, Task
 
@@ -85,8 +85,8 @@ class TaskPool:
                     continue
                 if planned.key in items:
                     raise ValueError(f"two task sets hold {planned.key}: a task may stand in one of them")
-                mode = plan.make_env(planned.variant).task(planned.task_id).mode
-                item = Item(planned.key, first + planned.variant, planned.task_id, planned.seed, mode)
+                mode = plan.make_env(planned.env_index).task(planned.task_id).mode
+                item = Item(planned.key, first + planned.env_index, planned.task_id, planned.seed, mode)
                 items[item.key] = item
         if not items:
             raise ValueError("no task is left to roll out: check `tasks` and `exclude` of the task sets")
@@ -113,7 +113,7 @@ def _plan(task_set: TaskSet, seed: int, purpose: Purpose) -> Plan:
         seed=seed,
         repeats=task_set.repeats,
     )
-    return Plan(settings)
+    return settings.plan()
 
 
 OnDone = Callable[[Item, Rollout], None]

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from fate_gym.cli.parser import did_you_mean
 from fate_gym.errors import UsageError
-from fate_gym.evaluation.config import DEFAULT_ENV, NOT_IN_DIGEST, EvalConfig, read_settings
+from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig, read_settings
+from fate_gym.evaluation.plan import DEFAULT_ENV
 from fate_gym.storage import dump, is_finite, parse_yaml
 
 ENV_FLAGS: Final = ("suite", "split", "version", "max_turns", "system_prompt", "model_name")

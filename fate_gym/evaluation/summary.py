@@ -141,14 +141,13 @@ def _grader_errors(episodes: list[Episode]) -> dict[str, int]:
 
 
 def _usage(episodes: list[Episode]) -> dict[str, float | None]:
-    """Totals; None where some episode does not know its own."""
+    """Returns totals; None where some episode does not know its own, but for the count of what was left out."""
     names = sorted({name for episode in episodes for name in episode.usage})
-    return {
-        name: sum(episode.usage[name] for episode in episodes)
-        if all(name in episode.usage for episode in episodes)
-        else None
-        for name in names
-    }
+    totals: dict[str, float | None] = {}
+    for name in names:
+        known = [episode.usage[name] for episode in episodes if name in episode.usage]
+        totals[name] = sum(known) if len(known) == len(episodes) or name == LEFT_OUT else None
+    return totals
 
 
 def _mean(values: list[float]) -> float | None:

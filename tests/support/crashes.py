@@ -205,9 +205,7 @@ def training(root: Path) -> None:
     few = {"env": "toy/Depot-v0", "tasks": ["depot/*/0"]}
     tasks = {"env": "toy/Depot-v0", "tasks": ["depot/*/0", "depot/*/1"]}
     pfpo = {"steps": 1, "groups": 1, "group_size": 2, "refills": 0, "save_every": 1, "learning_rate": 1e-3}
-    settings = depot.settings(
-        _policy(), concurrency=2, train=[tasks], pfpo=pfpo, evaluate={"dev": few}
-    )
+    settings = depot.settings(_policy(), concurrency=2, train=[tasks], pfpo=pfpo, evaluate={"dev": few})
     config = root.with_name("settings.yaml")
     config.write_text(json.dumps(settings))
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
