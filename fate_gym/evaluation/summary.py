@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fate_gym.chat import Json
-from fate_gym.episode import Episode
+from fate_gym.episode import LEFT_OUT, Episode
 from fate_gym.evaluation.intervals import pass_hat_k, rate
 from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Metric, refused
 from fate_gym.rewards import Verdict

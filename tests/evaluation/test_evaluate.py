@@ -129,8 +129,7 @@ def test_a_failed_grader_leaves_its_axis_out_and_is_counted(tmp_path: Path) -> N
 
 
 def test_context_overflow_truncates_and_is_scored(tmp_path: Path) -> None:
-    from fate_gym.episode import Episode
-from fate_gym.errors import ContextOverflowError
+    from fate_gym.errors import ContextOverflowError
 
     async def small(observation: dict[str, Any]) -> dict[str, Any]:
         if len(observation["messages"]) > 1:
@@ -298,7 +297,7 @@ def test_a_smaller_limit_runs_no_more_than_it_says(tmp_path: Path) -> None:
     assert second["episodes"]["scored"] in (1, 2)
 
 
-@pytest.mark.parametrize("figure", [float("nan"), float("inf"), -1, 10**400, True, "9", 1e300], ids=lambda figure: str(figure)[:5])
+@pytest.mark.parametrize("figure", [float("nan"), float("inf"), -1, 10**16, True, "9", 1e300])
 def test_figures_of_usage_that_cannot_be_are_left_out_and_counted(tmp_path: Path, figure: Any) -> None:
     class Odd(Agent):
         name = "odd"
