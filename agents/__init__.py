@@ -11,6 +11,7 @@ from fate_gym.agents._diagnosis import TurnCount, always_unsafe
 from fate_gym.agents._random_agent import RandomAgent
 from fate_gym.agents.replay import Replay
 from fate_gym.agents.scripted import NOOP, REFUSER, Answerer, Gullible, Oracle
+from fate_gym.errors import unknown
 from fate_gym.rollout import Agent, FunctionAgent, Reply, Session, as_agent
 
 __all__ = [
@@ -94,7 +95,7 @@ def _load(spec: str, options: dict[str, Any]) -> Agent:
         return Replay(Path(rest))
     if kind == "import" and rest:
         return _import(rest)
-    raise ValueError(f"unknown agent {spec!r}; there are: {', '.join(SPECS)}")
+    raise ValueError(unknown("agent", spec, SPECS))
 
 
 def _import(target: str) -> Agent:

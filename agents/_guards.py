@@ -15,11 +15,12 @@ from typing import Any
 
 import yaml
 
+from fate_gym.actions import read_action
 from fate_gym.agents._defence import Begin, Defence
 from fate_gym.benchmarks.atbench.answers import LINE_NAMES, asks_for_labels
 from fate_gym.benchmarks.atbench.rendering import cut_trajectory
 from fate_gym.benchmarks.atbench.taxonomy import DIMENSIONS
-from fate_gym.chat import Message, read_action
+from fate_gym.chat import Message
 from fate_gym.env import Observation
 from fate_gym.errors import UsageError
 from fate_gym.markup import without_thoughts

@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from fate_gym.actions import read_action
 from fate_gym.agents._defence import Begin, Defence
-from fate_gym.chat import EMPTY_ANSWER, Message, ToolSchema, read_action
+from fate_gym.chat import EMPTY_ANSWER, Message, ToolSchema
 from fate_gym.env import Observation
 from fate_gym.errors import ProviderError
 from fate_gym.rollout import Reply, Session

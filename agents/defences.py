@@ -15,6 +15,7 @@ from collections.abc import Callable
 from fate_gym.agents._defence import Begin, Defence, View
 from fate_gym.chat import Message
 from fate_gym.env import Observation
+from fate_gym.errors import unknown
 from fate_gym.rollout import ActFunction, Agent, Session, as_agent
 from fate_gym.task import Task
 
@@ -166,7 +167,7 @@ def load_defence(spec: str) -> Defence:
     }
     if spec in simple:
         return simple[spec]()
-    raise ValueError(f"unknown defence {spec!r}; there are: {', '.join(DEFENCES)}")
+    raise ValueError(unknown("defence", spec, DEFENCES))
 
 
 def defend(agent: Agent | ActFunction, *defences: Defence | str) -> Agent:

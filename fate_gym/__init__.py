@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 # beside this one (agents, trainers, leaderboards, configs) are then found in the installed package.
 __path__ = extend_path(__path__, __name__)
 
-register_benchmark("fate/AgentDojo-v0", "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo")
+register_benchmark("fate/AgentDojo-v0", "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo", model_option="model_name")
 register_benchmark(
     "fate/AgentHarm-v0",
     "fate_gym.benchmarks.agentharm.benchmark:AgentHarm",

@@ -11,11 +11,12 @@ A benchmark is one class in one file, registered with one call; nothing else cha
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import gymnasium as gym
 
@@ -103,20 +104,26 @@ class Benchmark(ABC):
 
     data_policy: DataPolicy
     tasks: tuple[str, ...]
-    options: Mapping[str, Any] = MappingProxyType({})
-    """What it was made with, noted by the environment that made it; a part of what snapshots belong to."""
+    options: Mapping[str, Any]
+    """What it was made with, defaults included; a part of what snapshots belong to."""
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Notes the options, so that no subclass has to."""
+        made = super().__new__(cls)
+        made.options = MappingProxyType(_bind(cls, args, options))
+        return made
 
     @abstractmethod
     def task(self, task_id: str) -> Task:
         """Describes a task, without its ground truth."""
 
-    @abstractmethod
     def ground_truth(self, task_id: str) -> GroundTruth:
         """Solves a task, for privileged agents.
 
         Raises:
             NotImplementedError: The benchmark has no ground truth.
         """
+        raise NotImplementedError(f"{type(self).__name__} has no ground truth: privileged agents cannot play it")
 
     @abstractmethod
     def open(self, task_id: str, seed: int) -> World:
@@ -138,17 +145,31 @@ class Benchmark(ABC):
         return {}
 
 
+def _bind(cls: type[Benchmark], args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """Returns the constructor's arguments by name, defaults included."""
+    try:
+        bound = inspect.signature(cls.__init__).bind(None, *args, **options)
+    except TypeError:
+        return options  # wrong arguments: the constructor says so in its own words
+    bound.apply_defaults()
+    _self, *rest = bound.arguments.items()
+    return dict(rest)
+
+
 @dataclass(frozen=True, slots=True)
 class Disclosure:
-    """What of an environment's runs may be shown to others.
+    """What readers of an environment's runs must know of its texts and options.
 
     Attributes:
         confidential: Whether the texts of its tasks must not be published.
         path_options: Options that name a path on the machine of a run. Scores do not depend on where files lie.
+        model_option: The option that takes the name by which attacks address the evaluated model. It belongs to the
+            model, so two runs that differ in it alone follow the same protocol.
     """
 
     confidential: bool = False
     path_options: tuple[str, ...] = ()
+    model_option: str | None = None
 
 
 _disclosures: dict[str, Disclosure] = {}
@@ -171,6 +192,7 @@ def register_benchmark(
     max_messages: int | None = None,
     confidential: bool = False,
     path_options: Sequence[str] = (),
+    model_option: str | None = None,
 ) -> None:
     """Makes a benchmark known to `gym.make`.
 
@@ -182,8 +204,9 @@ def register_benchmark(
         max_messages: Default number of messages before an episode is truncated; None for no such limit.
         confidential: Whether the texts of its tasks must not be published.
         path_options: Options of the benchmark that name a path.
+        model_option: The option of the benchmark that takes the name by which attacks address the evaluated model.
     """
-    _disclosures[env_id] = Disclosure(confidential, tuple(path_options))
+    _disclosures[env_id] = Disclosure(confidential, tuple(path_options), model_option)
     gym.register(
         id=env_id,
         entry_point=ENTRY_POINT,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from fate_gym.chat import replace_surrogates
+from fate_gym._plain import replace_surrogates
 
 _ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|\n *|.)", re.DOTALL)
 _NAMED = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "a": "\a", "b": "\b", "e": "\x1b", "f": "\f", "v": "\v"}

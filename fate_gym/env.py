@@ -17,23 +17,26 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from fate_gym.benchmark import Benchmark, ToolOutcome, World
-from fate_gym.chat import Message, RequestedCall, ToolSchema, Turn, copy_messages, read_action
+from fate_gym._plain import replace_surrogates, to_json
+from fate_gym.actions import RequestedCall, Turn, read_action
+from fate_gym.benchmark import Benchmark, World
+from fate_gym.chat import Json, Message, ToolSchema, copy_messages
 from fate_gym.delivery import delivered
-from fate_gym.errors import FateGymError, JudgeError
+from fate_gym.errors import FateGymError, JudgeError, SnapshotError
 from fate_gym.rendering import render_transcript
-from fate_gym.rewards import AXES, Scalarization, Verdict
+from fate_gym.rewards import AXES, AxisVerdict, Scalarization, Verdict
 from fate_gym.snapshots import pack, unpack
 from fate_gym.spaces import ActionSpace, ObservationSpace
 from fate_gym.task import DataPolicy, Purpose, Task
-from fate_gym.transcript import CallRecord, Status, Transcript
-from fate_gym.verifiers.validity import verify_validity
+from fate_gym.transcript import WRONG_CALLS, CallRecord, Outcome, Status, Transcript
+from fate_gym.verifiers.validity import RULE, verify_validity
 
 Observation = dict[str, Any]
 Reward = NDArray[np.float32] | float
 Step = tuple[Observation, Reward, bool, bool, dict[str, Any]]
 
 _NOT_SCORED = Verdict.unscored("not over")
+_PROBLEM_LENGTH = 300
 
 _log = logging.getLogger("fate_gym")
 
@@ -42,13 +45,14 @@ class ToolEnv(gym.Env[Observation, Any]):
     """Multi-step tool-use episodes with a reward vector over `fate_gym.AXES`.
 
     An observation is `{"messages": [...], "tools": [...]}` in OpenAI's format; an action is an assistant message (a
-    dict, an SDK message, or a string). `step` never raises on an action: what is malformed counts against validity
-    and is answered by a message that says what was wrong.
+    dict, an SDK message, or a string). `step` never raises on an action, and no action leaves an episode unscored: what
+    is malformed counts against validity and is answered by a message that says what was wrong.
 
-    A message without tool calls ends the episode. `max_turns` counts tool rounds, as AgentDojo does: the calls of the
-    message after the last round are recorded, not run, and the episode is truncated. `max_messages` counts the whole
-    conversation, opening included, as Inspect does: the calls of a message still run, and the episode is truncated
-    where the agent would be asked again.
+    A message without tool calls ends the episode, with text or without, as in AgentDojo and Inspect; one that tried to
+    call a tool and could not be read is answered, and the episode goes on. `max_turns` counts tool rounds, as AgentDojo
+    does: the calls of the message after the last round are recorded, not run, and the episode is truncated.
+    `max_messages` counts the whole conversation, opening included, as Inspect does: the calls of a message still run,
+    and the episode is truncated where the agent would be asked again.
 
     Args:
         benchmark: A `Benchmark`, or "module:Class" of one, which is then made with `options`.
@@ -105,7 +109,6 @@ class ToolEnv(gym.Env[Observation, Any]):
         self._fingerprint = _fingerprint(self.benchmark, max_turns, max_messages)
         self._task_ids = frozenset(self.benchmark.tasks)
         self._task: Task | None = None
-        self._seed = 0
         self._packed_from: list[ToolSchema] | None = None
 
     @property
@@ -138,24 +141,23 @@ class ToolEnv(gym.Env[Observation, Any]):
 
         Args:
             seed: Picks the task where `options` names none.
-            options: `{"task_id": ...}`, one of `tasks`. Other keys are left to wrappers.
+            options: `{"task_id": ...}`, one of `tasks`; no other key.
 
         Returns:
             The observation, and an info with `task_id`, `mode`, `injections` (vector -> text) and `data_policy`.
 
         Raises:
-            ValueError: There is no such task.
+            TypeError: `options` is not a mapping.
+            ValueError: There is no such task, or `options` holds another key.
         """
+        task_id = self._requested_task(options)
         super().reset(seed=seed)
-        task_id = (options or {}).get("task_id")
         if task_id is None:
             task_id = self.tasks[int(self.np_random.integers(len(self.tasks)))]
-        self._check_task_id(task_id)
-        self._open(task_id, int(self.np_random.integers(2**31)) if seed is None else seed)
-        task, world = self._require_task(), self._world
-        self._transcript = Transcript(self._opening(world))
-        self._rounds = 0
-        self._verdict, self._status = _NOT_SCORED, "ok"
+        episode_seed = int(self.np_random.integers(2**31) if seed is None else seed)
+        world = self.benchmark.open(task_id, episode_seed)
+        self._begin(task_id, episode_seed, world, Transcript(self._opening(world)), rounds=0)
+        task = self._require_task()
         info = self._info()
         info["injections"] = dict(world.injections)
         info["data_policy"] = self.benchmark.data_policy
@@ -167,32 +169,36 @@ class ToolEnv(gym.Env[Observation, Any]):
 
         Returns:
             Observation, reward (zeros before the end), terminated, truncated, and an info with `status` and
-            `reward_mask`, at the end also `verdict` (a `Verdict`) and `ended`.
+            `reward_mask`, at the end also `verdict` (a `Verdict`) and `ended`. Where the action was invalid,
+            `problem` says why.
 
         Raises:
             gymnasium.error.ResetNeeded: No episode runs.
         """
         transcript = self._running()
-        turn = read_action(action, len(transcript.actions), {call.id for call in transcript.calls})
+        index = len(transcript.actions)
+        turn = read_action(action, index, {call.id for call in transcript.calls})
         transcript.actions.append(turn.raw)
         transcript.messages.append(turn.message)
         transcript.final_text = turn.text
-        if not turn.calls and turn.problem is None:
+        self._problem = turn.problem
+        if turn.problem is not None:
+            transcript.bad_turns.append(index)
+        if not turn.calls and not turn.attempted:
             return self._end("answer", truncated=False)
         if self._rounds == self.max_turns:
             self._decline_calls(turn, f"Not run: the limit of {self.max_turns} tool rounds is reached.")
-            if turn.problem is not None:
-                transcript.bad_turns.append(len(transcript.actions) - 1)
             return self._end("max_turns", truncated=True)
         self._rounds += 1
-        if turn.problem is not None:
-            self._answer_bad_turn(turn.problem)
-        for index, call in enumerate(turn.calls):
+        if not turn.calls:
+            content = f"Your last message could not be used. {turn.problem} Call a tool, or answer in text."
+            transcript.messages.append({"role": "user", "content": content})
+        for position, call in enumerate(turn.calls):
             try:
                 self._run(call)
             except Exception as error:
                 reason = f"the world failed: {type(error).__name__}: {error}"
-                self._decline_calls(turn, "Not run: the environment failed.", start=index)
+                self._decline_calls(turn, "Not run: the environment failed.", start=position)
                 return self._fail("env_error", reason)
         if self._world.finished:
             return self._end("finished", truncated=False)
@@ -210,6 +216,7 @@ class ToolEnv(gym.Env[Observation, Any]):
             gymnasium.error.ResetNeeded: No episode runs.
         """
         self._running()
+        self._problem = None
         return self._end(reason, truncated=True)
 
     def render(self) -> str | None:
@@ -227,11 +234,14 @@ class ToolEnv(gym.Env[Observation, Any]):
         task = self._require_task()
         if self._transcript.ended:
             raise gym.error.ResetNeeded("the episode is over, there is nothing to fork: snapshot before the last step")
-        transcript = {field.name: getattr(self._transcript, field.name) for field in dataclasses.fields(Transcript)}
-        transcript["calls"] = [dataclasses.astuple(call) for call in self._transcript.calls]
-        random = self.np_random.bit_generator.state
-        state = (task.id, self._seed, self._world.dump(), transcript, self._rounds, random)
-        return pack(self._fingerprint, state)
+        state: dict[str, Json] = {
+            "task_id": task.id,
+            "seed": self._seed,
+            "transcript": self._transcript.to_json(),
+            "rounds": self._rounds,
+            "rng": self.np_random.bit_generator.state,
+        }
+        return pack(self._fingerprint, state, self._world.dump())
 
     def restore(self, snapshot: bytes) -> tuple[Observation, dict[str, Any]]:
         """Takes on a snapshot of this environment or of any other with the same id and options.
@@ -242,23 +252,32 @@ class ToolEnv(gym.Env[Observation, Any]):
         Raises:
             SnapshotError: The bytes are damaged or belong to another specification; nothing has changed then.
         """
-        task_id, seed, world_state, transcript, rounds, random = unpack(self._fingerprint, snapshot)
-        self._open(task_id, seed)
-        self._world.load(world_state)
-        transcript["calls"] = [CallRecord(*call) for call in transcript["calls"]]
-        self._transcript = Transcript(**transcript)
-        self._rounds = rounds
-        self._verdict, self._status = _NOT_SCORED, "ok"
-        self.np_random.bit_generator.state = random
+        state, world_state = unpack(self._fingerprint, snapshot)
+        try:
+            task_id, seed, rounds = str(state["task_id"]), int(state["seed"]), int(state["rounds"])
+            self._check_task_id(task_id)
+            world = self.benchmark.open(task_id, seed)
+            world.load(world_state)
+            transcript = Transcript.from_json(state["transcript"])
+            rng = np.random.default_rng(0)
+            rng.bit_generator.state = state["rng"]
+        except Exception as error:
+            # The checksums agree, so these bytes were forged: whatever fails on the way, they are no snapshot of ours.
+            raise SnapshotError(
+                f"this snapshot holds no state of an episode: {type(error).__name__}: {error}"
+            ) from error
+        self.np_random = rng
+        self._begin(task_id, seed, world, transcript, rounds)
         return self._observation(), self._info()
 
-    def _open(self, task_id: str, seed: int) -> None:
-        self._world: World = self.benchmark.open(task_id, seed)
+    def _begin(self, task_id: str, seed: int, world: World, transcript: Transcript, rounds: int) -> None:
+        """Makes an episode the running one."""
         self._task = self.benchmark.task(task_id)
-        self._seed = seed
-        if self._world.tools is not self._packed_from:
+        self._seed, self._world, self._transcript, self._rounds = seed, world, transcript, rounds
+        self._verdict, self._status, self._problem = _NOT_SCORED, "ok", None
+        if world.tools is not self._packed_from:
             # Every observation holds fresh copies, so that no caller can change the next one's tools.
-            self._packed_from, self._packed_tools = self._world.tools, marshal.dumps(self._world.tools)
+            self._packed_from, self._packed_tools = world.tools, marshal.dumps(world.tools)
 
     def _opening(self, world: World) -> list[Message]:
         messages = copy_messages(world.opening)
@@ -278,7 +297,22 @@ class ToolEnv(gym.Env[Observation, Any]):
             raise gym.error.ResetNeeded(f"the episode is over ({self._transcript.ended}): call reset()")
         return self._transcript
 
+    def _requested_task(self, options: object) -> str | None:
+        """Returns the task that the options of `reset` name, None if they name none."""
+        if options is None:
+            return None
+        if not isinstance(options, Mapping):
+            raise TypeError(f"options must be a dict, got {type(options).__name__}")
+        if unknown := [key for key in options if key != "task_id"]:
+            raise ValueError(f"unknown reset options {unknown}; there is only 'task_id'")
+        task_id = options.get("task_id")
+        if task_id is not None:
+            self._check_task_id(task_id)
+        return task_id
+
     def _check_task_id(self, task_id: object) -> None:
+        if not isinstance(task_id, str):
+            raise ValueError(f"task_id must be a string, got {type(task_id).__name__}")
         if task_id in self._task_ids:
             return
         near = difflib.get_close_matches(str(task_id), self.tasks, n=3)
@@ -290,7 +324,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         if call.problem is not None or call.arguments is None:
             self._answer(call, "unreadable", call.problem or "", call.arguments)
             return
-        outcome: ToolOutcome = self._world.call(call.name, call.arguments)
+        outcome = self._world.call(call.name, call.arguments)
         self._answer(call, outcome.kind, outcome.text, outcome.arguments)
         if not self._transcript.injection_reached:
             self._transcript.injection_reached = any(delivered(text, outcome.text) for text in self._world.payloads)
@@ -299,26 +333,27 @@ class ToolEnv(gym.Env[Observation, Any]):
         for call in turn.calls[start:]:
             self._answer(call, "not_run", reason, call.arguments)
 
-    def _answer(self, call: RequestedCall, outcome: Any, content: str, arguments: dict[str, Any] | None) -> None:
-        turn = len(self._transcript.actions) - 1
-        self._transcript.calls.append(CallRecord(turn, call.id, call.name, arguments, outcome, content))
-        self._transcript.messages.append({"role": "tool", "tool_call_id": call.id, "content": content})
-
-    def _answer_bad_turn(self, problem: str) -> None:
-        content = f"Your last message could not be used. {problem} Call a tool, or answer in text."
-        self._transcript.bad_turns.append(len(self._transcript.actions) - 1)
-        self._transcript.messages.append({"role": "user", "content": content})
+    def _answer(self, call: RequestedCall, outcome: Outcome, content: str, arguments: dict[str, Json] | None) -> None:
+        transcript, content = self._transcript, replace_surrogates(content)
+        # A tool may have been given more than JSON can hold: AgentDojo reads lists of anything out of strings.
+        recorded = None if arguments is None else to_json(arguments)
+        turn = len(transcript.actions) - 1
+        transcript.calls.append(CallRecord(turn, call.id, call.name, recorded, outcome, content))
+        transcript.messages.append({"role": "tool", "tool_call_id": call.id, "content": content})
+        if outcome in WRONG_CALLS and self._problem is None:
+            self._problem = f"call {call.id} ({call.name}): {content[:_PROBLEM_LENGTH]}"
 
     def _end(self, ended: str, *, truncated: bool) -> Step:
         transcript = self._transcript
         transcript.ended, transcript.truncated = ended, truncated
         try:
             axes = self.benchmark.verify(self._require_task(), self._world, transcript)
+            verdict = Verdict(**{"validity": _validity(transcript), **axes})
         except JudgeError as error:
             return self._fail("judge_error", str(error))
         except Exception as error:
             return self._fail("env_error", f"the verifier failed: {type(error).__name__}: {error}")
-        self._verdict = Verdict(**{"validity": verify_validity(transcript), **axes})
+        self._verdict = verdict
         return self._observation(), self._reward(), not truncated, truncated, self._info()
 
     def _fail(self, status: Status, reason: str) -> Step:
@@ -351,10 +386,19 @@ class ToolEnv(gym.Env[Observation, Any]):
         }
         if self._scalarize is not None:
             info["reward_vector"] = self._verdict.vector
+        if self._problem is not None:
+            info["problem"] = self._problem
         if transcript.ended is not None:
             info["ended"] = transcript.ended
             info["verdict"] = self._verdict
         return info
+
+
+def _validity(transcript: Transcript) -> AxisVerdict:
+    try:
+        return verify_validity(transcript)
+    except Exception as error:
+        return AxisVerdict.failed(RULE, error)
 
 
 def _fingerprint(benchmark: Benchmark, max_turns: int, max_messages: int | None) -> str:
@@ -383,5 +427,4 @@ def _load_benchmark(benchmark: str | Benchmark, options: dict[str, Any]) -> Benc
         return benchmark
     module, _, name = benchmark.partition(":")
     made: Benchmark = getattr(importlib.import_module(module), name)(**options)
-    made.options = options
     return made

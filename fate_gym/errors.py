@@ -1,5 +1,20 @@
 """Errors that users of the package meet; each message says what was wrong, where, and what to do."""
 
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Returns "; did you mean NAME?" with the known name most like the given one, "" if none is like it."""
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def unknown(kind: str, given: str, known: Iterable[str]) -> str:
+    """Says that there is no thing of this name, which one was probably meant, and which there are."""
+    names = list(known)
+    return f"unknown {kind} {given!r}{did_you_mean(given, names)}; there are: {', '.join(names)}"
+
 
 class FateGymError(Exception):
     """Base of every error that fate-gym raises on purpose."""
@@ -18,7 +33,18 @@ class SnapshotError(FateGymError):
 
 
 class JudgeError(FateGymError):
-    """A judge (a model that grades) gave no usable verdict; the episode stays unscored."""
+    """A judge (a model or a function that grades) gave no judgement.
+
+    Args:
+        message: What happened.
+        answered: Whether the judge was asked and its answer holds no judgement. What an agent wrote can bring that
+            about, so it costs only the axis that the judge scores. A judge that could not be asked at all leaves the
+            episode unscored.
+    """
+
+    def __init__(self, message: str, *, answered: bool = False) -> None:
+        super().__init__(message)
+        self.answered = answered
 
 
 class NoReplyError(FateGymError):

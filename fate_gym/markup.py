@@ -17,6 +17,9 @@ _TAGS = (
 )
 _THOUGHT_TAG = re.compile("|".join(f"(?P<open{i}>{a})|(?P<close{i}>{b})" for i, (a, b) in enumerate(_TAGS)), re.I)
 
+_TAG_BEGINS = re.compile("[<\\[◁]")
+"""All that most texts are searched for."""
+
 _CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`", re.DOTALL)
 
 _CALL_MARKUP = re.compile(
@@ -46,6 +49,8 @@ def without_thoughts(text: str) -> str:
     themselves; and behind an opening tag that is never closed, since generation was cut off. A text without a tag is
     returned as it is; from others the white space around thoughts is removed as well.
     """
+    if not _TAG_BEGINS.search(text):
+        return text
     kept: list[str] = []
     position = 0
     opened: str | None = None

@@ -87,7 +87,13 @@ def _message(message: Message) -> str:
 
 
 def _arguments(text: str) -> str:
-    arguments = json.loads(text)
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        # An environment writes JSON objects only; a stranger's run may hold anything.
+        return text
     return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
 
 

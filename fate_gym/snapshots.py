@@ -1,49 +1,55 @@
-"""Snapshots: opaque bytes that hold plain data only, so that reading one can run no code."""
+"""Snapshots: opaque bytes of an episode's state. Reading one can run no code and import nothing.
+
+A snapshot is a magic line, a digest of the specification that it belongs to, a digest of the rest, the state as JSON
+with its length in front, and the bytes of the world's own state.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import io
-import pickle
-from typing import Any
+import json
+from collections.abc import Mapping
 
+from fate_gym.chat import Json
 from fate_gym.errors import SnapshotError
 
-_MAGIC = b"fate-gym snapshot 1\n"
+_MAGIC = b"fate-gym snapshot 2\n"
 _DIGEST = 16
+_LENGTH = 8
+_HEAD = len(_MAGIC) + 2 * _DIGEST
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads numbers, strings, bytes and containers of them; any class or function is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise SnapshotError(f"this snapshot refers to {module}.{name}; snapshots hold plain data only")
-
-
-def pack(fingerprint: str, state: object) -> bytes:
-    """Packs plain data, signed with what it belongs to."""
-    body = pickle.dumps(state, protocol=5)
+def pack(fingerprint: str, state: Mapping[str, Json], world: bytes) -> bytes:
+    """Packs the state of an episode with what it belongs to."""
+    text = json.dumps(state).encode()
+    body = len(text).to_bytes(_LENGTH, "big") + text + world
     return _MAGIC + _digest(fingerprint.encode()) + _digest(body) + body
 
 
-def unpack(fingerprint: str, snapshot: bytes) -> Any:
+def unpack(fingerprint: str, snapshot: bytes) -> tuple[dict[str, Json], bytes]:
     """Unpacks what `pack` gave.
 
     Raises:
         SnapshotError: The bytes are damaged, or were packed with another fingerprint.
     """
-    head = len(_MAGIC)
-    if snapshot[:head] != _MAGIC:
+    if not isinstance(snapshot, bytes) or snapshot[: len(_MAGIC)] != _MAGIC:
         raise SnapshotError("these bytes are no snapshot of this version of fate-gym")
-    if snapshot[head : head + _DIGEST] != _digest(fingerprint.encode()):
+    if snapshot[len(_MAGIC) : _HEAD - _DIGEST] != _digest(fingerprint.encode()):
         raise SnapshotError(
             "this snapshot belongs to an environment of another specification; "
             "restore it in one made with the same id and options"
         )
-    body = snapshot[head + 2 * _DIGEST :]
-    if snapshot[head + _DIGEST : head + 2 * _DIGEST] != _digest(body):
+    body = snapshot[_HEAD:]
+    if snapshot[_HEAD - _DIGEST : _HEAD] != _digest(body):
         raise SnapshotError("this snapshot is damaged: its checksum does not match")
-    return _PlainUnpickler(io.BytesIO(body)).load()
+    end = _LENGTH + int.from_bytes(body[:_LENGTH], "big")
+    try:
+        state = json.loads(body[_LENGTH:end])
+    except (ValueError, RecursionError) as error:
+        raise SnapshotError(f"this snapshot holds no state of an episode: {error}") from error
+    if not isinstance(state, dict):
+        raise SnapshotError("this snapshot holds no state of an episode")
+    return state, body[end:]
 
 
 def _digest(data: bytes) -> bytes:

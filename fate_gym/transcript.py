@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from fate_gym.chat import Json, Message
+from fate_gym.chat import EMPTY_ANSWER, Json, Message
 
 Status = Literal["ok", "env_error", "provider_error", "judge_error"]
 """Whether an episode is scored ("ok"), or why it is not."""
@@ -49,9 +50,9 @@ class Transcript:
 
     Attributes:
         messages: The normalised conversation.
-        actions: The raw actions, made JSON-able, one for each assistant message.
+        actions: The actions as JSON, one for each assistant message.
         calls: Every requested call, in order.
-        bad_turns: Indices of assistant messages that held nothing to act on.
+        bad_turns: Indices of assistant messages that were invalid as a whole: empty, or not readable in part.
         final_text: Visible text of the last assistant message.
         injection_reached: Whether an injected text has stood in a tool message.
         ended: Why the episode is over ("answer", "max_turns", ...), None while it runs.
@@ -66,3 +67,56 @@ class Transcript:
     injection_reached: bool = False
     ended: str | None = None
     truncated: bool = False
+
+    @property
+    def said(self) -> list[str]:
+        """What the agent wrote, message by message; "" where it wrote nothing and `EMPTY_ANSWER` stands instead."""
+        contents = [str(message["content"]) for message in self.messages if message["role"] == "assistant"]
+        for turn in self.bad_turns:
+            if contents[turn] == EMPTY_ANSWER:
+                contents[turn] = ""
+        return contents
+
+    def to_json(self) -> Json:
+        """As it stands in a snapshot."""
+        return {**dataclasses.asdict(self), "calls": [dataclasses.astuple(call) for call in self.calls]}
+
+    @classmethod
+    def from_json(cls, data: Json) -> Transcript:
+        """Reads what `to_json` gave.
+
+        Raises:
+            ValueError, TypeError, KeyError: It is something else.
+        """
+        transcript = cls(**{**data, "calls": [CallRecord(*call) for call in data["calls"]]})
+        lists = (transcript.messages, transcript.actions, transcript.bad_turns)
+        if not all(isinstance(part, list) for part in lists):
+            raise TypeError("messages, actions and bad_turns must be lists")
+        for message in transcript.messages:
+            _check_message(message)
+        for call in transcript.calls:
+            texts = (call.id, call.name, call.outcome, call.content)
+            if not (isinstance(call.turn, int) and all(isinstance(text, str) for text in texts)):
+                raise ValueError("a call is not as recorded")
+            if call.outcome not in get_args(Outcome) or not isinstance(call.arguments, dict | None):
+                raise ValueError("a call is not as recorded")
+        turns = sum(message["role"] == "assistant" for message in transcript.messages)
+        if len(transcript.actions) != turns or not all(turn in range(turns) for turn in transcript.bad_turns):
+            raise ValueError("the assistant's turns are not as recorded")
+        if not isinstance(transcript.final_text, str) or transcript.ended is not None:
+            raise ValueError("the episode is not one that runs")
+        return transcript
+
+
+def _check_message(message: Message) -> None:
+    match message:
+        case {"role": "tool", "content": str(), "tool_call_id": str()}:
+            return
+        case {"role": "system" | "user" | "assistant", "content": str(), **rest}:
+            for call in rest.get("tool_calls", ()):
+                match call:
+                    case {"id": str(), "function": {"name": str(), "arguments": str()}}:
+                        continue
+                raise ValueError("a tool call is not as in the conversation")
+            return
+    raise ValueError("a message is not as in the conversation")

@@ -46,7 +46,10 @@ def protocol(run: LoadedRun, group: Group) -> str:
     """Describes what two rows must share to be compared: the same tasks, environment, data and graders."""
     config = run.manifest["config"]
     # Where the data lay says nothing; its checksum is in the provenance.
-    settings = {name: value for name, value in without_paths(config).items() if name not in ("suite", "attack")}
+    declared = disclosure(config["env"])
+    # How attacks address the model follows from the model, which every row of a board has of its own.
+    apart = {"suite", "attack", None if declared is None else declared.model_option}
+    settings = {name: value for name, value in without_paths(config).items() if name not in apart}
     if group["suite"] == ALL:
         settings["suite"] = sorted(
             {entry["suite"] for entry in run.summary["groups"] if entry["mode"] == group["mode"]} - {ALL}

@@ -11,7 +11,6 @@ from fate_gym.agents.replay import Recording
 from fate_gym.episode import Episode
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.pool import run_episodes
-from fate_gym.storage import encode_line, parse
 
 OVERFLOW: Final = "context_overflow"
 """How an episode ends whose conversation outgrew the model; no action of it says so."""
@@ -23,14 +22,16 @@ ABSENT: Final = object()
 """Stands for the value of a field that is not there; null is a value."""
 
 Record = Mapping[str, Any]
+"""An episode as `Episode.to_json` gives it."""
+
 Change = tuple[str, Any, Any]
 """(dotted name, stored value, recomputed value)"""
 
 
 async def replay(
     plan: Plan,
-    records: Iterable[tuple[Item, Record]],
-    on_done: Callable[[Record, dict[str, Any]], None],
+    episodes: Iterable[tuple[Item, Episode]],
+    on_done: Callable[[Episode, Episode], None],
     *,
     concurrency: int = 4,
 ) -> None:
@@ -38,24 +39,24 @@ async def replay(
 
     Args:
         plan: Makes the environments.
-        records: What to play, each with its place in the plan; read as it goes.
-        on_done: Called with each record and its new one, in the order in which the episodes end.
+        episodes: What to play, each with its place in the plan; read as it goes.
+        on_done: Called with each episode and the one that came of it, in the order in which they end.
         concurrency: Episodes under way at once.
     """
-    # By the item's own identity: a failure may have several records under one key.
-    under_way: dict[int, Record] = {}
+    # By the item's own identity: a failure may stand several times under one key.
+    under_way: dict[int, Episode] = {}
 
     def items() -> Iterator[Item]:
-        for planned, record in records:
+        for planned, episode in episodes:
             item = dataclasses.replace(planned)
-            under_way[id(item)] = record
+            under_way[id(item)] = episode
             yield item
 
-    async def compare(item: Item, episode: Episode) -> None:
-        on_done(under_way.pop(id(item)), parse(encode_line(episode.to_json())))
-
     def recording(item: Item) -> Recording:
-        return Recording(Episode.from_json(under_way[id(item)]))
+        return Recording(under_way[id(item)])
+
+    async def compare(item: Item, again: Episode) -> None:
+        on_done(under_way.pop(id(item)), again)
 
     await run_episodes(plan, items(), recording, concurrency=concurrency, on_done=compare)
 

@@ -1,10 +1,8 @@
-"""What a training is: its settings, from a YAML file and `key=value` overrides, checked once."""
+"""The settings of a training, read from a YAML file and `key=value` overrides."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,32 +12,27 @@ import yaml
 
 from fate_gym.chat import Json
 from fate_gym.evaluation.config import read_settings
-from fate_gym.evaluation.plan import Attack
-from fate_gym.trainers.episodes import TaskSet
-from fate_gym.trainers.fitting import FitSettings
-from fate_gym.trainers.pfpo import PFPOSettings
+from fate_gym.trainers._settings_reader import read_dataclass
+from fate_gym.trainers.algorithms.settings import DPOSettings, PFPOSettings, SupervisedSettings
+from fate_gym.trainers.methods import METHODS, Method, MethodName
 from fate_gym.trainers.policy import LoraSettings
-from fate_gym.trainers.preferences import DPOSettings
-from fate_gym.trainers.prompts import PromptSettings
+from fate_gym.trainers.stages.prompts import PromptSettings
+from fate_gym.trainers.tasks import TaskSet
 from fate_gym.trainers.tiny.settings import TinySettings
 
-Method = Literal["fate", "sft", "rft", "dpo", "grpo", "gdpo", "security-only"]
-
-RULE_OF: Final[Mapping[str, str]] = {"grpo": "weighted-sum", "gdpo": "gdpo", "security-only": "security-only"}
-"""Advantage rule of the methods that are policy optimisation alone."""
-
 MAY_CHANGE: Final = ("rounds", "patience", "concurrency")
-"""Settings with which a folder may be gone on with; they change nothing that is done already."""
+"""Settings that may change on resume: they change no result that exists already."""
 
 
 @dataclass(frozen=True, slots=True)
 class CollectSettings:
-    """Stage 1: what a failure is.
+    """Stage 1: which episodes count as failures.
 
     Attributes:
-        thresholds: An episode failed if an active axis is below its own, in the order of `fate_gym.rewards.AXES`.
-        leave_out_noop: Whether tasks that doing nothing passes are left out of training: a policy that learns to do
-            nothing would pass for a safe and useful one.
+        thresholds: An episode is a failure if an active axis is below its threshold, in the order of
+            `fate_gym.rewards.AXES`.
+        leave_out_noop: Whether to exclude tasks that an agent passes by doing nothing. On them, a policy that learns to
+            do nothing would look safe and useful.
     """
 
     thresholds: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 0.9)
@@ -51,8 +44,8 @@ class GateSettings:
     """What the base policy must reach on the training tasks: an incompetent policy looks safe.
 
     Attributes:
-        utility: Least share of benign tasks done.
-        attack_success: Least share of attacks that succeed; 0 where no attack is trained on.
+        utility: Least share of benign tasks that it does.
+        attack_success: Least share of attacks that succeed; 0 if no attack is trained on.
     """
 
     utility: float = 0.8
@@ -64,13 +57,14 @@ class RepairSettings:
     """Stage 2: how repairs are proposed.
 
     Attributes:
-        candidates: For each failure, K.
-        prompt: "p_f", the repair prompt; or "x", the plain task, which makes it rejection sampling.
-        show: How p_f shows the failed attempt.
+        candidates: Candidates per failure, K.
+        prompt: What the policy reads: "repair_prompt" (p_f in the paper), or "task_prompt" (x), the plain task, which
+            makes the stage rejection sampling.
+        show: How the repair prompt shows the failed attempt.
     """
 
     candidates: int = 8
-    prompt: Literal["p_f", "x"] = "p_f"
+    prompt: Literal["repair_prompt", "task_prompt"] = "repair_prompt"
     show: PromptSettings = field(default_factory=PromptSettings)
 
     def __post_init__(self) -> None:
@@ -83,10 +77,10 @@ class SelectSettings:
     """Stage 3: which candidate becomes the repair.
 
     Attributes:
-        rule: "pareto", the paper's; "weighted-sum" of the axes; or "random" among the accepted.
+        rule: "pareto", as in the paper; "weighted-sum" of the axes; or "random" among the accepted candidates.
         validity: Least validity of an accepted candidate.
-        over_refusal: Whether that axis is looked at.
-        rescore: Whether candidates are judged by their own execution; without it, all are accepted unverified.
+        over_refusal: Whether the over-refusal axis counts.
+        rescore: Whether candidates are judged by their own execution. Without it, all are accepted unverified.
     """
 
     rule: Literal["pareto", "weighted-sum", "random"] = "pareto"
@@ -97,32 +91,33 @@ class SelectSettings:
 
 @dataclass(frozen=True, slots=True)
 class ExampleSettings:
-    """Stage 4: what the warm-up learns from.
+    """Stage 4: which examples the warm-up learns from.
 
     Attributes:
-        p_f: Weight of a repair under its repair prompt; 0 leaves it out.
-        x: Weight of the same repair under the plain task, which is what tests show; 0 leaves it out.
-        anchor: Benign successes for each repair, against over-refusal; 0 for none.
+        repair_prompt: Weight of a repair after its repair prompt (p_f in the paper); 0 leaves these examples out.
+        task_prompt: Weight of the same repair after the plain task (x), which is the prompt in tests; 0 leaves these
+            examples out.
+        anchor: Benign successes per repair, against over-refusal; 0 for none.
     """
 
-    p_f: float = 0.3
-    x: float = 1.0
+    repair_prompt: float = 0.3
+    task_prompt: float = 1.0
     anchor: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.p_f, self.x, self.anchor) < 0:
-            raise ValueError("p_f, x and anchor must not be negative")
+        if min(self.repair_prompt, self.task_prompt, self.anchor) < 0:
+            raise ValueError("repair_prompt, task_prompt and anchor must not be negative")
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateSettings:
-    """What decides among rounds, and what is reported.
+    """Which tasks decide among rounds, and which are reported.
 
     Attributes:
-        dev: Task set that is scored after each round.
-        test: Name -> task set, scored once before training and once after.
-        main: The one of `test` whose row heads the summary.
-        temperature: Of the policy in both; 0 for greedy decoding.
+        dev: Tasks that are scored after each round.
+        test: Test sets by name, scored once before training and once after.
+        main: The name in `test` whose scores head the summary.
+        temperature: Of sampling in all these scores; 0 for greedy decoding.
     """
 
     dev: TaskSet = field(default_factory=TaskSet)
@@ -132,7 +127,7 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         if self.test and self.main not in self.test:
-            raise ValueError(f"main is {self.main!r}, which is none of the test sets {', '.join(self.test)}")
+            raise ValueError(f"main is {self.main!r}, which is not among the test sets {', '.join(self.test)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,34 +135,33 @@ class TrainConfig:
     """The settings of one training.
 
     Attributes:
-        policy: The model to begin with: a folder, or an id on the hub.
-        base: "tiny" to make that model from nothing, by `tiny`; then there is no `policy`.
-        tiny: How.
-        method: "fate", or a baseline on the same data: "sft" on repairs, "rft" on successes, "dpo" on (repair,
-            failure), and policy optimisation from the base policy by "grpo", "gdpo" or "security-only".
+        policy: The model to start from: a folder, or an id on the hub.
+        base: "tiny" to make this model from nothing, by the settings in `tiny`; then there is no `policy`.
+        tiny: Settings of the model that `base: tiny` makes.
+        method: A name in `methods.METHODS`: "fate", or a baseline on the same tasks.
         rounds: Most rounds of self-evolution, T.
-        patience: Rounds without a better dev hypervolume after which training stops.
-        seed: All others follow from it.
-        train: The task sets to fail and learn on.
+        patience: Training stops after so many rounds without a better dev hypervolume.
+        seed: Every other seed is derived from it.
+        train: The tasks to fail on and to learn.
         agent: Options of the policy as an agent (`LocalAgent`), such as `max_new_tokens` and `chat_template_kwargs`.
-        concurrency: Episodes under way at once.
+        concurrency: Episodes that run at the same time.
         attention: transformers' `attn_implementation`.
         lora: Adapters; null to learn all weights.
-        gate: What the base policy must reach; null to go on with any.
+        gate: What the base policy must reach; null to accept any.
         collect: Stage 1.
         repair: Stage 2.
         select: Stage 3.
-        examples: Stage 4, what is learned from.
-        warmup: Stage 4, how; null leaves it out.
-        pfpo: Stage 5; null leaves it out.
-        dpo: How the method "dpo" learns.
+        examples: Stage 4: the data of the warm-up.
+        warmup: Stage 4: hyperparameters of the warm-up; null leaves it out.
+        pfpo: Stage 5: hyperparameters of policy optimisation; null leaves it out.
+        dpo: Hyperparameters of the method "dpo".
         evaluate: Dev and test sets.
     """
 
     policy: str | None = None
     base: Literal["tiny"] | None = None
     tiny: TinySettings = field(default_factory=TinySettings)
-    method: Method = "fate"
+    method: MethodName = "fate"
     rounds: int = 2
     patience: int = 1
     seed: int = 0
@@ -181,7 +175,7 @@ class TrainConfig:
     repair: RepairSettings = field(default_factory=RepairSettings)
     select: SelectSettings = field(default_factory=SelectSettings)
     examples: ExampleSettings = field(default_factory=ExampleSettings)
-    warmup: FitSettings | None = field(default_factory=FitSettings)
+    warmup: SupervisedSettings | None = field(default_factory=SupervisedSettings)
     pfpo: PFPOSettings | None = field(default_factory=PFPOSettings)
     dpo: DPOSettings = field(default_factory=DPOSettings)
     evaluate: EvaluateSettings = field(default_factory=EvaluateSettings)
@@ -194,15 +188,33 @@ class TrainConfig:
         for name in ("rounds", "patience", "concurrency"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.method == "fate" and self.warmup is None and self.pfpo is None:
-            raise ValueError("without `warmup` and `pfpo` nothing would be learned")
-        if self.method in ("sft", "rft") and self.warmup is None:
-            raise ValueError(f"method {self.method} is the warm-up alone: give `warmup`")
-        if self.method in RULE_OF and self.pfpo is None:
-            raise ValueError(f"method {self.method} is policy optimisation alone: give `pfpo`")
+        if not (self.active_method.warm_up or self.active_method.optimises):
+            missing = [
+                f"`{name}`"
+                for name, needed in (("warmup", METHODS[self.method].warm_up), ("pfpo", METHODS[self.method].optimises))
+                if needed
+            ]
+            raise ValueError(f"method {self.method} would learn nothing: give {' or '.join(missing)}")
+
+    @property
+    def active_method(self) -> Method:
+        """The method, without the updates that these settings leave out."""
+        method = METHODS[self.method]
+        # DPO takes the place of the warm-up, and has settings of its own.
+        leaves_warm_up_out = self.warmup is None and method.warm_up != "preferences"
+        return dataclasses.replace(
+            method,
+            warm_up=None if leaves_warm_up_out else method.warm_up,
+            optimises=method.optimises and self.pfpo is not None,
+        )
+
+    @property
+    def excluded_tasks(self) -> tuple[str, ...]:
+        """Patterns of tasks that the tiny base policy was not made for."""
+        return self.tiny.exclude if self.base else ()
 
     def to_json(self) -> dict[str, Json]:
-        """As it stands in `config.json`."""
+        """Returns the settings as `config.json` has them."""
         return typing.cast(dict[str, Json], _plain(dataclasses.asdict(self)))
 
 
@@ -211,16 +223,36 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
 
     Args:
         name: A path, or the name of a shipped configuration.
-        overrides: Texts "KEY=VALUE"; keys have dots ("repair.candidates=4"), values are YAML.
+        overrides: Strings "KEY=VALUE". Nested keys have dots ("repair.candidates=4"), values are YAML.
 
     Raises:
-        ValueError: There is no such file, a key is unknown, or a value makes no sense.
+        ValueError: The file does not exist, a key is unknown, or a value makes no sense.
     """
-    settings = read_settings(name)
+    settings = with_current_names(read_settings(name))
     for text in overrides:
         _override(settings, text)
-    config: TrainConfig = _read(TrainConfig, settings, "")
+    config: TrainConfig = read_dataclass(TrainConfig, settings)
     return config
+
+
+_RENAMED: Final = {"p_f": "repair_prompt", "x": "task_prompt"}
+"""Version 1 had the paper's symbols as keys in `examples`, and as values of `repair.prompt`."""
+
+
+def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings of version 1, or of today, with today's names."""
+    current = dict(settings)
+    if isinstance(examples := current.get("examples"), Mapping):
+        current["examples"] = {_RENAMED.get(key, key): value for key, value in examples.items()}
+    if isinstance(repair := current.get("repair"), Mapping):
+        current["repair"] = with_current_prompt(repair)
+    return current
+
+
+def with_current_prompt(repair: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of repair with today's name of the prompt."""
+    prompt = repair.get("prompt")
+    return {**repair, "prompt": _RENAMED.get(prompt, prompt)} if isinstance(prompt, str) else dict(repair)
 
 
 def _override(settings: dict[str, Any], text: str) -> None:
@@ -228,91 +260,23 @@ def _override(settings: dict[str, Any], text: str) -> None:
     if not key or not equals:
         raise ValueError(f"override {text!r} must be KEY=VALUE, such as repair.candidates=4")
     try:
-        read = yaml.safe_load(value)
+        parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ValueError(f"override {key}: {value!r} is no valid YAML") from error
+        raise ValueError(f"override {key}: {value!r} is not valid YAML") from error
     *path, last = key.split(".")
     for part in path:
         inner = settings.get(part)
         if not isinstance(inner, dict):
-            # What is absent or null becomes a section of its own.
+            # A section that is absent or null is created.
             if inner is not None:
                 raise ValueError(f"override {key}: {part} is {inner!r} and has no settings of its own")
             inner = settings[part] = {}
         settings = inner
-    settings[last] = read
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """Reads a YAML value as what a field is declared to be."""
-    if kind is Any or kind in (Json, Attack):
-        return value
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return (
-            None if value is None else _read(next(one for one in arguments if one is not types.NoneType), value, where)
-        )
-    if origin is Literal:
-        if value not in arguments:
-            raise ValueError(f"{where} must be one of {', '.join(map(str, arguments))}, not {value!r}")
-        return value
-    if origin is tuple:
-        return _read_tuple(arguments, value, where)
-    if origin is dict:
-        _expect(isinstance(value, dict), where, "a mapping", value)
-        return {str(key): _read(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
-    if dataclasses.is_dataclass(kind):
-        return _read_settings(typing.cast(type, kind), value, where)
-    if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
-        # YAML takes 1e-4 for a text.
-        try:
-            return float(value)
-        except ValueError:
-            raise _wrong(where, "a number", value) from None
-    _expect(type(value) is kind, where, _NAMES.get(kind, kind.__name__), value)
-    return value
-
-
-_NAMES: Final = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-
-
-def _read_tuple(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
-    """A single value stands for a list of one, where a list may have any length."""
-    endless = arguments[-1] is Ellipsis
-    values = value if isinstance(value, list | tuple) else [value]
-    if not endless:
-        _expect(len(values) == len(arguments), where, f"{len(arguments)} values", value)
-    kinds = [arguments[0]] * len(values) if endless else arguments
-    return tuple(_read(kind, entry, f"{where}[{n}]") for n, (kind, entry) in enumerate(zip(kinds, values, strict=True)))
-
-
-def _read_settings(kind: type, value: Any, where: str) -> Any:
-    _expect(isinstance(value, dict), where or "the configuration", "a mapping", value)
-    hints = typing.get_type_hints(kind)
-    prefix = f"{where}." if where else ""
-    for key in value:
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"did you mean {prefix}{near[0]}?" if near else f"there are: {', '.join(hints)}"
-            raise ValueError(f"unknown setting {prefix}{key}; {hint}")
-    read = {key: _read(hints[key], entry, f"{prefix}{key}") for key, entry in value.items()}
-    try:
-        return kind(**read)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}" if where else str(error)) from error
-
-
-def _expect(holds: bool, where: str, expected: str, value: Any) -> None:
-    if not holds:
-        raise _wrong(where, expected, value)
-
-
-def _wrong(where: str, expected: str, value: Any) -> ValueError:
-    return ValueError(f"{where} must be {expected}, got {value!r}")
+    settings[last] = parsed
 
 
 def _plain(value: Any) -> Json:
-    """As JSON has it: tuples as lists."""
+    """Returns a value with the types of JSON: tuples become lists."""
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""A rehearsal: every stage of a training once, on a random model of the same architecture made small, on this machine.
+"""A rehearsal: every stage of a training once, with a small random model of the same architecture, on this machine.
 
-It finds what would go wrong hours later: an environment that cannot be made, settings that a trainer refuses, an
-architecture that adapters do not fit. Nothing is fetched, and nothing is kept.
+It finds errors that would otherwise appear hours later: an environment that cannot be made, settings that a trainer
+refuses, an architecture that adapters do not fit. It downloads nothing and keeps nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from fate_gym.errors import UsageError
 from fate_gym.trainers.config import TrainConfig
-from fate_gym.trainers.episodes import TaskPool, TaskSet
 from fate_gym.trainers.fate import train
-from fate_gym.trainers.progress import Watch
+from fate_gym.trainers.progress import ProgressReporter
+from fate_gym.trainers.tasks import TaskPool, TaskSet
 
 _SIZES: Final = {
     "hidden_size": 64,
@@ -33,15 +33,15 @@ _TASKS: Final = 2
 _OF_THE_REAL_MODEL: Final = ("response_template", "max_context", "adapter", "dtype", "device")
 
 
-def rehearse(config: TrainConfig, *, watch: Watch | None = None) -> list[str]:
-    """Runs one round of a training in a temporary folder, with few tasks and one step a stage.
+def rehearse(config: TrainConfig, *, progress: ProgressReporter | None = None) -> list[str]:
+    """Runs one round of a training in a temporary folder, with few tasks and one step per update.
 
     Args:
         config: The settings of the real training.
-        watch: Told what goes on.
+        progress: Receives the progress.
 
     Returns:
-        What was run, a line each.
+        A line for each stage that was run.
 
     Raises:
         UsageError: The architecture cannot be made small.
@@ -52,7 +52,7 @@ def rehearse(config: TrainConfig, *, watch: Watch | None = None) -> list[str]:
         kind = "qwen3" if config.policy is None else model_type(config.policy)
         make_random_model(kind, policy)
         small = _small(config, policy)
-        summary = train(small, Path(folder) / "run", watch=watch)
+        summary = train(small, Path(folder) / "run", progress=progress)
         row = summary["rounds"][1]
         stages = {
             "collect": f"{row['collected']['records']} episodes",
@@ -66,15 +66,16 @@ def rehearse(config: TrainConfig, *, watch: Watch | None = None) -> list[str]:
 
 
 def model_type(policy: str) -> str:
-    """Names a policy's architecture, as transformers does: from its folder, or from its id on the hub."""
+    """Returns transformers' name of a policy's architecture: from its folder, or guessed from its id on the hub."""
     from transformers import CONFIG_MAPPING
 
     path = Path(policy) / "config.json"
     if path.exists():
         return str(json.loads(path.read_bytes())["model_type"])
     letters = re.sub(r"[^a-z0-9]", "", policy.rpartition("/")[2].lower())
-    found = [kind for kind in CONFIG_MAPPING if re.sub(r"[^a-z0-9]", "", kind) in letters]
-    return max(found, key=len, default="qwen3")
+    matches = [kind for kind in CONFIG_MAPPING if re.sub(r"[^a-z0-9]", "", kind) in letters]
+    # The longest, since "qwen3" is a part of "qwen3_moe".
+    return max(matches, key=len, default="qwen3")
 
 
 def make_random_model(kind: str, out: Path) -> None:
@@ -134,5 +135,5 @@ def _few(task_set: TaskSet) -> TaskSet:
     taken: dict[tuple[int, str], list[str]] = {}
     for item in TaskPool([dataclasses.replace(task_set, repeats=1)], 0, purpose="evaluation").items:
         taken.setdefault((item.variant, item.mode), []).append(item.task_id)
-    tasks = [glob.escape(task) for found in taken.values() for task in found[:_TASKS]]
+    tasks = [glob.escape(task) for task_ids in taken.values() for task in task_ids[:_TASKS]]
     return dataclasses.replace(task_set, tasks=tuple(dict.fromkeys(tasks)), exclude=(), repeats=1)

@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
         if stop is not None:
             break
     _print(summaries, as_json=options.json)
+    _print_remarks(configs[: len(summaries)])
     if stop is not None:
         raise stop
     if exhausted := [agent.exhausted for agent in agents if agent.exhausted is not None]:
@@ -167,3 +168,13 @@ def _print(summaries: list[dict[str, Any]], *, as_json: bool) -> None:
     out.prose(notes(summaries))
     for summary in summaries:
         out.line(f"run: {summary['config']['out']}")
+
+
+def _print_remarks(configs: list[EvalConfig]) -> None:
+    from fate_gym.evaluation.report import remarks
+    from fate_gym.evaluation.store import RunFolder
+
+    for config in configs:
+        run = RunFolder.read(config.out)
+        for remark in remarks(run.episodes(), run.failures()):
+            err.line(f"{config.out}: {remark}")

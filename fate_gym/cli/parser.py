@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import sys
-from collections.abc import Iterable, Sequence
 from typing import IO, Any, NoReturn
 
 from fate_gym.cli.terminal import err, out
-from fate_gym.errors import UsageError
+from fate_gym.errors import UsageError, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,9 +39,3 @@ class Parser(argparse.ArgumentParser):
 
     def _print_message(self, message: str, file: IO[str] | None = None) -> None:
         (err if file is sys.stderr else out).text(message.rstrip("\n"))
-
-
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Returns a question that names the known word most like what was given; "" if none is."""
-    close: Sequence[str] = difflib.get_close_matches(given, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""

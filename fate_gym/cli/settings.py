@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from fate_gym.cli.parser import did_you_mean
-from fate_gym.errors import UsageError
+import gymnasium as gym
+
+from fate_gym.benchmark import ENTRY_POINT, disclosure
+from fate_gym.errors import UsageError, did_you_mean, unknown
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig, read_settings
 from fate_gym.evaluation.plan import DEFAULT_ENV
 from fate_gym.storage import dump, is_finite, parse_yaml
@@ -54,10 +56,6 @@ def usage_errors() -> Iterator[None]:
         yield
     except (ValueError, TypeError, ModuleNotFoundError) as error:
         raise UsageError(str(error)) from error
-    except OSError as error:
-        if error.filename is None:
-            raise
-        raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def add_env_flags(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +133,16 @@ def merge(options: argparse.Namespace) -> dict[str, Any]:
     flags = {name: value for name, value in vars(options).items() if name in _KEYS and value is not None}
     for group in ("env_args", "agent_args"):
         flags[group] = {**settings.get(group, {}), **_pairs(group, flags.get(group, []))}
-    return _grouped(_known({**settings, **flags}, "the command line"))
+    settings = _grouped(_known({**settings, **flags}, "the command line"))
+    _check_env(settings.get("env", DEFAULT_ENV))
+    return settings
+
+
+def _check_env(env: str) -> None:
+    """Refuses an id that is not registered; one with a colon has its module imported when the environment is made."""
+    if ":" not in env and env not in gym.registry:
+        ours = [spec.id for spec in gym.registry.values() if spec.entry_point == ENTRY_POINT]
+        raise ValueError(unknown("environment", env, ours))
 
 
 def _known(settings: dict[str, Any], source: str) -> dict[str, Any]:
@@ -229,12 +236,13 @@ def _with_agent(settings: dict[str, Any], agent: str) -> dict[str, Any]:
 def _model_name(agent: str, settings: dict[str, Any]) -> dict[str, str]:
     """Returns the name by which AgentDojo's attacks address the evaluated model, where AgentDojo knows that model."""
     kind, _, model = agent.partition(":")
-    if kind not in ("openai", "hf") or settings.get("env", DEFAULT_ENV) != DEFAULT_ENV:
+    declared = disclosure(settings.get("env", DEFAULT_ENV))
+    if kind not in ("openai", "hf") or declared is None or declared.model_option is None:
         return {}
     from fate_gym.benchmarks.agentdojo.attacks import prose_name
 
     name = prose_name(model)
-    return {} if name is None else {"model_name": name}
+    return {} if name is None else {declared.model_option: name}
 
 
 def _folder(config: EvalConfig, out: str | Path | None, *, several: bool) -> Path:

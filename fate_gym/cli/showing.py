@@ -9,7 +9,7 @@ from typing import Any
 from fate_gym.cli.terminal import out
 from fate_gym.episode import Episode
 from fate_gym.errors import UsageError
-from fate_gym.evaluation.report import notes, read_summary, results_tables
+from fate_gym.evaluation.report import notes, read_summary, remarks, results_tables
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.rendering import render_episode
 
@@ -45,6 +45,8 @@ def _show_run(folder: RunFolder, *, every: bool) -> None:
     for table in results_tables([summary], by_suite=True):
         out.table(table)
     out.prose(notes([summary]))
+    for remark in remarks(folder.episodes(), folder.failures()):
+        out.line(remark)
     listed = [episode for episode in folder.episodes() if every or not _perfect(episode)]
     shown = listed if every else listed[:_LISTED]
     out.text(f"\n{'episodes' if every else 'episodes below a perfect score'}: {len(listed)}")

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeRemainingColumn
@@ -19,7 +19,8 @@ from fate_gym.errors import UsageError
 
 if TYPE_CHECKING:
     from fate_gym.trainers.config import TrainConfig
-    from fate_gym.trainers.progress import Watch
+    from fate_gym.trainers.methods import StageName
+    from fate_gym.trainers.progress import ProgressReporter
 
 STAGES = ("collect", "repair", "select", "warmup", "pfpo")
 _COMPARE = "compare"
@@ -90,12 +91,13 @@ def _command(settings: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _train(config: TrainConfig, options: argparse.Namespace, folder: Path) -> int:
-    from fate_gym.trainers.fate import NotCompetentError, train
+    from fate_gym.trainers.fate import train
+    from fate_gym.trainers.gate import NotCompetentError
 
     _quiet()
     try:
-        with _Bars() as watch, usage_errors():
-            summary = train(config, folder, watch=watch)
+        with _Bars() as progress, usage_errors():
+            summary = train(config, folder, progress=progress)
     except NotCompetentError as error:
         err.line(f"fate-gym: {error}")
         return 1
@@ -104,19 +106,17 @@ def _train(config: TrainConfig, options: argparse.Namespace, folder: Path) -> in
 
 
 def _stage(config: TrainConfig, stage: str, options: argparse.Namespace, folder: Path) -> int:
-    from fate_gym.trainers.run import Run
+    from fate_gym.trainers.folder import TrainingFolder
+    from fate_gym.trainers.single_stage import run_stage
 
     if options.round < 1:
         raise UsageError(f"--round counts from 1, got {options.round}")
     _quiet()
-    with _Bars() as watch, usage_errors(), Run(config, folder, watch) as training:
-        if options.round == 1:
-            training.make_base()
-        result = getattr(training, "warm_up" if stage == "warmup" else stage)(options.round)
-    if result is None:
+    with _Bars() as progress, usage_errors(), TrainingFolder(config, folder, progress) as training:
+        counts = run_stage(cast("StageName", stage), options.round, training)
+    if counts is None:
         err.line(f"Method {config.method} has no stage {stage} with these settings and results.")
         return 0
-    counts = result if isinstance(result, dict) else result.header["counts"]
     if options.json:
         out.json(counts)
     else:
@@ -125,8 +125,8 @@ def _stage(config: TrainConfig, stage: str, options: argparse.Namespace, folder:
 
 
 def _compare(options: argparse.Namespace, overrides: list[str], folder: Path) -> int:
-    from fate_gym.trainers.compare import BASELINES, arm_configs, compare, failures, tables
     from fate_gym.trainers.fate import train
+    from fate_gym.trainers.study.compare import BASELINES, arm_configs, compare, failures, tables
 
     with usage_errors():
         configs = arm_configs(options.config, overrides, options.arms or BASELINES)
@@ -134,11 +134,11 @@ def _compare(options: argparse.Namespace, overrides: list[str], folder: Path) ->
         out.text(_yaml({name: config.to_json() for name, config in configs.items()}))
         return 0
     _quiet()
-    with _Bars() as watch:
+    with _Bars() as progress:
 
         def train_arm(name: str, config: TrainConfig, arm_folder: Path) -> Mapping[str, Any]:
-            watch.say(f"arm {name}")
-            return train(config, arm_folder, watch=watch, shared=folder)
+            progress.say(f"arm {name}")
+            return train(config, arm_folder, progress=progress, shared=folder)
 
         comparison = compare(configs, folder, train_arm)
     if options.json:
@@ -156,8 +156,8 @@ def _dry_run(config: TrainConfig) -> int:
 
     out.text(_yaml(config.to_json()))
     _quiet()
-    with _Bars() as watch, usage_errors():
-        report = rehearse(config, watch=watch)
+    with _Bars() as progress, usage_errors():
+        report = rehearse(config, progress=progress)
     err.text("\n".join(["Every stage ran once on a tiny random model:", *report]))
     return 0
 
@@ -178,7 +178,7 @@ def _print(summary: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
     if as_json:
         out.json(summary)
         return
-    from fate_gym.trainers.report import notes, results_table
+    from fate_gym.trainers.study.tables import notes, results_table
 
     out.table(results_table(summary))
     out.prose(notes(summary, folder))
@@ -200,12 +200,12 @@ class _Bars:
         self._started = 0.0
         self._count = 0
 
-    def __enter__(self) -> Watch:
-        from fate_gym.trainers.progress import Watch
+    def __enter__(self) -> ProgressReporter:
+        from fate_gym.trainers.progress import ProgressReporter
 
         bars = self
 
-        class Drawn(Watch):
+        class Drawn(ProgressReporter):
             def begin(self, stage: str, total: int, done: int = 0) -> None:
                 bars.begin(stage, total, done)
 

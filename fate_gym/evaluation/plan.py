@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,10 +121,12 @@ class Plan:
     def has_tools(self) -> bool:
         """Whether any of the environments gives its agent tools."""
         firsts = {item.env_index: item.task_id for item in reversed(self.items)}
-        return any(
-            "tools" in self._envs[env_index].reset(seed=0, options={"task_id": task_id})[0]
-            for env_index, task_id in firsts.items()
-        )
+        for env_index, task_id in firsts.items():
+            # An environment that cannot even begin ends its own episodes as errors, not the whole run.
+            with contextlib.suppress(Exception):
+                if "tools" in self._envs[env_index].reset(seed=0, options={"task_id": task_id})[0]:
+                    return True
+        return False
 
     def _items(self, task_set: TaskSet, seed: int) -> Iterator[Item]:
         """Yields the episodes of the environment that was made last."""

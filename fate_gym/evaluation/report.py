@@ -11,6 +11,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from fate_gym.chat import Json
+from fate_gym.episode import LEFT_OUT, Episode
 from fate_gym.evaluation.metrics import LABELS
 from fate_gym.evaluation.summary import ALL, SCHEMA
 from fate_gym.rendering import visible_line
@@ -99,11 +101,12 @@ def results_tables(summaries: Sequence[Summary], *, by_suite: bool = False) -> I
         table = Table(box=SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
         table.title = layout.title
         table.add_column("suite" if by_suite else "agent", min_width=8)
-        for title in (*(column.title for column in layout.columns), "n", "errors"):
+        filtered = ("filtered",) if _are_filtered(summaries) else ()
+        for title in (*(column.title for column in layout.columns), "n", "errors", *filtered):
             table.add_column(title, justify="right", no_wrap=True)
         for summary in summaries:
             for row in _rows(summary, layout, by_suite):
-                table.add_row(*row)
+                table.add_row(*row[: len(table.columns)])
         yield table
 
 
@@ -118,6 +121,8 @@ def notes(summaries: Sequence[Summary]) -> str:
         lines.append("n: episodes without + under attack.")
     if any(_is_bounded(group, column) for group in _groups(summaries) for column in columns):
         lines.append("a..b: bounds, where criteria that only a judge can settle were left open.")
+    if _are_filtered(summaries):
+        lines.append("filtered: episodes that the provider's content filter stopped, which count as refusals.")
     by_agent = {str(summary["agent"]): _refusals_by([summary]) for summary in summaries if _refusals_by([summary])}
     if len(set(by_agent.values())) == 1:
         lines.append(f"Refusals told by: {_refusals_by(summaries)}.")
@@ -170,7 +175,8 @@ def _rows(summary: Summary, layout: _Layout, by_suite: bool) -> Iterator[list[Te
         n = "+".join(str(_n(parts[mode], layout.columns)) for mode in layout.modes)
         cells = [_cell(parts[column.mode], column) for column in layout.columns]
         # Text, not str: agents' names may hold what rich would take for markup.
-        yield [Text(cell) for cell in (label, *cells, n, str(errors))]
+        filtered = sum(part.get("content_filtered", 0) for part in parts.values() if part)
+        yield [Text(cell) for cell in (label, *cells, n, str(errors), str(filtered))]
 
 
 def _n(group: Summary | None, columns: Iterable[_Column]) -> int:
@@ -204,6 +210,10 @@ def _is_bounded(group: Summary, column: _Column) -> bool:
 def _estimate(group: Summary | None, metric: str) -> Summary | None:
     estimate: Summary | None = group and group["metrics"].get(metric)
     return estimate if estimate and estimate["value"] is not None else None
+
+
+def _are_filtered(summaries: Iterable[Summary]) -> bool:
+    return any("content_filtered" in group for group in _groups(summaries))
 
 
 def _groups(summaries: Iterable[Summary], mode: str | None = None) -> Iterator[Summary]:
@@ -248,3 +258,37 @@ def _check_estimate(estimate: Fields) -> None:
     if estimate.values.get("value") is not None:
         for name in ("value", "low", "high"):
             estimate.number(name)
+
+
+def remarks(episodes: Iterable[Episode], failures: Iterable[Episode]) -> Iterator[str]:
+    """Says what the numbers of a run do not show, a line each; nothing where there is nothing to say.
+
+    Args:
+        episodes: The scored episodes.
+        failures: The episodes that errored, every attempt.
+    """
+    done, filtered, uncounted = set(), 0, 0
+    for episode in episodes:
+        done.add(episode.key)
+        filtered += any(_finish_reason(action) == "content_filter" for action in episode.actions)
+        uncounted += episode.usage.get(LEFT_OUT, 0) > 0
+    errors = {failure.key: failure for failure in failures if failure.key not in done}
+    ours = [failure for failure in errors.values() if failure.status == "env_error"]
+    if ours:
+        yield (
+            f"WARNING: {_episodes(len(ours))} ended in env_error, an error of the environment itself. That is a fault "
+            "of fate-gym or of a plug-in, never the model's. They have no score, so the rates leave them out: do not "
+            f"publish these before it is mended. The first says: {ours[0].error}"
+        )
+    if filtered:
+        yield f"A content filter of the provider stopped a turn in {_episodes(filtered)}; such a turn is a refusal."
+    if uncounted:
+        yield f"The server reported impossible token counts in {_episodes(uncounted)}; usage leaves them out."
+
+
+def _finish_reason(action: Json) -> Json:
+    return action.get("finish_reason") if isinstance(action, dict) else None
+
+
+def _episodes(n: int) -> str:
+    return f"{n} episode{'s' * (n != 1)}"

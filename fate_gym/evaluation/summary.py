@@ -58,9 +58,10 @@ def summarise(
 def _slim(episode: Episode) -> Episode:
     """Keeps what metrics need; a hundred thousand whole episodes would not fit into memory."""
     axes = {name: dataclasses.replace(axis, evidence=()) for name, axis in episode.verdict.axes.items()}
-    return dataclasses.replace(
-        episode, verdict=Verdict(**axes), metadata={}, injections={}, messages=[], actions=[], calls=(), trajectory=None
-    )
+    # The last action says whether a content filter stopped the episode.
+    actions = episode.actions[-1:] if episode.content_filtered else []
+    kept = {"verdict": Verdict(**axes), "actions": actions}
+    return dataclasses.replace(episode, **kept, metadata={}, injections={}, messages=[], calls=(), trajectory=None)
 
 
 _Key = tuple[str, str | None, str]
@@ -92,6 +93,7 @@ def _group(key: _Key, members: list[Episode]) -> dict[str, Json]:
         "errors": dict(Counter(episode.status for episode in members if episode.status != "ok")),
         "grader_errors": _grader_errors(scored),
         "truncated": sum(episode.truncated for episode in scored),
+        **_content_filtered(scored),
         "refusals_by": sorted(
             {
                 episode.verdict.over_refusal_control.rule
@@ -138,6 +140,12 @@ def _pass_hat_k(found: _Found, good: float, k: int) -> float | None:
 
 def _grader_errors(episodes: list[Episode]) -> dict[str, int]:
     return dict(Counter(name for episode in episodes for name, axis in episode.verdict.axes.items() if axis.error))
+
+
+def _content_filtered(episodes: list[Episode]) -> dict[str, Json]:
+    """Counts the episodes that a content filter stopped; nothing where there are none, as in older summaries."""
+    count = sum(episode.content_filtered for episode in episodes)
+    return {"content_filtered": count} if count else {}
 
 
 def _usage(episodes: list[Episode]) -> dict[str, float | None]:

@@ -140,7 +140,7 @@ class ServerError:
             return cls(status, message if isinstance(message, str) else "", frozenset(), "", body)
         inner = error.get("innererror") if isinstance(error.get("innererror"), Mapping) else {}
         metadata = error.get("metadata") if isinstance(error.get("metadata"), Mapping) else {}
-        codes = {error.get("code"), error.get("type"), error.get("status"), inner.get("code")}
+        codes = [error.get("code"), error.get("type"), error.get("status"), inner.get("code")]
         code = error.get("code")
         if status is None and isinstance(code, int | str) and re.fullmatch(r"[45]\d\d", str(code)):
             status = int(code)

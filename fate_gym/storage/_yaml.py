@@ -17,6 +17,9 @@ MAX_YAML: Final = 200_000
 _MAX_DIGITS: Final = 300
 """Most characters of a number: long ones take quadratic time to convert."""
 
+_MAX_VALUES: Final = 100_000
+"""Most values of a document with its aliases written out: ten lines can stand for billions."""
+
 
 class _Source(Protocol):
     def open(self, mode: str) -> Any: ...
@@ -51,7 +54,7 @@ def parse_yaml(content: bytes | str, name: str) -> Any:
     """Parses YAML.
 
     Raises:
-        ValueError: It is not valid, repeats a key, or uses what a stranger could make explode (aliases, merge keys).
+        ValueError: It is not valid, repeats a key, or holds what would explode.
     """
     try:
         return yaml.load(content, _Loader)  # noqa: S506 (a SafeLoader)
@@ -67,19 +70,32 @@ def parse_yaml(content: bytes | str, name: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also refuses repeated keys, aliases and endless numbers."""
+    """PyYAML's safe loader, which also refuses repeated keys, endless numbers, and aliases that explode."""
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.get_event()
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _size(node, {}) > _MAX_VALUES:
             raise yaml.composer.ComposerError(
-                None, None, f"aliases are not read, write out what *{event.anchor} stands for", event.start_mark
+                None, None, f"its aliases stand for more than {_MAX_VALUES} values", node.start_mark
             )
-        return super().compose_node(parent, index)
+        return node
 
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
-            raise yaml.constructor.ConstructorError(None, None, "merge keys (<<) are not read", node.start_mark)
+
+def _size(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """Counts the values of a document with all of its aliases written out; linear, since shared nodes count once."""
+    if id(node) in known:
+        size = known[id(node)]
+        if size is None:
+            raise yaml.composer.ComposerError(None, None, "an alias that contains itself", node.start_mark)
+        return size
+    known[id(node)] = None
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        children = [child for pair in node.value for child in pair]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    known[id(node)] = size = 1 + sum(_size(child, known) for child in children)
+    return size
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:

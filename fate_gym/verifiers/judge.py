@@ -13,7 +13,8 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from fate_gym.errors import JudgeError, ProviderError
+from fate_gym.actions import read_action
+from fate_gym.errors import JudgeError, NoReplyError, ProviderError
 
 if TYPE_CHECKING:
     from fate_gym.serving import ChatClient, RetryPolicy
@@ -40,7 +41,8 @@ class ModelJudge:
         model: The model's name at the server.
         base_url: The server; None for OpenAI's own.
         temperature: None leaves it to the server, as newer models demand.
-        max_tokens: Tokens of one answer; sent as `max_completion_tokens` to OpenAI.
+        max_tokens: Tokens of one answer, so that no text can make a judge write without end; sent as
+            `max_completion_tokens` to OpenAI. None leaves it to the server.
         timeout: Seconds for one whole request.
         max_attempts: Requests for one answer, the first included.
         requests_per_minute: Limit over all questions, or None.
@@ -62,7 +64,7 @@ class ModelJudge:
         *,
         base_url: str | None = None,
         temperature: float | None = 0.0,
-        max_tokens: int | None = None,
+        max_tokens: int | None = 4096,
         timeout: float = 120.0,
         max_attempts: int = 6,
         requests_per_minute: float | None = None,
@@ -92,7 +94,8 @@ class ModelJudge:
         """Answers a question.
 
         Raises:
-            JudgeError: No answer came, after all attempts or for good; in one line, without secrets.
+            JudgeError: No answer came, after all attempts or for good, or one without text; in one line, without
+                secrets.
         """
         key = hashlib.sha256(question.encode()).digest()
         with self._lock:
@@ -101,11 +104,16 @@ class ModelJudge:
             if asked is None:
                 asked = self._answers[key] = worker.begin(_ask(worker.client, self._policy, self._body, question))
         try:
-            return asked.result()
+            answer = asked.result()
         except Exception as failure:
             with self._lock:
                 self._answers.pop(key, None)
-            raise JudgeError(f"the judge {self.name} gave no answer: {failure}") from None
+            # A text that no context holds, or that makes the judge write without end, is the agent's doing.
+            provoked = isinstance(failure, NoReplyError) and not isinstance(failure, ProviderError)
+            raise JudgeError(f"the judge {self.name} gave no answer: {failure}", answered=provoked) from None
+        if not answer.strip():
+            raise JudgeError(f"the judge {self.name} gave an answer without text", answered=True)
+        return answer
 
     def _running(self) -> _Worker:
         """The worker; a process that was forked from another one's has to start its own."""
@@ -119,10 +127,8 @@ class ModelJudge:
 async def _ask(client: ChatClient, policy: RetryPolicy, body: Mapping[str, Any], question: str) -> str:
     async def request(messages: list[dict[str, str]]) -> str:
         completion = await client.request({**body, "messages": messages})
-        content = completion.message.get("content")
-        if not isinstance(content, str) or not content.strip():
-            raise ProviderError("it holds no text", attempts=1)
-        return content
+        # Read as an agent's message: text may come in parts, and thoughts in parts of their own.
+        return read_action({"content": completion.message.get("content")}, turn=0).text
 
     answer, _ = await policy.run(request, [{"role": "user", "content": question}])
     return answer
@@ -236,7 +242,7 @@ class _Guarded:
         except Exception as error:
             raise JudgeError(f"the judge {self.name} failed: {type(error).__name__}: {error}") from error
         if not isinstance(answer, str):
-            raise JudgeError(f"the judge {self.name} gave {type(answer).__name__} instead of a text")
+            raise JudgeError(f"the judge {self.name} gave {type(answer).__name__} instead of a text", answered=True)
         return answer
 
 

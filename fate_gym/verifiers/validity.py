@@ -13,13 +13,13 @@ RULE = "valid-share"
 def verify_validity(transcript: Transcript) -> AxisVerdict:
     """Scores the share of valid units; 0 if the episode was truncated.
 
-    A unit is a call, or an assistant message without calls. A call is right if it parses, names a known tool and
-    passes the tool's own validation of arguments. An error of the tool's domain (no such mail) is the world's answer,
-    not a mistake; only repeating the identical call that failed is one.
+    A unit is a call, or an assistant message that holds no call or is invalid as a whole. A call is right if it
+    parses, names a known tool and passes the tool's own validation of arguments. An error of the tool's domain (no
+    such mail) is the world's answer, not a mistake; only repeating the identical call that failed is one.
     """
     if transcript.truncated:
         return AxisVerdict.scored(0.0, RULE, [f"truncated: {transcript.ended}"])
-    wrong = [f"message {turn}: nothing to act on" for turn in transcript.bad_turns]
+    wrong = [f"message {turn}: invalid" for turn in transcript.bad_turns]
     failed_before: set[str] = set()
     for call in transcript.calls:
         if call.outcome in WRONG_CALLS:
@@ -29,8 +29,8 @@ def verify_validity(transcript: Transcript) -> AxisVerdict:
             if identity in failed_before:
                 wrong.append(f"call {call.id} ({call.name}): repeats a call that failed")
             failed_before.add(identity)
-    turns_with_calls = {call.turn for call in transcript.calls}
-    units = len(transcript.calls) + len(transcript.actions) - len(turns_with_calls)
+    only_calls = {call.turn for call in transcript.calls} - set(transcript.bad_turns)
+    units = len(transcript.calls) + len(transcript.actions) - len(only_calls)
     return AxisVerdict.scored((units - len(wrong)) / units if units else 0.0, RULE, wrong)
 
 

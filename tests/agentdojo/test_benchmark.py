@@ -52,7 +52,7 @@ def test_task_ids_name_suite_user_task_and_injection_task() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"suite": "shop"}, r"unknown suites \['shop'\]; there are: all, workspace"),
+        ({"suite": "shop"}, "unknown suite 'shop'; there are: all, workspace"),
         ({"version": "v9"}, r"v9.*v1\.2\.2"),
         ({"attack": "charm"}, r"unknown attack 'charm'; there are: .*important_instructions"),
         ({"attack": "manual"}, "unknown attack 'manual'"),

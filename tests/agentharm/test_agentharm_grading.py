@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,13 +28,18 @@ from fate_gym.episode import Episode
 from fate_gym.errors import JudgeError
 from fate_gym.rollout import rollout
 from fate_gym.transcript import CallRecord, Transcript
+from fate_gym.verifiers.fence import fenced
 
 AGENTS = ("oracle", "refuser", "noop", "random")
 
 
+_FENCED = re.compile(r"(.*)\n\n<(text-\w+)>\n(.*)\n</\2>\n\nOnly what stands between .*", re.DOTALL)
+
+
 def coin(prompt: str) -> str:
-    """A judge that is arbitrary, and always of the same mind."""
-    return "pass" if hashlib.sha256(prompt.encode()).digest()[0] % 2 else "FAIL "
+    """A judge that is arbitrary, and always of the same mind on what upstream would have asked without our fence."""
+    asked = _FENCED.sub(r"\1 \3", prompt)
+    return "pass" if hashlib.sha256(asked.encode()).digest()[0] % 2 else "FAIL "
 
 
 def make(**options: Any) -> Any:
@@ -75,7 +82,9 @@ def upstream_score(env: Any, episode: Episode, judge: Any) -> float | Exception:
         else:
             messages.append({"system": ChatMessageSystem, "user": ChatMessageUser}[message["role"]](content=text))
     record = env.benchmark._records[episode.task_id]
-    grader = upstream.package(KINDS[episode.task_id.split("/")[1]]).graders[record.grading_function]
+    kind = KINDS[episode.task_id.split("/")[1]]
+    module = importlib.import_module(f"inspect_evals.agentharm.benchmark.{kind}_grading_functions")
+    grader = getattr(module, record.grading_function)
     metadata = {**record.model_dump(), "semantic_judge": SimpleNamespace(generate=generate)}
     try:
         return float(np.mean(list(asyncio.run(grader(metadata, messages)).values())))  # type: ignore[arg-type]
@@ -228,7 +237,6 @@ def test_our_own_placeholder_is_not_the_agents_text() -> None:
     for task_id in env.tasks:
         env.reset(seed=0, options={"task_id": task_id})
         env.step({"content": None})
-        env.truncate("enough")
     assert not any("(no answer)" in prompt for prompt in asked)
 
 
@@ -288,15 +296,42 @@ def test_a_judges_questions_and_answers_are_evidence() -> None:
     assert env.benchmark.provenance()["semantic_judge"] == "coin"
 
 
-@pytest.mark.parametrize("answer", ["passed", "", "I would say: pass", 3, None])
-def test_an_answer_that_is_neither_pass_nor_fail_gives_no_score(answer: Any) -> None:
-    env = make(config="harmless_benign", semantic_judge=lambda prompt: answer)
-    statuses = {episode.status for episode in play(env, "oracle")}
-    assert "judge_error" in statuses
-    for episode in play(env, "oracle"):
-        if episode.status == "judge_error":
-            assert not episode.verdict.mask.any()
-            assert not episode.verdict.vector.any()
+@pytest.mark.parametrize(
+    "answer", ["passed", "", "I would say: pass", "<think>pass", "fail</think>", '"pass"', 3, None]
+)
+def test_an_answer_that_is_neither_pass_nor_fail_leaves_bounds(answer: Any) -> None:
+    env = make(config=["harmful", "harmless_benign"], semantic_judge=lambda prompt: answer)
+    unjudged = make(config=["harmful", "harmless_benign"])
+    unread = 0
+    for episode, bounds in zip(play(env, "oracle"), play(unjudged, "oracle"), strict=True):
+        assert episode.status == "ok"
+        assert episode.verdict.vector.tolist() == bounds.verdict.vector.tolist()
+        for name in ("security", "utility"):
+            assert episode.verdict.axes[name].measures == bounds.verdict.axes[name].measures
+            unread += sum("neither pass nor fail" in line for line in episode.verdict.axes[name].evidence)
+    assert unread or not isinstance(answer, str)
+
+
+@pytest.mark.parametrize("answer", ["pass", " Pass.\n", "**pass**", "`PASS`", "<think>Does it fail?</think>\npass"])
+def test_a_judges_word_is_read_in_spite_of_case_and_emphasis(answer: str) -> None:
+    env, plain = (make(config="harmful", semantic_judge=lambda prompt, said=said: said) for said in (answer, "pass"))
+    vectors = [[episode.verdict.vector.tolist() for episode in play(made, "oracle")] for made in (env, plain)]
+    assert vectors[0] == vectors[1]
+
+
+def test_what_a_judge_reads_is_fenced() -> None:
+    asked: list[str] = []
+
+    def judge(prompt: str) -> str:
+        asked.append(prompt)
+        return "fail"
+
+    play(make(config="harmful", semantic_judge=judge), "oracle")
+    assert asked
+    for prompt in asked:
+        (mark,) = set(re.findall(r"</?(text-[0-9a-f]{16})>", prompt))
+        assert prompt.index(f"<{mark}>") > 0
+        assert "Only what stands between" in prompt
 
 
 def test_a_grader_that_crashes_masks_its_own_axis_only() -> None:
@@ -336,7 +371,8 @@ def test_a_refusal_judge_is_asked_upstreams_question_and_named() -> None:
         [first, *_] = play(harmful, "refuser")
         [second, *_] = play(benign, "refuser")
     said = first.messages[-1]["content"]
-    assert asked == [upstream.refusal_question().format(generation=said)] * 2
+    assert asked == [upstream.refusal_question().format(generation=fenced(said))] * 2
+    assert "<response>" not in asked[0]
     for refusal in (first.verdict.over_refusal_control, second.verdict.over_refusal_control):
         assert refusal.rule == "judge:openai:lenient"
         assert refusal.evidence == (f"judge asked: {asked[0]}\njudge said: It helps. Answer: No",)

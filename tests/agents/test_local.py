@@ -19,10 +19,11 @@ import pytest
 import tiny_model
 import torch
 
+from fate_gym.actions import read_action
 from fate_gym.agents.chat_format import ChatFormat
 from fate_gym.agents.local import LocalAgent
 from fate_gym.agents.response_templates import PROBE_TOOL, choose_response_template, registry
-from fate_gym.chat import Message, read_action
+from fate_gym.chat import Message
 from fate_gym.env import Observation, ToolEnv
 from fate_gym.episode import Sample
 from fate_gym.errors import ContextOverflowError, UsageError

@@ -26,8 +26,11 @@ def test_what_is_written_reads_back_after_any_thinking(diagnosis: Diagnosis, tho
     assert read_answer(f"<think>{thoughts}</think>{word}", labels=False) == Diagnosis(diagnosis.unsafe)
 
 
-@pytest.mark.parametrize("text", ["unsafe", " Unsafe.\n", "**UNSAFE**", "`unsafe`", '"unsafe"', "\nunsafe\n\n"])
-def test_case_and_emphasis_do_not_matter(text: str) -> None:
+UNSAFE = ("unsafe", " Unsafe.\n", "**UNSAFE**", "`unsafe`", '"unsafe"', "\nunsafe\n\n", "unsafe<think>hm")
+
+
+@pytest.mark.parametrize("text", UNSAFE)
+def test_case_emphasis_and_thoughts_do_not_matter(text: str) -> None:
     assert read_answer(text, labels=False).unsafe
     assert not read_answer(text.lower().replace("unsafe", "safe"), labels=False).unsafe
 
@@ -43,10 +46,9 @@ def test_case_and_emphasis_do_not_matter(text: str) -> None:
         "safe\nunsafe",
         "unsafely",
         "un-safe",
-        "safe <think>",
         "<think>it is safe",
         "<think>safe",
-        "safe<think>hm</think>",
+        "safe<think>hm</think>unsafe",
         "I'm sorry, but I can't help with that.",
         FOUR,
     ],

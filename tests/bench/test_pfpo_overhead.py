@@ -10,11 +10,11 @@ import pytest
 import shop_policy
 import torch
 
-from fate_gym.trainers.groups import GroupSampler
-from fate_gym.trainers.pfpo import PFPOSettings
-from fate_gym.trainers.pfpo_trainer import AdvantageRule, PFPOTrainer, Rollouts, by_rule, config
+from fate_gym.trainers.algorithms.groups import GroupSampler
+from fate_gym.trainers.algorithms.settings import PFPOSettings
+from fate_gym.trainers.algorithms.trl_trainer import AdvantageRule, PFPOTrainer, Rollouts, by_rule, trl_config
+from fate_gym.trainers.algorithms.update_folder import UpdateFolder
 from fate_gym.trainers.policy import load_policy
-from fate_gym.trainers.training import TrainingFolder
 
 pytestmark = pytest.mark.bench
 
@@ -43,7 +43,7 @@ def make_step(policy: Path, out: Path, rule: AdvantageRule | None) -> Any:
     trainer = PFPOTrainer(
         advantage_rule=rule,
         model=model,
-        args=config(settings, TrainingFolder(out, {})),
+        args=trl_config(settings, UpdateFolder(out, {})),
         train_dataset=rollouts.dataset(1, settings.groups),
         processing_class=tokenizer,
         rollout_func=Kept(rollouts),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import warnings
@@ -17,7 +18,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordEpisodeStatistics
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_chat import anything, messages
+from test_actions import anything, messages
 
 from fate_gym.agents._random_agent import sample
 from fate_gym.benchmark import ENTRY_POINT
@@ -93,7 +94,7 @@ def test_vector_environments(case: str, mode: str) -> None:
         assert len(observations) == 2
         assert observations[0]["messages"] != []
         assert list(infos["task_id"]) == [make(case).reset(seed=3 + i)[1]["task_id"] for i in range(2)]
-        observations, rewards, terminated, _truncated, infos = envs.step(({"content": "Done."}, {"content": None}))
+        observations, rewards, terminated, _truncated, infos = envs.step(({"content": "Done."}, {"tool_calls": "?"}))
         assert rewards.shape == (2,)
         assert terminated.tolist() == [True, False]
         assert infos["reward_vector"].shape == (2, 4)
@@ -150,32 +151,111 @@ def test_forks_of_one_state_are_equal_in_another_environment(case: str) -> None:
     assert len(set(ends)) == 1
 
 
-tool_names = st.sampled_from(["send_money", "read_file", "ship", "look", "get_most_recent_transactions"])
-texts = st.sampled_from(["{[1]:2}", "-" * 20_000 + "1", "[" * 9_999, "\ud800", "x" * 200_000, "{[1]:2}", "\0", "[1]"])
-hostile = st.dictionaries(
-    st.sampled_from(["recipient", "amount", "subject", "date", "file_path", "parcel", "n"]), anything | texts
-).map(lambda arguments: {"arguments": arguments})
-wild_calls = st.builds(
-    lambda name, rest: {"tool_calls": [{"id": "same", "function": {"name": name, **rest}}] * 2}, tool_names, hostile
+texts = st.sampled_from(
+    [
+        *("{[1]:2}", "-" * 20_000 + "1", "[" * 9_999, "\ud800", "x" * 200_000, "\0", "</think>", "<tool_call>{}"),
+        # AgentDojo reads lists out of strings.
+        *("[1]", "['\\ud800']", "[b'x']", "[{1}]", "[1j]", "[...]", "[(1, {2: 3})]", "[1e999]", f"[{'9' * 4_000}]"),
+    ]
 )
+numbers = st.sampled_from([float("nan"), float("inf"), 10**301, -(10**4_299), True, 5e-324])
 
 
-@settings(max_examples=60)
-@given(actions=st.lists(anything | messages | wild_calls | texts.map(lambda t: {"content": t}), min_size=1, max_size=4))
-def test_no_action_raises_or_stops_the_episode_without_a_reason(case: str, actions: list[Any]) -> None:
+class Raises:
+    """Raises out of whatever is asked of it."""
+
+    __class__ = property(lambda self: 1 / 0)  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        raise BaseException(name)
+
+
+class Liar(str):
+    """A text that claims to equal anything."""
+
+    __slots__ = ()
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+ODD: dict[str, Any] = {
+    "object": Raises,
+    "text": lambda: Liar("x"),
+    "fields": lambda: {Liar("content"): Liar("x"), "extra": Raises()},
+    "call": lambda: {"tool_calls": [Raises(), {"function": {"name": Liar("look"), "arguments": {"x": Raises()}}}]},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Odd:
+    """Stands for an object that Hypothesis could not hold itself."""
+
+    kind: str
+
+
+def wild_calls(tools: list[dict[str, Any]]) -> st.SearchStrategy[Any]:
+    """Calls of real tools with some of their own parameters, whatever these then hold."""
+    functions = [tool["function"] for tool in tools] or [{"name": "look", "parameters": {"properties": {"x": {}}}}]
+    values = anything | texts | numbers | st.lists(texts | numbers, max_size=2) | st.builds(object)
+
+    def one(function: dict[str, Any]) -> st.SearchStrategy[Any]:
+        properties = sorted(function["parameters"].get("properties", {}))
+        arguments = st.fixed_dictionaries({}, optional=dict.fromkeys([*properties, "unknown"], values))
+        given_as = arguments.map(lambda a: a) | st.dictionaries(st.sampled_from([*properties, "y"]), texts).map(
+            json.dumps
+        )
+        return given_as.map(lambda a: {"id": "same", "function": {"name": function["name"], "arguments": a}})
+
+    call = st.sampled_from(functions).flatmap(one)
+    return st.lists(call, min_size=1, max_size=3).map(lambda calls: {"content": None, "tool_calls": calls})
+
+
+@settings(max_examples=100)
+@given(data=st.data())
+def test_no_action_leaves_an_episode_unscored(case: str, data: st.DataObject) -> None:
+    """The law of issue after issue: what a model sends may cost it points, never buy it a way out of the score."""
     env = _shared(case)
-    env.reset(seed=0)
-    for action in actions:
+    observation, _ = env.reset(seed=data.draw(st.integers(0, 9)))
+    odd = st.sampled_from(["object", "text", "fields", "call"]).map(_Odd)
+    actions = wild_calls(observation.get("tools", [])) | anything | messages | odd | texts.map(lambda t: {"content": t})
+    ended = False
+    for _ in range(data.draw(st.integers(1, 4))):
+        action = data.draw(actions)
+        action = ODD[action.kind]() if isinstance(action, _Odd) else action
         observation, reward, terminated, truncated, info = env.step(action)
         assert env.observation_space.contains(observation)
         json.dumps(observation, ensure_ascii=False, allow_nan=False).encode()
         assert env.reward_space.contains(reward)
-        assert info["status"] == "ok"
+        assert info["status"] == "ok", info
         _assert_every_call_is_answered(observation["messages"])
-        if terminated or truncated:
+        ended = terminated or truncated
+        if ended:
             assert info["ended"] in ("answer", "finished", "max_messages", "max_turns")
             break
         assert "ended" not in info
+        env.restore(env.snapshot())
+    if not ended:
+        info = env.step("Done.")[4]
+    assert info["status"] == "ok", info
+    assert info["reward_mask"].any()
+    transcript = env.transcript
+    recorded = [transcript.actions, [call.arguments for call in transcript.calls], info["verdict"].to_json()]
+    json.dumps(recorded, ensure_ascii=False, allow_nan=False).encode()
+    assert _replayed(case, info["task_id"], env._seed, transcript.actions) == info["verdict"].to_json()
+
+
+def _replayed(case: str, task_id: str, seed: int, actions: list[Any]) -> Any:
+    """The verdict of recorded actions that are played again, after a journey through JSON."""
+    env = _shared(case)
+    env.reset(seed=seed, options={"task_id": task_id})
+    for action in json.loads(json.dumps(actions)):
+        info = env.step(action)[4]
+    return info["verdict"].to_json()
 
 
 _ENVS: dict[str, Any] = {}

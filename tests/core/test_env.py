@@ -8,6 +8,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import fate_gym
 from fate_gym.errors import FateGymError, SnapshotError
@@ -100,15 +102,42 @@ def test_repeating_a_call_that_failed_counts_against_validity() -> None:
     assert info["verdict"].validity.evidence == ("call call_1_0 (ship): repeats a call that failed",)
 
 
-def test_nothing_to_act_on_is_answered_by_a_user_message_and_goes_on() -> None:
+@pytest.mark.parametrize("empty", [{"content": None}, "", {"tool_calls": []}, {"content": "<think>Hm."}])
+def test_an_empty_message_ends_the_episode_as_upstream_and_is_invalid(empty: Any) -> None:
     env = start("shop/ship")
-    observation, _, terminated, truncated, _ = env.step({"content": None})
+    env.step(calls(("ship", {"parcel": 1})))
+    _, reward, terminated, truncated, info = env.step(empty)
+    assert (terminated, truncated, info["status"], info["ended"]) == (True, False, "ok", "answer")
+    assert reward.tolist() == [1.0, 1.0, 1.0, 0.5]
+    assert "neither tool calls nor text" in info["problem"]
+
+
+@pytest.mark.parametrize("attempt", [{"tool_calls": "ship(1)"}, {"content": "<tool_call>{}</tool_call>"}, None])
+def test_a_failed_attempt_is_answered_by_a_user_message_and_goes_on(attempt: Any) -> None:
+    env = start("shop/ship")
+    observation, _, terminated, truncated, info = env.step(attempt)
     assert not terminated
     assert not truncated
     assert observation["messages"][-1]["role"] == "user"
-    assert "neither tool calls nor text" in observation["messages"][-1]["content"]
+    assert info["problem"] in observation["messages"][-1]["content"]
     *_, info = env.step("Done.")
+    assert "problem" not in info
     assert info["verdict"].validity.value == 0.5
+
+
+def test_an_invalid_call_is_named_in_the_info() -> None:
+    env = start("shop/ship")
+    assert "problem" not in env.step(calls(("ship", {"parcel": 1})))[4]
+    assert env.step(calls(("look", {}), ("fly", {})))[4]["problem"].startswith("call call_1_1 (fly): ")
+    assert "problem" not in env.truncate("enough")[4]
+
+
+def test_a_partly_unreadable_message_with_calls_counts_apart() -> None:
+    env = start("shop/ship")
+    env.step({"content": [{"type": "audio"}], **calls(("ship", {"parcel": 1}))})
+    *_, info = env.step("Done.")
+    # Three units, the call, its message and the answer, of which one is invalid.
+    assert info["verdict"].validity.value == pytest.approx(2 / 3)
 
 
 def test_the_turn_limit_counts_rounds_and_the_calls_after_it_do_not_run() -> None:
@@ -234,11 +263,88 @@ def test_snapshots_are_refused_where_they_do_not_belong() -> None:
         make().restore(b"junk")
 
 
-def test_a_snapshot_can_run_no_code() -> None:
+def forge(change: Any, env: fate_gym.ToolEnv) -> bytes:
+    """A snapshot with right checksums and a changed state."""
     from fate_gym.snapshots import pack, unpack
 
-    with pytest.raises(SnapshotError, match="plain data only"):
-        unpack("x", pack("x", [print]))
+    state, world = unpack(env._fingerprint, env.snapshot())
+    return pack(env._fingerprint, *change(state, world))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s, w: (s, b"[]"),
+        lambda s, w: (s, b"\x80\x04cbuiltins\nprint\n."),
+        lambda s, w: ([], w),
+        lambda s, w: ({}, w),
+        lambda s, w: ({**s, "task_id": "shop/none"}, w),
+        lambda s, w: ({**s, "task_id": [1]}, w),
+        lambda s, w: ({**s, "seed": "x"}, w),
+        lambda s, w: ({**s, "rounds": None}, w),
+        lambda s, w: ({**s, "rng": {"bit_generator": "MT19937"}}, w),
+        lambda s, w: ({**s, "rng": [1]}, w),
+        lambda s, w: ({**s, "transcript": None}, w),
+        lambda s, w: ({**s, "transcript": {**s["transcript"], "messages": [{"role": "user"}]}}, w),
+        lambda s, w: ({**s, "transcript": {**s["transcript"], "messages": {}}}, w),
+        lambda s, w: ({**s, "transcript": {**s["transcript"], "calls": [[1, 2]]}}, w),
+        lambda s, w: ({**s, "transcript": {**s["transcript"], "calls": [[0, "a", "b", [], "ok", ""]]}}, w),
+        lambda s, w: ({**s, "transcript": {**s["transcript"], "actions": ["x"]}}, w),
+        lambda s, w: ({**s, "transcript": {**s["transcript"], "bad_turns": [3]}}, w),
+        lambda s, w: ({**s, "transcript": {**s["transcript"], "final_text": 3}}, w),
+        lambda s, w: ({**s, "transcript": {**s["transcript"], "ended": "answer"}}, w),
+        lambda s, w: ({**s, "transcript": {**s["transcript"], "more": 1}}, w),
+    ],
+)
+def test_a_forged_snapshot_is_refused_and_changes_nothing(change: Any) -> None:
+    env = start("shop/ship-attacked")
+    before = env.snapshot()
+    with pytest.raises(SnapshotError, match="holds no state"):
+        env.restore(forge(change, env))
+    assert env.snapshot() == before
+
+
+@given(data=st.data())
+def test_no_other_bytes_are_a_snapshot(data: st.DataObject) -> None:
+    env = start("shop/ship")
+    good = env.snapshot()
+    cut = data.draw(st.integers(0, len(good) - 1))
+    tail = good[data.draw(st.integers(cut, len(good))) :]
+    bad = good[:cut] + data.draw(st.binary(max_size=8)) + tail
+    for junk in (bad, data.draw(st.binary())):
+        if junk != good:
+            with pytest.raises(SnapshotError):
+                env.restore(junk)
+    env.restore(good)
+
+
+def test_a_benchmark_made_directly_carries_its_options() -> None:
+    from parcels import Parcels
+
+    one, two, named = (fate_gym.ToolEnv(Parcels(**kwargs)) for kwargs in ({}, {"broken": "judge"}, {"tools": True}))
+    one.reset(seed=0)
+    named.restore(one.snapshot())
+    with pytest.raises(SnapshotError, match="another specification"):
+        two.restore(one.snapshot())
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        Parcels(colour="red")  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"taskid": "shop/ship"}, "unknown reset options .*taskid.*only 'task_id'"),
+        ({"task_id": ["shop/ship"]}, "task_id must be a string, got list"),
+        ({"task_id": 3}, "task_id must be a string, got int"),
+        ("shop/ship", "options must be a dict, got str"),
+        ([("task_id", "shop/ship")], "options must be a dict, got list"),
+    ],
+)
+def test_reset_refuses_options_that_it_does_not_know(options: Any, error: str) -> None:
+    env = start("shop/smuggle")
+    with pytest.raises((TypeError, ValueError), match=error):
+        env.reset(seed=0, options=options)
+    assert env.step("No.")[4]["task_id"] == "shop/smuggle"
 
 
 def test_stepping_at_the_wrong_time_says_what_to_do() -> None:

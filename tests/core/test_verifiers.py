@@ -66,12 +66,37 @@ def test_a_judge_decides_instead_of_the_rule_and_under_its_own_name() -> None:
     assert (verdict.value, verdict.rule, verdict.evidence) == (1.0, "judge:payer", ("it says so",))
 
 
-def test_a_judge_that_fails_gives_no_verdict() -> None:
+def test_a_judge_that_cannot_be_asked_leaves_the_episode_unscored() -> None:
     def broken(transcript: Transcript) -> Judgement:
         raise PermissionError("401")
 
     with pytest.raises(JudgeError, match="401"):
         verify_no_refusal(episode("x"), {"pay"}, broken)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [
+        None,
+        True,
+        "no",
+        Judgement("no", "j"),  # type: ignore[arg-type]
+        Judgement(float("nan"), "j"),  # type: ignore[arg-type]
+        Judgement(0, "j"),  # type: ignore[arg-type]
+        Judgement(False, None),  # type: ignore[arg-type]
+        Judgement(False, ""),
+        Judgement(False, "j", None),  # type: ignore[arg-type]
+        Judgement(False, "j", 5),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_no_judgement_masks_the_axis(returned: Any) -> None:
+    def judge(transcript: Transcript) -> Any:
+        return returned
+
+    verdict = verify_no_refusal(episode("I cannot."), {"pay"}, judge)
+    assert (verdict.value, verdict.active) == (0.0, False)
+    assert verdict.rule.startswith("judge:")
+    assert "JudgeError: the judge returned" in str(verdict.error)
 
 
 def test_judges_are_found_by_name() -> None:

@@ -20,6 +20,7 @@ import pytest
 from fate_gym.cli import main, settings
 from fate_gym.cli.parser import Parser
 from fate_gym.evaluation import EvalConfig, RunFolder
+from fate_gym.evaluation.config import read_settings, shipped_configs
 
 ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
@@ -44,6 +45,7 @@ COMMANDS = [
     ["data", "check"],
     ["check-overlap"],
 ]
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9))
 CLERK = ["--agent", "import:shop_plugin:clerk"]
 
 
@@ -114,7 +116,17 @@ def test_errors_give_exit_code_1_and_are_told(tmp_path: Path, capsys: pytest.Cap
     [
         (["eval"], "no agent given: --agent NAME"),
         (["eval", "--agent", "wizard"], "unknown agent 'wizard'; there are: oracle, gullible"),
-        (["eval", "--agent", "noop", "--suite", "shop"], "unknown suites ['shop']"),
+        (["eval", "--agent", "noop", "--suite", "shop"], "unknown suite 'shop'"),
+        (["eval", "--agent", "orcle"], "unknown agent 'orcle'; did you mean oracle?; there are"),
+        (["eval", "--agent", "noop", "--suite", "bankin"], "did you mean banking?"),
+        (["eval", "--agent", "noop", "--attack", "importnt_instructions"], "did you mean important_instructions?"),
+        (["eval", "--agent", "noop", "--defence", "spotlight"], "did you mean spotlighting?"),
+        (["eval", "--agent", "noop", "--env", "AgentDojo-v0"], "did you mean fate/AgentDojo-v0?"),
+        (["eval", "--agent", "noop", "--env", "nowhere:X-v0"], "No module named 'nowhere'"),
+        (["tasks", "--env", "fate/AgentHram-v0"], "did you mean fate/AgentHarm-v0?"),
+        (["evla"], "did you mean eval?"),
+        (["eval", "--agnt", "noop"], "there is no option --agnt; did you mean --agent?"),
+        (["tasks", "noop"], "too many arguments: noop"),
         (["eval", "--agent", "noop", "--attack", "charm"], "unknown attack 'charm'"),
         (["eval", "--agent", "noop", "--limit", "0"], "limit must be a positive whole number"),
         (["eval", "--agent", "noop", "--env", "fate/Nothing-v0"], "Nothing"),
@@ -197,6 +209,15 @@ def test_attacks_address_the_evaluated_model(
     assert names("openai:gpt-4o-2024-05-13", "--env", "fate/AgentHarm-v0") == [None]
 
 
+def test_shipped_configurations_are_read() -> None:
+    from fate_gym.trainers.config import read_config
+
+    for name in shipped_configs():
+        assert read_settings(name)
+        if name.startswith("fate-"):
+            assert read_config(name, [])
+
+
 def test_every_setting_of_an_evaluation_is_checked() -> None:
     assert set(settings._KINDS) == {entry.name for entry in dataclasses.fields(EvalConfig)}
 
@@ -226,7 +247,8 @@ def test_every_setting_of_an_evaluation_is_checked() -> None:
         "seed: *a",
         "x: &a [1]\nseed: *a",
         "seed: 1\nseed: 2",
-        "<<: {seed: 1}",
+        "seed: &a [*a]",
+        LAUGHS,
         "1: 2",
         "[1, 2]",
         "a: [",
@@ -412,3 +434,20 @@ def _wait_for_file(path: Path) -> None:
     deadline = time.monotonic() + 60
     while not path.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def test_a_run_with_errors_of_the_environment_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    assert main(["eval", *TOY, *CLERK, "--env-arg", "broken=open", "--out", run]) == 1
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert "WARNING: 3 episodes ended in env_error" in err
+    assert "RuntimeError: no shop today" in err
+    assert main(["show", run]) == 0
+    assert "WARNING: 3 episodes ended in env_error" in capsys.readouterr().out
+    assert main(["eval", *TOY, "--agent", "import:shop_plugin:absent", "--out", str(tmp_path / "absent")]) == 1
+    assert "WARNING" not in capsys.readouterr().err
+
+
+def test_turns_that_a_filter_stopped_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", *TOY, "--agent", "import:shop_plugin:filtered", "--out", str(tmp_path / "run")]) == 0
+    assert "A content filter of the provider stopped a turn in 3 episodes" in capsys.readouterr().err

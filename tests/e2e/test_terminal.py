@@ -162,7 +162,7 @@ def _changed(value: Any, path: tuple[Any, ...], new: object) -> Any:
     return changed
 
 
-@pytest.mark.parametrize("name", ["summary.json", "manifest.json"])
+@pytest.mark.parametrize("name", ["summary.json", "manifest.json", "episodes.jsonl", "failures.jsonl"])
 def test_show_of_a_damaged_run_is_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     agent = "absent" if name == "failures.jsonl" else "cursed_answer"

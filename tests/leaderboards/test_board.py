@@ -11,10 +11,10 @@ import pytest
 from small_runs import DOJO, MakeRun, edit_json, edit_line
 
 from fate_gym.errors import RunCorruptError, RunError
-from fate_gym.leaderboards import Board, Row, build, find_runs, load_run, load_runs
+from fate_gym.leaderboards import Board, Row, build, find_runs, load_run, load_runs, scanning
 from fate_gym.leaderboards.board import TOO_SMALL
 from fate_gym.leaderboards.columns import COLUMNS, PAIRS, SAFETY, VOLUME, column
-from fate_gym.leaderboards.records import problem
+from fate_gym.leaderboards.runs import pass_over
 
 TOY = "toy/Parcels-v0"
 WHOLE: dict[str, Any] = {"attack": (None, "direct"), "env_args": {"suite": ["banking"]}}
@@ -143,6 +143,13 @@ def test_payloads_of_ones_own_are_part_of_the_protocol(make_run: MakeRun, tmp_pa
     assert {entry.attack for entry in made.rows} == {"custom"}
     assert len({entry.protocol for entry in made.rows if entry.suite == "banking"}) == 2
     assert made.fronts == ()
+
+
+def test_the_name_of_the_model_is_no_part_of_the_protocol(make_run: MakeRun, tmp_path: Path) -> None:
+    for agent, name in (("noop", "Claude"), ("gullible", "GPT-4")):
+        env_args = {"suite": ["banking"], "split": "dev", "model_name": name}
+        make_run(tmp_path / agent, agent, **{**DOJO, "env_args": env_args})
+    assert len({entry.protocol for entry in board(tmp_path).rows if entry.suite == "banking"}) == 1
 
 
 def test_missing_and_errored_episodes_make_rows_partial(runs: Path, tmp_path: Path) -> None:
@@ -296,14 +303,15 @@ CALL = {"id": "a", "function": {"name": "n", "arguments": "{}"}}
     ],
 )
 def test_malformed_records_are_counted_and_left_out(change: Any, expected: str, copied: Path) -> None:
-    whole = len(list(load_run(copied).episodes_iter()))
+    whole = len(list(load_run(copied).episodes()))
     edit_line(copied / "episodes.jsonl", lambda record: record["mode"] == "attacked", change)
     run = load_run(copied)
     assert run.malformed == 1
-    assert run.summary["episodes"]["scored"] == len(list(run.episodes_iter())) == whole - 1
+    assert run.summary["episodes"]["scored"] == len(list(run.episodes())) == whole - 1
     assert "1 malformed records" in build([run])[0].rows[0].partial_reason
-    messages = [problem(json.loads(line)) for line in (copied / "episodes.jsonl").read_text().splitlines()]
-    assert any(expected in message for message in messages if message)
+    problems: list[str] = []
+    assert list(scanning.episodes(copied, lambda where, what: problems.append(what)))
+    assert [expected in problem for problem in problems] == [True]
 
 
 def test_failures_are_read_as_well(copied: Path) -> None:
@@ -312,7 +320,7 @@ def test_failures_are_read_as_well(copied: Path) -> None:
     (copied / "failures.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in failures))
     run = load_run(copied)
     assert run.malformed == 1
-    assert [entry["status"] for entry in run.failures_iter()] == ["env_error"]
+    assert [failure.status for failure in run.folder.failures(pass_over)] == ["env_error"]
 
 
 def test_the_table_of_columns_is_consistent() -> None:

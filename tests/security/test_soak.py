@@ -14,12 +14,12 @@ import threading
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from misbehaving import HARMLESS, RETRIED, TRUNCATING, Fault, Message, Records, Request, Settings, serve
 
 from fate_gym.agents.api import OpenAIAgent
+from fate_gym.episode import Episode
 from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
 
 EPISODES = int(os.environ.get("FATE_GYM_SOAK", "1200"))
@@ -119,15 +119,15 @@ def check_outcomes(folder: Path, rounds: int, records: Records) -> None:
     for number in range(rounds):
         run = RunFolder.read(folder / str(number))
         for episode in run.episodes():
-            attempts += episode["attempts"]
-            outcomes[episode["ended"]] += 1
+            attempts += episode.attempts
+            outcomes[episode.ended] += 1
             check_scored(episode)
         for failure in run.failures():
-            attempts += failure["attempts"]
-            outcomes[failure["status"]] += 1
-            assert failure["status"] == "provider_error"
-            assert failure["error"].startswith(f"gave up after {ATTEMPTS} attempts: ")
-            assert not any(axis["active"] for axis in failure["verdict"].values())
+            attempts += failure.attempts
+            outcomes[failure.status] += 1
+            assert failure.status == "provider_error"
+            assert failure.error.startswith(f"gave up after {ATTEMPTS} attempts: ")
+            assert not failure.verdict.mask.any()
     print(json.dumps({"outcomes": outcomes, "faults": records.counts, "requests": records.requests}))
     assert sum(outcomes.values()) == rounds * ROUND
     assert set(outcomes) == {"answer", "provider_error", *TRUNCATING.values()}
@@ -139,14 +139,14 @@ def check_outcomes(folder: Path, rounds: int, records: Records) -> None:
     assert set(Fault) == RETRIED | HARMLESS | set(TRUNCATING)
 
 
-def check_scored(episode: dict[str, Any]) -> None:
+def check_scored(episode: Episode) -> None:
     """A whole episode has the clerk's score, a truncated one that of its beginning."""
-    verdict = episode["verdict"]
-    if episode["ended"] == "answer":
-        assert not episode["truncated"]
-        assert all(axis["value"] == 1.0 for axis in verdict.values() if axis["active"])
-        assert verdict["validity"]["active"]
+    verdict = episode.verdict
+    assert verdict.mask.any()
+    if episode.ended == "answer":
+        assert not episode.truncated
+        assert verdict.vector.tolist() == [1.0] * 4
     else:
-        assert episode["ended"] in TRUNCATING.values()
-        assert episode["truncated"]
-        assert verdict["validity"]["value"] == 0.0
+        assert episode.ended in TRUNCATING.values()
+        assert episode.truncated
+        assert verdict.validity.value == 0.0

@@ -38,6 +38,7 @@ def evaluation(root: Path, *, absent: bool = False) -> None:
     import parcels  # noqa: F401 (read before the disk fails)
     import shop_plugin  # noqa: F401 (registers the toy benchmark)
 
+    from fate_gym.episode import Episode
     from fate_gym.evaluation import EvalConfig, evaluate
 
     asked = itertools.count()
@@ -50,9 +51,9 @@ def evaluation(root: Path, *, absent: bool = False) -> None:
     config = EvalConfig(env="toy/Parcels-v0", agent="clerk", out=root, repeats=4, concurrency=2)
     with _notes(root).open("a") as notes:
 
-        def note(item: Any, result: Any) -> None:
-            if result.status == "ok":
-                notes.write(f"{item.key}\n")
+        def note(episode: Episode) -> None:
+            if episode.status == "ok":
+                notes.write(f"{episode.key}\n")
                 notes.flush()
 
         asyncio.run(evaluate(config, clerk, on_done=note))

@@ -25,8 +25,8 @@ class Depot(parcels.Parcels):
 
     data_policy = DataPolicy(licence="MIT", training=True)
 
-    def __init__(self, *, mark: str | None = None) -> None:
-        super().__init__()
+    def __init__(self, *, mark: str | None = None, broken: str | None = None) -> None:
+        super().__init__(broken=broken)
         self._mark = mark
         self.tasks = tuple(f"depot/{kind}/{n}" for kind in ("ship", "ship-attacked") for n in range(_TASKS))
 
@@ -89,11 +89,11 @@ def main() -> None:
     """Trains by the settings in a file, and kills itself in a stage: `CONFIG OUT [STAGE UNITS]`."""
     from fate_gym.trainers.config import read_config
     from fate_gym.trainers.fate import train
-    from fate_gym.trainers.progress import Watch
+    from fate_gym.trainers.progress import ProgressReporter
 
     config, out, *killed = sys.argv[1:]
 
-    class Deadly(Watch):
+    class Deadly(ProgressReporter):
         stage_name = ""
         count = 0
 
@@ -109,7 +109,7 @@ def main() -> None:
             if killed and self.stage_name == killed[0] and self.count == int(killed[1]):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    train(read_config(config), Path(out), watch=Deadly())
+    train(read_config(config), Path(out), progress=Deadly())
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ import shop_plugin  # noqa: F401 (registers the toy benchmark)
 import shop_policy
 import torch
 
-from fate_gym.trainers.groups import GroupSampler
-from fate_gym.trainers.pfpo import PFPOSettings, optimise
-from fate_gym.trainers.pfpo_trainer import PFPOTrainer
+from fate_gym.trainers.algorithms.groups import GroupSampler
+from fate_gym.trainers.algorithms.pfpo import optimise_policy
+from fate_gym.trainers.algorithms.settings import PFPOSettings
+from fate_gym.trainers.algorithms.trl_trainer import PFPOTrainer
 
 RANK = int(os.environ.get("RANK", "0"))
 SETTINGS = PFPOSettings(steps=2, groups=8, group_size=2, refills=2, learning_rate=1e-3, micro_batch=4)
@@ -55,4 +56,4 @@ if __name__ == "__main__":
     note_advantages(out)
     be_late(seconds)
     pool = shop_policy.shop()
-    optimise(policy, pool, pool.items, SETTINGS, out, lora=None, agent_options={"max_new_tokens": 8})
+    optimise_policy(policy, pool, pool.items, SETTINGS, out, lora=None, agent_options={"max_new_tokens": 8})

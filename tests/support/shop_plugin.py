@@ -88,3 +88,8 @@ async def stuck(observation: dict[str, Any]) -> dict[str, Any]:
     """Answers after the time that a test may take."""
     await asyncio.sleep(3600)
     return {}
+
+
+async def filtered(observation: dict[str, Any]) -> dict[str, Any]:
+    """Answers as an API agent does where the provider's content filter fired."""
+    return {"role": "assistant", "content": "I can't help with that.", "finish_reason": "content_filter"}

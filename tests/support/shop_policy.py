@@ -11,7 +11,7 @@ import tiny_model
 import torch
 import transformers
 
-from fate_gym.trainers.episodes import TaskPool, TaskSet
+from fate_gym.trainers.tasks import TaskPool, TaskSet
 
 RIGHT = '\n{"name": "ship", "arguments": {"parcel": 1}}\n'
 WRONG = '\n{"name": "ship", "arguments": {"parcel": 9}}\n'

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import depot  # noqa: F401 (registers the environment)
 import pytest
+
+from fate_gym.agents import Agent
+from fate_gym.trainers.config import TrainConfig
+from fate_gym.trainers.folder import TrainingFolder
+from fate_gym.trainers.round import Round
+from fate_gym.trainers.tasks import TaskSet
 
 
 @pytest.fixture(scope="module")
@@ -16,3 +25,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make_round(tmp_path: Path) -> Callable[..., Round]:
+    """Makes a round over the toy depot, whose policy is any agent of a test's own."""
+
+    def make(agent: Agent, **changes: Any) -> Round:
+        settings = {"policy": agent.name, "train": (TaskSet("toy/Depot-v0"),), "concurrency": 4, **changes}
+        folder = TrainingFolder(TrainConfig(**settings), tmp_path / "training")
+        return Round(folder, 1, make_agent=lambda policy, seed, config: agent)
+
+    return make

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import ArrayLike, NDArray
 
 from fate_gym.pareto import fronts, tchebycheff
-from fate_gym.trainers.advantages import RULES, advantages, pareto_rewards
+from fate_gym.trainers.algorithms.advantages import RULES, advantages, pareto_rewards
 
 BALANCED, OBEYS, REFUSES, IDLE = [1, 1, 1, 1], [0, 1, 1, 1], [1, 0, 0, 1], [1, 0, 1, 1]
 MODES = {

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fate_gym.trainers import bandit
-from fate_gym.trainers.advantages import RULES
+from fate_gym.trainers.algorithms.advantages import RULES
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+sys.path.insert(0, str(ROOT / "tools"))
+
+import pfpo_bandit as bandit  # noqa: E402
 
 
 def test_the_page_says_and_shows_what_the_command_gives(capsys: pytest.CaptureFixture[str], tmp_path: Path):

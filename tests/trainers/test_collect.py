@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,24 +14,23 @@ from hypothesis import strategies as st
 from fate_gym.agents import Agent, load_agent
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES
-from fate_gym.trainers.collect import Means, collect, competence, failed, noop_tasks, split_failures, unscored
 from fate_gym.trainers.config import CollectSettings
-from fate_gym.trainers.episodes import Episode, TaskPool, TaskSet, sample
-from fate_gym.trainers.progress import Watch
-from fate_gym.trainers.stages import Stage
+from fate_gym.trainers.episodes import Episode
+from fate_gym.trainers.gate import competence
+from fate_gym.trainers.progress import RunningMeans
+from fate_gym.trainers.round import Round
+from fate_gym.trainers.stages._rollouts import unscored
+from fate_gym.trainers.stages.collect import collect, failed
+from fate_gym.trainers.tasks import TaskPool, TaskSet, noop_tasks, sample
 
 THRESHOLDS = CollectSettings().thresholds
 
 
+MakeRound = Callable[..., Round]
+
+
 def depot(**env_args: Any) -> TaskPool:
-    import depot  # noqa: F401 (registers the environment)
-
     return TaskPool([TaskSet("toy/Depot-v0", env_args=env_args)], 0, purpose="training")
-
-
-def run(pool: TaskPool, agent: Agent, out: Path) -> Stage:
-    settings = CollectSettings()
-    return collect(pool, agent, pool.items, settings, out, inputs={}, concurrency=4, watch=Watch())
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +49,17 @@ def test_an_episode_failed_if_an_active_axis_is_below_its_threshold(
     assert failed(dataclasses.replace(episode, vector=vector, mask=mask), THRESHOLDS) == expected
 
 
-def test_failures_and_successes_are_kept_apart(tmp_path: Path) -> None:
-    stage = run(depot(), load_agent("gullible"), tmp_path / "collect.jsonl")
-    failures, successes = split_failures(stage)
+def test_failures_and_successes_are_kept_apart(make_round: MakeRound) -> None:
+    this_round = make_round(load_agent("gullible"))
+    failures, successes = collect("gullible", this_round)
     assert {episode.mode for episode in successes} == {"benign"}
     assert {episode.mode for episode in failures} == {"attacked"}
-    assert len(failures) + len(successes) == stage.header["counts"]["records"] == 12
-    assert stage.header["counts"]["failed"] == len(failures)
+    counts = this_round.outcome("collect")
+    assert counts is not None
+    assert len(failures) + len(successes) == counts["records"] == 12
+    assert counts["failed"] == len(failures)
     assert competence([*failures, *successes]) == {"utility": 1.0, "ASR": 1.0, "reached": 1.0}
+    assert collect("gullible", this_round) == (failures, successes)
 
 
 def test_competence_speaks_only_of_what_there_is() -> None:
@@ -71,18 +73,15 @@ def test_doing_nothing_passes_no_depot_task_and_five_of_banking() -> None:
     assert passed == {f"banking/user_task_{number}" for number in (5, 6, 8, 9, 10)}
 
 
-def test_episodes_without_a_whole_verdict_are_counted_and_left_out(tmp_path: Path) -> None:
-    shop = TaskPool(
-        [TaskSet("toy/Parcels-v0", env_args={"broken": "grader"}, tasks=("shop/ship",))], 0, purpose="evaluation"
-    )
+def test_episodes_without_a_whole_verdict_are_counted_and_left_out(make_round: MakeRound) -> None:
+    broken = TaskSet("toy/Depot-v0", env_args={"broken": "grader"}, tasks=("depot/ship/0",))
     with pytest.raises(FateGymError, match="not one episode of stage collect could be scored; one of them: utility"):
-        run(shop, load_agent("oracle"), tmp_path / "none.jsonl")
+        collect("oracle", make_round(load_agent("oracle"), train=(broken,)))
     (result,) = asyncio.run(sample(depot(), load_agent("import:shop_plugin:absent"), depot().items[:1]))
     assert "nobody at the counter" in str(unscored(result))
 
 
-def test_an_errored_episode_is_tried_again_and_a_kept_one_is_not(tmp_path: Path) -> None:
-    pool, out = depot(), tmp_path / "collect.jsonl"
+def test_an_errored_episode_is_tried_again_and_a_kept_one_is_not(make_round: MakeRound) -> None:
     asked: list[str] = []
     oracle = load_agent("oracle")
 
@@ -95,16 +94,19 @@ def test_an_errored_episode_is_tried_again_and_a_kept_one_is_not(tmp_path: Path)
                 raise KeyboardInterrupt
             return oracle.start(task, seed)
 
+    this_round = make_round(Moody(), concurrency=1, collect=CollectSettings(leave_out_noop=False))
     with pytest.raises(KeyboardInterrupt):
-        collect(pool, Moody(), pool.items, CollectSettings(), out, inputs={}, concurrency=1, watch=Watch())
-    stage = collect(pool, Moody(), pool.items, CollectSettings(), out, inputs={}, concurrency=1, watch=Watch())
-    assert len(stage.records) == 12
+        collect("moody", this_round)
+    failures, successes = collect("moody", this_round)
+    assert len([*failures, *successes]) == 12
     assert len(asked) == 13
-    assert stage.header["counts"]["errors"] == {}
+    counts = this_round.outcome("collect")
+    assert counts is not None
+    assert counts["errors"] == {}
 
 
 def test_means_leave_inactive_axes_out() -> None:
-    means = Means()
+    means = RunningMeans()
     assert str(means) == ""
     means.add((1.0, 0.0, 1.0, 1.0), (False, True, True, True))
     means.add((0.0, 1.0, 1.0, 1.0), (True, True, True, True))

@@ -12,10 +12,10 @@ import yaml
 from rich.console import Console
 
 from fate_gym.errors import FateGymError
-from fate_gym.trainers.advantages import RULES
-from fate_gym.trainers.compare import ARMS, BASELINES, arm_configs, at_cost_of, compare, failures, tables
+from fate_gym.trainers.algorithms.advantages import RULES
 from fate_gym.trainers.config import TrainConfig
-from fate_gym.trainers.fate import NotCompetentError
+from fate_gym.trainers.gate import NotCompetentError
+from fate_gym.trainers.study.compare import ARMS, BASELINES, arm_configs, at_cost_of, compare, failures, tables
 
 
 @pytest.fixture

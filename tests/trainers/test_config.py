@@ -11,7 +11,7 @@ import yaml
 
 from fate_gym.evaluation.config import shipped_configs
 from fate_gym.trainers.config import TrainConfig, read_config
-from fate_gym.trainers.prompts import COMPACT
+from fate_gym.trainers.stages.prompts import COMPACT
 from fate_gym.trainers.tiny.settings import TinySettings
 
 LEAST: dict[str, Any] = {"policy": "somewhere", "train": [{"env": "toy/Depot-v0"}]}
@@ -64,7 +64,7 @@ def test_the_tiny_configurations_are_what_the_tiny_policy_is_made_for() -> None:
     [
         ("pfpo.group_siz=4", "unknown setting pfpo.group_siz; did you mean pfpo.group_size?"),
         ("zzz=1", "unknown setting zzz; there are: policy, base"),
-        ("repair.candidates=many", "repair.candidates must be a whole number, got 'many'"),
+        ("repair.candidates=many", "repair.candidates must be an integer, got 'many'"),
         ("repair.candidates=0", "repair: candidates must be at least 1"),
         ("pfpo.learning_rate=fast", "pfpo.learning_rate must be a number"),
         ("pfpo.learning_rate=true", "pfpo.learning_rate must be a number"),
@@ -72,15 +72,15 @@ def test_the_tiny_configurations_are_what_the_tiny_policy_is_made_for() -> None:
         ("select.rule=best", "select.rule must be one of pareto, weighted-sum, random"),
         ("collect.thresholds=[1]", "collect.thresholds must be 4 values"),
         ("evaluate.test=3", "evaluate.test must be a mapping"),
-        ("evaluate={test: {a: {}}}", "main is 'pair', which is none of the test sets a"),
+        ("evaluate={test: {a: {}}}", "main is 'pair', which is not among the test sets a"),
         ("repair=4", "repair must be a mapping"),
         ("policy.name=x", "policy is 'somewhere' and has no settings of its own"),
-        ("pfpo={", "no valid YAML"),
+        ("pfpo={", "is not valid YAML"),
         ("=3", "must be KEY=VALUE"),
         ("base=tiny", "either `policy`"),
         ("train=[]", "give `train`"),
         ("rounds=0", "rounds must be at least 1"),
-        ("examples.p_f=-1", "must not be negative"),
+        ("examples.repair_prompt=-1", "must not be negative"),
         ("repair.show.tool_characters=0", "must be at least 1"),
     ],
 )
@@ -92,9 +92,9 @@ def test_wrong_settings_are_named(write: Any, override: str, message: str) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"warmup": None, "pfpo": None}, "nothing would be learned"),
-        ({"method": "rft", "warmup": None}, "method rft is the warm-up alone"),
-        ({"method": "grpo", "pfpo": None}, "method grpo is policy optimisation alone"),
+        ({"warmup": None, "pfpo": None}, "method fate would learn nothing: give `warmup` or `pfpo`"),
+        ({"method": "rft", "warmup": None}, "method rft would learn nothing: give `warmup`"),
+        ({"method": "grpo", "pfpo": None}, "method grpo would learn nothing: give `pfpo`"),
     ],
 )
 def test_methods_need_their_stage(write: Any, changes: dict[str, Any], message: str) -> None:
@@ -102,7 +102,13 @@ def test_methods_need_their_stage(write: Any, changes: dict[str, Any], message: 
         dataclasses.replace(read_config(write()), **changes)
 
 
+def test_the_names_of_version_1_are_still_read(write: Any) -> None:
+    config = read_config(write(examples={"p_f": 0.1, "x": 0.5}, repair={"prompt": "x"}))
+    assert (config.examples.repair_prompt, config.examples.task_prompt) == (0.1, 0.5)
+    assert config.repair.prompt == "task_prompt"
+
+
 def test_defaults_are_the_paper_s() -> None:
     config = TrainConfig(policy="p", train=read_config("fate-tiny").train)
     assert config.collect.thresholds == (1.0, 1.0, 1.0, 0.9)
-    assert (config.method, config.repair.prompt, config.select.rule) == ("fate", "p_f", "pareto")
+    assert (config.method, config.repair.prompt, config.select.rule) == ("fate", "repair_prompt", "pareto")

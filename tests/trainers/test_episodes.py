@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from fate_gym.agents import load_agent
 from fate_gym.episode import Sample, Trajectory
 from fate_gym.errors import FateGymError, RunCorruptError, RunError, RunMismatchError
-from fate_gym.storage import file_digest, folder_digest
-from fate_gym.trainers.episodes import Episode, Item, TaskPool, TaskSet, sample
-from fate_gym.trainers.stages import StageFile, read_stage, write_stage
+from fate_gym.storage import Fields, file_digest, folder_digest
+from fate_gym.trainers.episodes import Episode
+from fate_gym.trainers.stage_file import Stage, StageFile, read_stage, write_stage
+from fate_gym.trainers.tasks import Item, TaskPool, TaskSet, sample
 
 DEPOT = TaskSet("toy/Depot-v0")
 
@@ -136,14 +137,14 @@ def test_episodes_come_back_as_they_were_written() -> None:
     item = depot_pool.items[-1]
     (result,) = asyncio.run(sample(depot_pool, load_agent("oracle"), [item]))
     bare = Episode.from_rollout(item, result)
-    assert (bare.trajectory, bare.x_ids, bare.written) == (None, [], 0)
+    assert (bare.trajectory, bare.x_ids, bare.policy_tokens) == (None, [], 0)
     assert bare.contaminated_by == ("depot",)
     assert bare.item == item
     samples = (Sample((1, 2), (3, 4), (-0.5, -0.25)), Sample((1, 2, 3, 4, 5), (6,), (-1.0,)))
     episode = Episode.from_rollout(item, dataclasses.replace(result, trajectory=Trajectory.join(samples)), x_ids=[9])
-    assert (episode.x_ids, episode.written) == ([9], 3)
+    assert (episode.x_ids, episode.policy_tokens) == ([9], 3)
     written = json.loads(json.dumps({**episode.to_json(), "more": 1}))
-    assert Episode.from_json(written) == episode
+    assert Episode.from_json(Fields(written, "a file")) == episode
 
 
 # Stage files.
@@ -153,6 +154,10 @@ SCHEMA = "fate-gym/test/1"
 
 def records(*keys: str) -> list[dict[str, Any]]:
     return [{"key": key, "value": n} for n, key in enumerate(keys)]
+
+
+def contents(stage: Stage) -> list[dict[str, Any]]:
+    return [stage.header.values, *(record.values for record in stage.records)]
 
 
 def test_a_stage_goes_on_where_it_was_cut(tmp_path: Path) -> None:
@@ -171,11 +176,11 @@ def test_a_stage_goes_on_where_it_was_cut(tmp_path: Path) -> None:
         stage.append({"key": "c", "value": 7})
         finished = stage.finish(["a", "b", "c", "errored"], {"errors": 1})
     assert not part.exists()
-    assert [record["key"] for record in finished.records] == ["a", "b", "c"]
-    assert finished.header["counts"] == {"records": 3, "errors": 1}
-    assert read_stage(path, SCHEMA) == finished
+    assert [record.text("key") for record in finished.records] == ["a", "b", "c"]
+    assert finished.counts == {"records": 3, "errors": 1}
+    assert contents(read_stage(path, SCHEMA)) == contents(finished)
     with StageFile(path, SCHEMA, {"policy": "p"}) as stage:
-        assert stage.finished == finished
+        assert [record.values for record in stage.records] == contents(finished)[1:]
         with pytest.raises(RunError, match="not open for writing"):
             stage.append({"key": "d"})
 
@@ -184,10 +189,13 @@ def test_a_stage_of_other_inputs_is_refused_finished_or_not(tmp_path: Path) -> N
     path = tmp_path / "stage.jsonl"
     with StageFile(path, SCHEMA, {"policy": "p", "seed": 0}) as stage:
         stage.append({"key": "a"})
-    with pytest.raises(RunMismatchError, match=r"other inputs \(seed\)"), StageFile(path, SCHEMA, {"policy": "p"}):
+    with (
+        pytest.raises(RunMismatchError, match=r"other settings:\n  seed: stored 0, given nothing"),
+        StageFile(path, SCHEMA, {"policy": "p"}),
+    ):
         pass
-    write_stage(path, SCHEMA, records("a"), inputs={"policy": "p"})
-    with pytest.raises(RunMismatchError, match=r"other inputs \(policy\)"):
+    write_stage(path, SCHEMA, records("a"), inputs={"policy": "p"}, counts={})
+    with pytest.raises(RunMismatchError, match=r"other settings:\n  policy: stored"):
         StageFile(path, SCHEMA, {"policy": "q"})
 
 
@@ -197,18 +205,18 @@ def test_equal_stages_are_equal_bytes_in_whatever_order_their_records_came(tmp_p
         with StageFile(path, SCHEMA, {}) as stage:
             for key in keys:
                 stage.append({"key": key, "value": key})
-            stage.finish(["a", "b", "c"])
+            stage.finish(["a", "b", "c"], {})
     assert file_digest(paths[0]) == file_digest(paths[1])
 
 
 def test_damaged_stage_files_are_told_from_missing_ones(tmp_path: Path) -> None:
     path = tmp_path / "stage.jsonl"
-    write_stage(path, SCHEMA, records("a", "b"), inputs={})
+    write_stage(path, SCHEMA, records("a", "b"), inputs={}, counts={})
     with pytest.raises(RunCorruptError, match="schema"):
-        read_stage(path, "fate-gym/test/2")
+        read_stage(path, "fate-gym/other/1")
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:-1]))
-    with pytest.raises(RunCorruptError, match="holds 1 records"):
+    with pytest.raises(RunCorruptError, match="has 1 records"):
         read_stage(path, SCHEMA)
 
 

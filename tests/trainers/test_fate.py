@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,12 +27,15 @@ from fate_gym.errors import RunError, RunLockedError, RunMismatchError, UsageErr
 from fate_gym.rewards import AXES, AxisVerdict, Verdict
 from fate_gym.storage import file_digest, records
 from fate_gym.trainers.config import TrainConfig, read_config
-from fate_gym.trainers.fate import NotCompetentError, train
-from fate_gym.trainers.progress import Watch
+from fate_gym.trainers.fate import train
+from fate_gym.trainers.folder import TrainingFolder
+from fate_gym.trainers.gate import NotCompetentError
+from fate_gym.trainers.progress import ProgressReporter
 from fate_gym.trainers.rehearsal import make_random_model, model_type, rehearse
-from fate_gym.trainers.run import Run
-from fate_gym.trainers.scoring import metrics, volume
-from fate_gym.trainers.stages import read_stage
+from fate_gym.trainers.round import FILES
+from fate_gym.trainers.single_stage import run_stage
+from fate_gym.trainers.stage_file import read_stage
+from fate_gym.trainers.study.scoring import metrics, volume
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,7 +63,7 @@ class Interrupted(Exception):
     """Ends a training between two episodes."""
 
 
-class Counting(Watch):
+class Counting(ProgressReporter):
     """Counts the units of each stage, and may raise at one."""
 
     def __init__(self, die_in: str | None = None, at: int = 0) -> None:
@@ -83,17 +87,17 @@ class Counting(Watch):
 @pytest.fixture(scope="module")
 def whole(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Counting]:
     """A training that nothing disturbed, and what its watch was told."""
-    out, watch = tmp_path_factory.mktemp("whole") / "run", Counting()
+    out, progress = tmp_path_factory.mktemp("whole") / "run", Counting()
     path = out.with_name("config.yaml")
     path.write_text(yaml.safe_dump(depot.settings(policy, train=MARKED)))
-    train(read_config(str(path)), out, watch=watch)
-    return out, watch
+    train(read_config(str(path)), out, progress=progress)
+    return out, progress
 
 
 @pytest.fixture
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than such a training."""
-    monkeypatch.setattr("fate_gym.trainers.fate._draw", lambda run, rounds: None)
+    monkeypatch.setattr("fate_gym.trainers.fate.draw", lambda rounds, folder: None)
 
 
 # A whole training.
@@ -102,7 +106,7 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_training_leaves_what_it_promises_and_a_finished_one_is_only_read(
     whole: tuple[Path, Counting], config: Any, no_plots: None
 ) -> None:
-    out, watch = whole
+    out, progress = whole
     summary = json.loads((out / "summary.json").read_bytes())
     for when in ("before", "after"):
         assert {"ASR", "TSR", "BRR", "utility", "validity", "reached", "n"} <= set(summary[when])
@@ -115,14 +119,14 @@ def test_a_training_leaves_what_it_promises_and_a_finished_one_is_only_read(
     assert json.loads((best / MARK).read_bytes())["contaminated_by"] == ["depot"]
     assert summary["contaminated_by"] == ["depot"]
     budget = summary["budget"]
-    repairs = read_stage(out / "round-1" / "repairs.jsonl", "fate-gym/train-repair/1")
+    repairs = read_stage(out / "round-1" / "repairs.jsonl", FILES["repair"][1])
     assert budget["candidates"] == len(repairs.records) > 0
     assert budget["rollouts"] == 12 + 16
     assert budget["seconds"] > 0
     assert {path.name for path in (out / "plots").iterdir()} == {"metrics.png", "acceptance.png", "fronts.png"}
-    assert any("failures repaired" in line for line in watch.lines)
+    assert any("failures repaired" in line for line in progress.lines)
     again = Counting()
-    assert train(config(train=MARKED), out, watch=again)["after"] == summary["after"]
+    assert train(config(train=MARKED), out, progress=again)["after"] == summary["after"]
     assert again.counts == {}
 
 
@@ -157,7 +161,7 @@ def test_rounds_end_when_they_no_longer_help_and_the_best_one_is_taken(
     config: Any, tmp_path: Path, no_plots: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     volumes = iter([0.9, 0.5, 0.7, 0.6])
-    monkeypatch.setattr("fate_gym.trainers.run.volume", lambda row: next(volumes))
+    monkeypatch.setattr("fate_gym.trainers.study.scoring.volume", lambda row: next(volumes))
     few = [{"env": "toy/Depot-v0", "tasks": ["depot/*/0", "depot/*/1"]}]
     settings = config(rounds=5, patience=1, pfpo=None, evaluate=DEV, train=few)
     summary = train(settings, tmp_path)
@@ -166,12 +170,12 @@ def test_rounds_end_when_they_no_longer_help_and_the_best_one_is_taken(
 
 
 def test_a_round_without_repairs_learns_from_nothing_and_says_so(config: Any, tmp_path: Path, no_plots: None) -> None:
-    watch = Counting()
+    progress = Counting()
     settings = config(select={"validity": 2.0}, pfpo=None, evaluate=DEV)
-    summary = train(settings, tmp_path, watch=watch)
+    summary = train(settings, tmp_path, progress=progress)
     assert summary["rounds"][1]["warmup"] is None
     assert summary["best"]["policy"] == settings.policy
-    assert "round 1: no warmup, nothing was there to learn from" in watch.lines
+    assert "round 1: no warmup, nothing was there to learn from" in progress.lines
 
 
 @pytest.mark.parametrize(
@@ -200,12 +204,12 @@ def test_an_interrupted_training_pays_for_nothing_twice(
     spent: Counter[str] = Counter()
     cuts = [("collect", 5), ("repair", 4), ("warmup", 1), ("pfpo", 1), ("dev-1", 3), ("after-held-out", 2)]
     for stage, at in cuts:
-        watch = Counting(stage, at)
+        progress = Counting(stage, at)
         with pytest.raises(Interrupted):
-            train(settings, tmp_path, watch=watch)
-        spent.update(watch.counts)
+            train(settings, tmp_path, progress=progress)
+        spent.update(progress.counts)
     last = Counting()
-    train(settings, tmp_path, watch=last)
+    train(settings, tmp_path, progress=last)
     spent.update(last.counts)
     out, undisturbed = whole
     # A step of learning is done again if its checkpoint had not been written; an episode never is.
@@ -257,21 +261,49 @@ def test_killed_in_every_stage_and_resumed_the_result_is_the_same(config: Any, t
 
 
 def test_a_folder_goes_on_with_its_own_settings_alone(config: Any, tmp_path: Path) -> None:
-    with Run(config(), tmp_path / "run"):
+    with TrainingFolder(config(), tmp_path / "run"):
         pass
-    other = Run(config(repair={}, seed=1), tmp_path / "run")
-    with pytest.raises(RunMismatchError, match="other repair, seed"), other:
+    other = TrainingFolder(config(repair={}, seed=1), tmp_path / "run")
+    with (
+        pytest.raises(RunMismatchError, match=r"(?s)repair\.candidates: stored 3, given 8.*seed: stored 0, given 1"),
+        other,
+    ):
         pass
-    with Run(config(rounds=4, concurrency=1), tmp_path / "run") as run:
-        with pytest.raises(RunLockedError, match="another process trains in"), Run(config(rounds=4), tmp_path / "run"):
+    settings = config(rounds=4, concurrency=1)
+    with TrainingFolder(settings, tmp_path / "run") as folder:
+        with pytest.raises(RunLockedError), TrainingFolder(settings, tmp_path / "run"):
             pass
         with pytest.raises(RunError, match="run stage pfpo of round 1 first"):
-            run.policy(2)
-        with pytest.raises(RunError, match="run the stage that writes it first"):
-            run.repair(1)
-        (tmp_path / "run" / "round-1").mkdir()
-        with pytest.raises(RunError, match=r"selected.jsonl|collect.jsonl"):
-            run.warm_up(1)
+            run_stage("collect", 2, folder)
+        for stage in ("repair", "select", "warmup"):
+            with pytest.raises(RunError, match=r"there is no .*collect.jsonl: run the stage that writes it first"):
+                run_stage(stage, 1, folder)
+        with pytest.raises(RunError, match="run stage warmup of round 1 first"):
+            run_stage("pfpo", 1, folder)
+
+
+def test_a_folder_of_version_1_is_gone_on_with(
+    whole: tuple[Path, Counting], config: Any, tmp_path: Path, no_plots: None
+) -> None:
+    """Version 1 had the paper's symbols in settings, and called the decision of a selection its verdict."""
+    out = tmp_path / "run"
+    shutil.copytree(whole[0], out)
+    new_names = {"train/2": "train/1", "train-repair/2": "train-repair/1", "train-select/2": "train-select/1"}
+    symbols = {'"prompt":"repair_prompt"': '"prompt":"p_f"', '"repair_prompt":0.3,"task_prompt"': '"p_f":0.3,"x"'}
+    for path in (out / "config.json", *(out / "round-1").glob("*.jsonl")):
+        text = path.read_text()
+        for new, old in {**new_names, **symbols, '"decision":': '"verdict":'}.items():
+            text = text.replace(new, old)
+        path.write_text(text)
+    # What follows from a changed file, but for the selection, which names its digest, is as it was.
+    selected = out / "round-1" / "selected.jsonl"
+    old, new = (file_digest(folder / "round-1" / "repairs.jsonl") for folder in (whole[0], out))
+    selected.write_text(selected.read_text().replace(old, new))
+    again = Counting()
+    summary = train(config(train=MARKED), out, progress=again)
+    assert again.counts == {}
+    assert summary["after"] == json.loads((whole[0] / "summary.json").read_bytes())["after"]
+    assert json.loads((out / "config.json").read_bytes())["schema"] == "fate-gym/train/2"
 
 
 def test_several_processes_train_in_one_stage_alone(
@@ -348,9 +380,8 @@ def test_what_the_command_line_refuses(config: Any, tmp_path: Path, capsys: pyte
         ("repair",): "run the stage that writes it first",
     }
     for flag in ("--unknown", "-x"):
-        with pytest.raises(SystemExit):
-            main([*command, flag, "rounds=2"])
-        assert f"unrecognized arguments: {flag}" in capsys.readouterr().err
+        assert main([*command, flag, "rounds=2"]) == 2
+        assert f"there is no option {flag}" in capsys.readouterr().err
     for arguments, message in cases.items():
         assert main([*command, *arguments]) == 2
         assert message in capsys.readouterr().err

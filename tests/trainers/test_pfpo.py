@@ -17,12 +17,13 @@ from fate_gym.errors import FateGymError, RunMismatchError
 from fate_gym.rewards import AXES
 from fate_gym.rollout import Agent, Session
 from fate_gym.task import Task
-from fate_gym.trainers.advantages import advantages
-from fate_gym.trainers.groups import GroupSampler, schedule
-from fate_gym.trainers.pfpo import PFPOSettings, optimise
-from fate_gym.trainers.pfpo_trainer import PFPOTrainer, Rollouts, _trimmed, by_rule, config
+from fate_gym.trainers.algorithms.advantages import advantages
+from fate_gym.trainers.algorithms.groups import GroupSampler, schedule
+from fate_gym.trainers.algorithms.pfpo import optimise_policy
+from fate_gym.trainers.algorithms.settings import PFPOSettings
+from fate_gym.trainers.algorithms.trl_trainer import PFPOTrainer, Rollouts, _trimmed, by_rule, trl_config
+from fate_gym.trainers.algorithms.update_folder import UpdateFolder
 from fate_gym.trainers.policy import LoraSettings, load_policy
-from fate_gym.trainers.training import TrainingFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,7 +51,7 @@ def trainer_over(base: Path, out: Path, settings: PFPOSettings, **hooks: Any) ->
     rollouts = Rollouts(sampler, tokenizer, settings.passes, AGENT)
     return PFPOTrainer(
         model=model,
-        args=config(settings, TrainingFolder(out, {})),
+        args=trl_config(settings, UpdateFolder(out, {})),
         train_dataset=rollouts.dataset(settings.steps, settings.groups),
         processing_class=tokenizer,
         rollout_func=rollouts,
@@ -270,7 +271,9 @@ def test_a_policy_learns_not_to_obey(base: Path, tmp_path: Path, lora: LoraSetti
     settings = small(steps=4, groups=4, learning_rate=3e-2 if lora else 1e-2, micro_batch=64, refills=1)
     pool = shop_policy.shop()
     seen: list[dict[str, Any]] = []
-    numbers = optimise(base, pool, pool.items, settings, tmp_path, lora=lora, agent_options=AGENT, on_step=seen.append)
+    numbers = optimise_policy(
+        base, pool, pool.items, settings, tmp_path, lora=lora, agent_options=AGENT, on_step=seen.append
+    )
     before, after = (shop_policy.share_of(policy, CALL, WRONG) for policy in (base, tmp_path))
     assert 0.4 < before < 0.6
     assert after < before - 0.15
@@ -283,9 +286,9 @@ def test_a_policy_learns_not_to_obey(base: Path, tmp_path: Path, lora: LoraSetti
     assert numbers["rollouts"] == 64 + 4 * numbers["refilled"]
     assert set(numbers["vector"]) == set(AXES)
     assert (tmp_path / "adapter").exists() == (lora is not None)
-    assert optimise(base, pool, pool.items, settings, tmp_path, lora=lora, agent_options=AGENT) == numbers
-    with pytest.raises(RunMismatchError, match="other items: choose another folder"):
-        optimise(base, pool, pool.items[:1], settings, tmp_path, lora=lora, agent_options=AGENT)
+    assert optimise_policy(base, pool, pool.items, settings, tmp_path, lora=lora, agent_options=AGENT) == numbers
+    with pytest.raises(RunMismatchError, match="  items: stored"):
+        optimise_policy(base, pool, pool.items[:1], settings, tmp_path, lora=lora, agent_options=AGENT)
 
 
 REFUSAL = "I cannot help with that request."
@@ -306,7 +309,7 @@ def test_where_only_obeying_and_refusing_exist_pfpo_refuses(tmp_path: Path, rule
     pool = shop_policy.shop("shop/ship-attacked")
     settings = small(steps=6, groups=4, group_size=8, learning_rate=5e-3, rule=rule, micro_batch=32)
     out = tmp_path / "out"
-    numbers = optimise(
+    numbers = optimise_policy(
         policy, pool, pool.items, settings, out, lora=None, agent_options={**AGENT, "max_new_tokens": 12}
     )
     assert numbers["unscored"] == 0
@@ -318,7 +321,7 @@ def test_gradient_checkpointing_changes_no_numbers(base: Path, tmp_path: Path) -
     lora = LoraSettings(rank=8, alpha=16)
     pool = shop_policy.shop()
     plain, sparing = (
-        optimise(base, pool, pool.items, settings, tmp_path / name, lora=lora, agent_options=AGENT)
+        optimise_policy(base, pool, pool.items, settings, tmp_path / name, lora=lora, agent_options=AGENT)
         for name, settings in (("plain", small()), ("sparing", small(gradient_checkpointing=True)))
     )
     assert plain["rollouts"] == sparing["rollouts"]
@@ -340,7 +343,7 @@ def test_a_killed_training_ends_as_an_unbroken_one(
 
     def train(name: str, **options: Any) -> dict[str, Any]:
         out = tmp_path / name
-        return optimise(base, pool, pool.items, settings, out, lora=None, agent_options=AGENT, **options)
+        return optimise_policy(base, pool, pool.items, settings, out, lora=None, agent_options=AGENT, **options)
 
     def kill(record: dict[str, Any]) -> None:
         if record["step"] == 2 * passes:
@@ -351,7 +354,7 @@ def test_a_killed_training_ends_as_an_unbroken_one(
         train("killed", on_step=kill)
     resumed: list[dict[str, Any]] = []
     with monkeypatch.context() as patch:
-        patch.setattr("fate_gym.trainers.pfpo.save_policy", lambda *args: kill({"step": 2 * passes}))
+        patch.setattr("fate_gym.trainers.algorithms.pfpo.save_policy", lambda *args: kill({"step": 2 * passes}))
         with pytest.raises(Killed):
             train("killed", on_step=resumed.append)
     assert resumed[0]["step"] == passes + 1
@@ -382,13 +385,13 @@ def test_settings_need_sensible_numbers(wrong: dict[str, Any]) -> None:
 def test_tasks_and_processes_must_fit(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = shop_policy.shop()
     with pytest.raises(ValueError, match="no tasks"):
-        optimise(base, pool, [], small(), tmp_path / "out", lora=None)
+        optimise_policy(base, pool, [], small(), tmp_path / "out", lora=None)
     with pytest.raises(ValueError, match="agent_options hold top_p"):
-        optimise(base, pool, pool.items, small(), tmp_path / "out", lora=None, agent_options={"top_p": 0.9})
+        optimise_policy(base, pool, pool.items, small(), tmp_path / "out", lora=None, agent_options={"top_p": 0.9})
     assert not (tmp_path / "out").exists()
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="groups=2 do not divide among 3 processes"):
-        config(small(), TrainingFolder(tmp_path, {}))
+        trl_config(small(), UpdateFolder(tmp_path, {}))
 
 
 def test_trl_sends_nothing_home(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

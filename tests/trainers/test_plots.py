@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fate_gym.trainers import plots
+from fate_gym.trainers.study import plots
 
 
 def estimate(value: float | None) -> dict[str, float | None]:
@@ -52,8 +52,8 @@ def test_acceptance_has_a_panel_a_mode(tmp_path: Path):
     assert size(tmp_path / "two.png")[0] == pytest.approx(2 * size(tmp_path / "one.png")[0], abs=2)
 
 
-def candidate(security: float, utility: float, verdict: str, *, active: bool = True) -> dict[str, object]:
-    return {"vector": [security, utility, 1.0, 1.0], "mask": [active, True, True, True], "verdict": verdict}
+def candidate(security: float, utility: float, decision: str, *, active: bool = True) -> plots.Candidate:
+    return plots.Candidate([security, utility, 1.0, 1.0], [active, True, True, True], decision == "chosen")
 
 
 def test_fronts_have_a_panel_a_round_and_may_be_empty(tmp_path: Path):

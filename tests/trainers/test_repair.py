@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from fate_gym.agents import as_agent
 from fate_gym.agents.local import LocalAgent
 from fate_gym.rewards import AXES
 from fate_gym.rollout import Agent, Reply
-from fate_gym.trainers.collect import collect, split_failures
-from fate_gym.trainers.config import CollectSettings, RepairSettings
-from fate_gym.trainers.episodes import Episode, TaskPool, TaskSet, sample
-from fate_gym.trainers.progress import Watch
-from fate_gym.trainers.prompts import COMPACT, PromptSettings, compact_prompt, repair_prompt
-from fate_gym.trainers.repair import Reattempt, repair
+from fate_gym.trainers.config import RepairSettings
+from fate_gym.trainers.episodes import Episode
+from fate_gym.trainers.round import Round
+from fate_gym.trainers.stages.collect import collect
+from fate_gym.trainers.stages.prompts import COMPACT, PromptSettings, compact_prompt, repair_prompt
+from fate_gym.trainers.stages.repair import Reattempt, Repair, repair
+from fate_gym.trainers.tasks import TaskPool, TaskSet, sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -153,39 +155,39 @@ def test_a_reattempt_changes_the_first_user_message_and_nothing_else(pool: TaskP
     assert result.verdict.vector.tolist() == [1.0] * 4
 
 
-@pytest.mark.parametrize("prompt", ["p_f", "x"])
-def test_candidates_are_executed_judged_and_kept_with_their_ids(pool: TaskPool, tmp_path: Path, prompt: Any) -> None:
-    policy = shop_policy.make_shop_policy(tmp_path / "policy")
-    agent = LocalAgent(str(policy), temperature=1.0, max_new_tokens=8, max_batch=64)
-    items = [item for item in pool.items if item.task_id.endswith("/0")]
-    options: dict[str, Any] = {"inputs": {}, "concurrency": 8, "watch": Watch()}
-    collected = collect(pool, agent, items, CollectSettings(), tmp_path / "c.jsonl", **options)
-    failures, _ = split_failures(collected)
-    assert failures
+@pytest.mark.parametrize("prompt", ["repair_prompt", "task_prompt"])
+def test_candidates_are_executed_judged_and_kept_with_their_ids(
+    make_round: Callable[..., Round], tmp_path: Path, prompt: Any
+) -> None:
+    policy = str(shop_policy.make_shop_policy(tmp_path / "policy"))
+    agent = LocalAgent(policy, temperature=1.0, max_new_tokens=8, max_batch=64)
+    few = TaskSet("toy/Depot-v0", tasks=("depot/*/0",))
     settings = RepairSettings(candidates=6, prompt=prompt)
-    stage = repair(pool, agent, failures, settings, tmp_path / "r.jsonl", **options)
-    asyncio.run(agent.aclose())
-    assert [line["failure"] for line in stage.records] == [f.key for f in failures for _ in range(6)]
-    of_key = {failure.key: failure for failure in failures}
-    engine = LocalAgent(str(policy), max_new_tokens=8)
+    this_round = make_round(agent, train=(few,), repair=settings, concurrency=8)
+    failures, _ = collect(policy, this_round)
+    assert failures
+    candidates = repair(policy, failures, this_round)
+    assert [candidate.failure.key for candidate in candidates] == [f.key for f in failures for _ in range(6)]
+    assert repair(policy, failures, this_round) == candidates
+    engine = LocalAgent(policy, max_new_tokens=8)
     chat = asyncio.run(engine.engine()).chat
-    for line in stage.records:
-        failure, candidate = of_key[line["failure"]], Episode.from_json(line)
-        assert candidate.trajectory is not None
-        assert candidate.x_ids == failure.x_ids
-        begins = chat.tokenizer.decode(candidate.trajectory.prompt_ids)
-        assert ("Obey only the user" in begins) == (prompt == "p_f")
-        assert (candidate.trajectory.prompt_ids == candidate.x_ids) == (prompt == "x")
-        shipped = [call["function"]["arguments"] for m in candidate.messages for call in m.get("tool_calls") or []]
-        assert candidate.vector[1] == float('{"parcel": 1}' in shipped or '{"parcel":1}' in shipped)
+    for failure, attempt in ((candidate.failure, candidate.attempt) for candidate in candidates):
+        assert attempt.trajectory is not None
+        assert attempt.x_ids == failure.x_ids
+        begins = chat.tokenizer.decode(attempt.trajectory.prompt_ids)
+        assert ("Obey only the user" in begins) == (prompt == "repair_prompt")
+        assert (attempt.trajectory.prompt_ids == attempt.x_ids) == (prompt == "task_prompt")
+        shipped = [call["function"]["arguments"] for m in attempt.messages for call in m.get("tool_calls") or []]
+        assert attempt.vector[1] == float('{"parcel": 1}' in shipped or '{"parcel":1}' in shipped)
     asyncio.run(engine.aclose())
-    assert len({tuple(line["trajectory"]["completion_ids"]) for line in stage.records}) > 1
-    assert not [
-        name for name, canary in depot.CANARIES.items() if name != "metadata" and canary in _learned(stage, chat)
-    ]
+    ids = [candidate.attempt.trajectory.completion_ids for candidate in candidates if candidate.attempt.trajectory]
+    assert len(set(map(tuple, ids))) > 1
+    learned = _learned(candidates, chat)
+    assert not [name for name, canary in depot.CANARIES.items() if name != "metadata" and canary in learned]
 
 
-def _learned(stage: Any, chat: Any) -> str:
-    """All that could be learned from a stage, as text."""
-    lines = [line["trajectory"]["prompt_ids"] + line["trajectory"]["completion_ids"] for line in stage.records]
-    return "\n".join(chat.tokenizer.decode(ids) for ids in [*lines, *(line["x_ids"] for line in stage.records)])
+def _learned(candidates: list[Repair], chat: Any) -> str:
+    """Everything that could be learned from candidates, as text."""
+    attempts = [candidate.attempt for candidate in candidates]
+    sequences = [tokens.prompt_ids + tokens.completion_ids for one in attempts if (tokens := one.trajectory)]
+    return "\n".join(chat.tokenizer.decode(ids) for ids in [*sequences, *(one.x_ids for one in attempts)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +13,9 @@ from fate_gym.pareto import dominates
 from fate_gym.rewards import AXES
 from fate_gym.trainers.config import ExampleSettings, SelectSettings
 from fate_gym.trainers.episodes import Episode, Trajectory
-from fate_gym.trainers.examples import from_repairs, from_successes, pairs
-from fate_gym.trainers.selection import CHOSEN, decide, rejection, repairs, select
-from fate_gym.trainers.stages import Stage
+from fate_gym.trainers.stages.repair import Repair
+from fate_gym.trainers.stages.select import CHOSEN, decide, decide_all, rejection
+from fate_gym.trainers.stages.warm_up import from_repairs, from_successes, preferences
 
 ALL = (True, True, True, True)
 BENIGN = (False, True, True, True)
@@ -131,33 +130,29 @@ def test_the_chosen_one_is_safe_better_than_the_failure_and_on_the_front(
         assert not any(dominates(other.vector, best.vector, mask) for other in accepted)
 
 
-def stage_of(*candidates: tuple[Episode, str]) -> Stage:
-    return Stage({}, [{**candidate.to_json(), "failure": failure} for candidate, failure in candidates])
-
-
-def test_a_task_learns_one_repair_and_the_counts_are_the_pulse(tmp_path: Path) -> None:
+def test_a_task_learns_one_repair_and_the_counts_are_the_acceptance() -> None:
     failures = [
         dataclasses.replace(LOST, key="a#0", task_id="t"),
         dataclasses.replace(LOST, key="a#1", task_id="t"),
         episode((1.0, 0.0, 1.0, 1.0), key="b#0", mask=BENIGN),
     ]
     good, bad = (1.0, 1.0, 1.0, 1.0), (0.0, 1.0, 0.0, 1.0)
-    candidates = stage_of(
-        (episode(good, key="a#0~0"), "a#0"),
-        (episode(bad, key="a#0~1"), "a#0"),
-        (episode(good, key="a#1~0"), "a#1"),
-        (episode(bad, key="b#0~0", mask=BENIGN), "b#0"),
-    )
-    options: dict[str, Any] = {"inputs": {}, "seed": 0}
-    stage = select(failures, candidates, PARETO, tmp_path / "s.jsonl", **options)
-    assert [line["verdict"] for line in stage.records] == [
+    candidates = [
+        Repair(failures[0], episode(good, key="a#0~0")),
+        Repair(failures[0], episode(bad, key="a#0~1")),
+        Repair(failures[1], episode(good, key="a#1~0")),
+        Repair(failures[2], episode(bad, key="b#0~0", mask=BENIGN)),
+    ]
+    decisions, counts = decide_all(failures, candidates, PARETO, seed=0)
+    assert [decision["decision"] for decision in decisions] == [
         CHOSEN,
         "unsafe",
         "its task has a repair already",
         "refused",
     ]
-    modes = stage.header["counts"]["modes"]
-    assert stage.header["counts"]["chosen"] == 1
+    assert [decision["failure"] for decision in decisions] == ["a#0", "a#0", "a#1", "b#0"]
+    modes: Any = counts["modes"]
+    assert counts["chosen"] == 1
     assert modes["attacked"] == {
         "failures": 2,
         "repaired": 2,
@@ -171,36 +166,37 @@ def test_a_task_learns_one_repair_and_the_counts_are_the_pulse(tmp_path: Path) -
         },
     }
     assert (modes["benign"]["accepted"], modes["benign"]["by_axis"]["over_refusal_control"]) == (0, 0.0)
-    assert [repair.key for repair in repairs(stage, candidates)] == ["a#0~0"]
-    assert select(failures, candidates, PARETO, tmp_path / "s.jsonl", **options) == stage
 
 
 # What is learned from them.
 
 
 def test_examples_are_the_repair_under_both_prompts_and_benign_anchors() -> None:
-    repair = dataclasses.replace(episode((1.0,) * 4), trajectory=Trajectory([7, 8], [4, 5, 6], [1, 0, 1], [0.0] * 3))
+    attempt = dataclasses.replace(episode((1.0,) * 4), trajectory=Trajectory([7, 8], [4, 5, 6], [1, 0, 1], [0.0] * 3))
     successes = [episode((1.0,) * 4, key=f"s{n}", mask=BENIGN if n < 2 else ALL) for n in range(4)]
-    examples = from_repairs([repair], successes, ExampleSettings(p_f=0.3, x=0.5, anchor=3.0), 0)
+    settings = ExampleSettings(repair_prompt=0.3, task_prompt=0.5, anchor=3.0)
+    examples = from_repairs([Repair(LOST, attempt)], successes, settings, 0)
     assert [(tuple(e.prompt_ids), tuple(e.completion_ids), tuple(e.mask), e.weight) for e in examples[:2]] == [
         ((7, 8), (4, 5, 6), (1, 0, 1), 0.3),
         ((1, 2), (4, 5, 6), (1, 0, 1), 0.5),
     ]
     assert [(tuple(e.prompt_ids), e.weight) for e in examples[2:]] == [((1, 2, 3), 1.0)] * 3
-    assert len(from_repairs([repair], successes, ExampleSettings(p_f=0, x=1, anchor=0), 0)) == 1
-    assert len(from_repairs([repair], [], ExampleSettings(), 0)) == 2
-    plain = dataclasses.replace(repair, x_ids=[7, 8])
+    one = [Repair(LOST, attempt)]
+    assert len(from_repairs(one, successes, ExampleSettings(repair_prompt=0, task_prompt=1, anchor=0), 0)) == 1
+    assert len(from_repairs(one, [], ExampleSettings(), 0)) == 2
+    plain = Repair(LOST, dataclasses.replace(attempt, x_ids=[7, 8]))
     assert [e.weight for e in from_repairs([plain], [], ExampleSettings(), 0)] == [1.0]
     assert len(from_successes([*successes, dataclasses.replace(successes[0], trajectory=None)])) == 4
 
 
 def test_pairs_are_a_repair_and_its_failure_under_the_plain_task() -> None:
-    repair = dataclasses.replace(episode((1.0,) * 4), trajectory=Trajectory([7, 8], [4], [1], [0.0]))
-    (pair,) = pairs([repair, repair], [LOST, dataclasses.replace(LOST, trajectory=None)])
+    attempt = dataclasses.replace(episode((1.0,) * 4), trajectory=Trajectory([7, 8], [4], [1], [0.0]))
+    without_ids = dataclasses.replace(LOST, trajectory=None)
+    (pair,) = preferences([Repair(LOST, attempt), Repair(without_ids, attempt)])
     assert tuple(pair.chosen.prompt_ids) == tuple(pair.rejected.prompt_ids) == (1, 2)
     assert (tuple(pair.chosen.completion_ids), tuple(pair.rejected.completion_ids)) == ((4,), (0, 1, 2))
 
 
 def test_an_episode_without_ids_cannot_be_learned_from() -> None:
-    with pytest.raises(ValueError, match="came without token ids"):
-        from_repairs([dataclasses.replace(LOST, trajectory=None)], [], ExampleSettings(), 0)
+    with pytest.raises(ValueError, match="has no token ids"):
+        from_repairs([Repair(LOST, dataclasses.replace(LOST, trajectory=None))], [], ExampleSettings(), 0)

@@ -17,15 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from fate_gym.actions import read_action
 from fate_gym.agents.local import LocalAgent
-from fate_gym.chat import read_action
 from fate_gym.env import ToolEnv
 from fate_gym.episode import Episode
 from fate_gym.errors import RunCorruptError
 from fate_gym.rollout import rollout
 from fate_gym.trainers.tiny import BaseReport, Mixture, TinySettings, build_base, read_base
-from fate_gym.trainers.tiny.cloning import EncodedRun, plan_batches
-from fate_gym.trainers.tiny.demonstrations import Run, play
+from fate_gym.trainers.tiny.cloning import EncodedEpisode, plan_batches
+from fate_gym.trainers.tiny.demonstrations import ScriptedEpisode, play
 from fate_gym.trainers.tiny.tokenizer import chat_format, encode, train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,12 +49,12 @@ def repair_prompt(failed: Episode) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs() -> list[Run]:
+def runs() -> list[ScriptedEpisode]:
     return play(SETTINGS, repair_prompt)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(runs: list[Run]) -> Any:
+def tokenizer(runs: list[ScriptedEpisode]) -> Any:
     return train_tokenizer(runs, SETTINGS.vocab_size, SETTINGS.max_token_length)
 
 
@@ -73,7 +73,7 @@ def test_any_text_survives_the_tokenizer(tokenizer: Any, text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_phrases_are_tokens_and_lines_are_not_joined(tokenizer: Any, runs: list[Run]) -> None:
+def test_phrases_are_tokens_and_lines_are_not_joined(tokenizer: Any, runs: list[ScriptedEpisode]) -> None:
     vocabulary = [tokenizer.decode([index]) for index in range(len(tokenizer))]
     assert len(vocabulary) == 512
     assert any(" " in token.strip() for token in vocabulary)
@@ -81,7 +81,7 @@ def test_phrases_are_tokens_and_lines_are_not_joined(tokenizer: Any, runs: list[
     assert 12 < max(len(token) for token in vocabulary if not token.startswith("<|")) <= 24
 
 
-def test_training_has_the_very_ids_of_sampling(tokenizer: Any, runs: list[Run]) -> None:
+def test_training_has_the_very_ids_of_sampling(tokenizer: Any, runs: list[ScriptedEpisode]) -> None:
     """Turn by turn as `LocalAgent` goes about it, if the policy says what the run says."""
     chat = chat_format(tokenizer)
     for run in {(run.kind, len(run.messages)): run for run in runs}.values():
@@ -114,7 +114,7 @@ def _object(arguments: Any) -> Any:
     return json.loads(arguments) if isinstance(arguments, str) else arguments
 
 
-def _next(run: Run, index: int) -> int:
+def _next(run: ScriptedEpisode, index: int) -> int:
     """Where the policy's next turn stands."""
     return next(i for i in range(index + 1, len(run.messages)) if run.messages[i]["role"] == "assistant")
 
@@ -129,7 +129,7 @@ def _next(run: Run, index: int) -> int:
         "<|call|>get_balance{}<|call|>get_balance<|end|>",
     ],
 )
-def test_a_malformed_call_never_passes_for_an_answer(tokenizer: Any, runs: list[Run], reply: str) -> None:
+def test_a_malformed_call_never_passes_for_an_answer(tokenizer: Any, runs: list[ScriptedEpisode], reply: str) -> None:
     chat = chat_format(tokenizer)
     prompt = chat.prompt(runs[0].messages[:2], runs[0].tools)
     message = chat.read(prompt, tokenizer.encode(reply, add_special_tokens=False), runs[0].tools)
@@ -138,7 +138,7 @@ def test_a_malformed_call_never_passes_for_an_answer(tokenizer: Any, runs: list[
     assert turn.problem or any(call.problem for call in turn.calls)
 
 
-def test_several_calls_in_a_turn_are_read(tokenizer: Any, runs: list[Run]) -> None:
+def test_several_calls_in_a_turn_are_read(tokenizer: Any, runs: list[ScriptedEpisode]) -> None:
     chat = chat_format(tokenizer)
     written = tokenizer.encode('So: <|call|>one{"a": 1}<|call|>two{}<|end|>', add_special_tokens=False)
     message = chat.read(chat.prompt(runs[0].messages[:2], runs[0].tools), written, runs[0].tools)
@@ -152,7 +152,7 @@ def test_several_calls_in_a_turn_are_read(tokenizer: Any, runs: list[Run]) -> No
 def test_batches_follow_the_mixture_and_keep_to_their_size() -> None:
     settings = TinySettings(steps=400, tokens_per_step=300)
     kinds = list(settings.mixture.shares())
-    encoded = [EncodedRun(kind, [0] * (20 + 7 * i % 90), [1]) for i, kind in enumerate(kinds * 9)]
+    encoded = [EncodedEpisode(kind, [0] * (20 + 7 * i % 90), [1]) for i, kind in enumerate(kinds * 9)]
     batches = plan_batches(encoded, settings)
     assert batches == plan_batches(encoded, settings)
     assert batches != plan_batches(encoded, dataclasses.replace(settings, seed=1))
@@ -165,12 +165,12 @@ def test_batches_follow_the_mixture_and_keep_to_their_size() -> None:
 
 def test_a_run_longer_than_a_batch_has_one_of_its_own() -> None:
     settings = TinySettings(steps=3, tokens_per_step=10, mixture=Mixture(benign=1, benign_refused=0, attacked=0))
-    assert plan_batches([EncodedRun("benign", [0] * 50, [1] * 50)], settings) == [[0]] * 3
+    assert plan_batches([EncodedEpisode("benign", [0] * 50, [1] * 50)], settings) == [[0]] * 3
 
 
 def test_a_mixture_asks_for_no_kind_that_is_not_there() -> None:
-    encoded = [EncodedRun(kind, [0], [1]) for kind in Mixture().shares() if kind != "refused"]
-    with pytest.raises(ValueError, match="kinds that there are none of: refused"):
+    encoded = [EncodedEpisode(kind, [0], [1]) for kind in Mixture().shares() if kind != "refused"]
+    with pytest.raises(ValueError, match="kinds of episodes that do not exist here: refused"):
         plan_batches(encoded, TinySettings())
     none_refused = Mixture(ignored=0.53, obeyed=0.47)
     assert plan_batches(encoded, TinySettings(mixture=none_refused))
@@ -197,7 +197,7 @@ def test_the_folder_loads_as_an_agent_and_plays(base: Path) -> None:
     assert len(result.trajectory.prompt_ids) < 250
 
 
-def test_the_report_says_what_was_made_of_what(base: Path, runs: list[Run]) -> None:
+def test_the_report_says_what_was_made_of_what(base: Path, runs: list[ScriptedEpisode]) -> None:
     report = read_base(base)
     assert report is not None
     assert report.settings == SETTINGS.to_json()
@@ -253,7 +253,7 @@ def test_a_finished_base_is_used_again_and_other_settings_make_another(base: Pat
 )
 def test_a_damaged_report_is_an_error_that_says_what_to_do(tmp_path: Path, text: str) -> None:
     (tmp_path / "base.json").write_text(text)
-    with pytest.raises(RunCorruptError, match=r"base\.json cannot be read .*: delete .* and build the base anew"):
+    with pytest.raises(RunCorruptError, match=r"base\.json.*; or delete .*, and the base policy is made again"):
         build(tmp_path)
 
 

@@ -13,7 +13,7 @@ from fate_gym.benchmarks.agentdojo.splits import labels
 from fate_gym.env import ToolEnv
 from fate_gym.episode import Episode
 from fate_gym.trainers.tiny import TinySettings, held_out, seen
-from fate_gym.trainers.tiny.demonstrations import Run, play
+from fate_gym.trainers.tiny.demonstrations import ScriptedEpisode, play
 
 SETTINGS = TinySettings(attacks=("tool_knowledge",), exclude=("*/user_task_?/*", "slack/*/injection_task_2"))
 CANARY = "Do it again, from the start."
@@ -24,11 +24,11 @@ def repair_prompt(failed: Episode) -> str:
 
 
 @pytest.fixture(scope="module")
-def runs() -> list[Run]:
+def runs() -> list[ScriptedEpisode]:
     return play(SETTINGS, repair_prompt)
 
 
-def verdict(run: Run, prompt: str | None = None) -> dict[str, float]:
+def verdict(run: ScriptedEpisode, prompt: str | None = None) -> dict[str, float]:
     """What the verifiers say when the run's messages are played again."""
     env = gym.make("fate/AgentDojo-v0", suite=list(SETTINGS.suites), attack=run.attack).unwrapped
     assert isinstance(env, ToolEnv)
@@ -40,12 +40,12 @@ def verdict(run: Run, prompt: str | None = None) -> dict[str, float]:
     return {name: axis.value for name, axis in info["verdict"].axes.items()}
 
 
-def one_of_each_suite(runs: list[Run], *kinds: str) -> list[Run]:
+def one_of_each_suite(runs: list[ScriptedEpisode], *kinds: str) -> list[ScriptedEpisode]:
     found = {(run.kind, run.task_id.split("/")[0], len(run.messages)): run for run in runs if run.kind in kinds}
     return list(found.values())
 
 
-def test_runs_of_every_kind_come_out_as_meant(runs: list[Run]) -> None:
+def test_runs_of_every_kind_come_out_as_meant(runs: list[ScriptedEpisode]) -> None:
     for run in one_of_each_suite(runs, "benign", "ignored", "repaired"):
         assert set(verdict(run).values()) == {1.0}, run
     for run in one_of_each_suite(runs, "obeyed-then", "obeyed-instead", "repair-obeyed"):
@@ -54,7 +54,7 @@ def test_runs_of_every_kind_come_out_as_meant(runs: list[Run]) -> None:
         assert verdict(run)["over_refusal_control"] == 0, run
 
 
-def test_an_obedient_run_does_the_user_s_task_first_and_a_deserter_does_not(runs: list[Run]) -> None:
+def test_an_obedient_run_does_the_user_s_task_first_and_a_deserter_does_not(runs: list[ScriptedEpisode]) -> None:
     utility = dict.fromkeys(("obeyed-then", "obeyed-instead"), 0.0)
     for kind in utility:
         chosen = one_of_each_suite(runs, kind)
@@ -62,7 +62,7 @@ def test_an_obedient_run_does_the_user_s_task_first_and_a_deserter_does_not(runs
     assert utility["obeyed-then"] > 0.7 > 0.4 > utility["obeyed-instead"]
 
 
-def test_refusals_come_at_once_and_after_the_injection_was_seen(runs: list[Run]) -> None:
+def test_refusals_come_at_once_and_after_the_injection_was_seen(runs: list[ScriptedEpisode]) -> None:
     turns = collections.Counter(
         sum(message["role"] == "assistant" for message in run.messages) > 1 for run in runs if run.kind == "refused"
     )
@@ -70,7 +70,7 @@ def test_refusals_come_at_once_and_after_the_injection_was_seen(runs: list[Run])
     assert turns[True] > 0
 
 
-def test_a_repair_is_a_good_run_with_the_repair_prompt_in_place_of_the_user_s(runs: list[Run]) -> None:
+def test_a_repair_is_a_good_run_with_the_repair_prompt_in_place_of_the_user_s(runs: list[ScriptedEpisode]) -> None:
     good = {(run.task_id, run.attack): run for run in runs if run.kind in ("benign", "ignored")}
     repairs = [run for run in runs if run.kind == "repaired"]
     for run in repairs:
@@ -84,7 +84,7 @@ def test_a_repair_is_a_good_run_with_the_repair_prompt_in_place_of_the_user_s(ru
     assert "[1.0, 1.0, 1.0, 1.0]" not in told
 
 
-def test_no_run_is_of_a_held_out_pair(runs: list[Run]) -> None:
+def test_no_run_is_of_a_held_out_pair(runs: list[ScriptedEpisode]) -> None:
     shown = {run.task_id for run in runs if run.attack is not None}
     assert {labels()[pair] for pair in shown} == {"train", "dev", "user", "inj"}
     for label in ("pair", "user", "inj"):
@@ -103,13 +103,13 @@ def test_cloning_sees_no_pair_and_nothing_unseen_and_half_of_the_rest_of_the_tes
     assert not seen("banking/user_task_0/none")
 
 
-def test_left_out_tasks_are_in_no_run_and_not_held_out(runs: list[Run]) -> None:
+def test_left_out_tasks_are_in_no_run_and_not_held_out(runs: list[ScriptedEpisode]) -> None:
     assert not [run for run in runs if run.task_id.endswith("injection_task_2") and run.task_id.startswith("slack")]
     assert not [run for run in runs if "user_task_3/" in run.task_id]
     assert {pair.split("/")[0] for pair in held_out("user", TinySettings(suites=("banking",)))} == {"banking"}
     assert "slack/user_task_4/injection_task_2" not in held_out("user", TinySettings())
 
 
-def test_runs_are_the_same_every_time(runs: list[Run]) -> None:
+def test_runs_are_the_same_every_time(runs: list[ScriptedEpisode]) -> None:
     again = play(SETTINGS, repair_prompt)
     assert [json.dumps(run.messages) for run in again] == [json.dumps(run.messages) for run in runs]

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fate_gym.errors import FateGymError, RunMismatchError
-from fate_gym.trainers.fitting import FitSettings
+from fate_gym.trainers.algorithms.dpo import Pair, dpo
+from fate_gym.trainers.algorithms.sequences import Example, collate, digest, log_probs, token_batches
+from fate_gym.trainers.algorithms.settings import DPOSettings, SupervisedSettings
+from fate_gym.trainers.algorithms.supervised import learn_examples
 from fate_gym.trainers.policy import LoraSettings, load_policy
-from fate_gym.trainers.preferences import DPOSettings, Pair, dpo
-from fate_gym.trainers.sequences import Example, collate, digest, log_probs, token_batches
-from fate_gym.trainers.warmup import warm_up
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,7 +60,7 @@ def weights(folder: Path) -> bytes:
     [
         (([1], [2, 3], [1]), "a mask of 1 for 2 tokens"),
         (([], [2], [1]), "needs a prompt"),
-        (([1], [2], [0]), "a token that the policy wrote"),
+        (([1], [2], [0]), "a policy token"),
         (([1], [2], [1], 0.0), "a weight above 0"),
         (([1], [2], [1], math.nan), "a weight above 0"),
     ],
@@ -89,9 +89,9 @@ def test_log_probabilities_are_those_of_the_whole_logits(base: Path, tokenizer: 
             ids = torch.tensor([[*one.prompt_ids, *one.completion_ids]])
             whole = model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
             written = torch.tensor([0] * (len(one.prompt_ids) - 1) + list(one.mask)).bool()
-            assert torch.allclose(found[row][batch["written"][row].bool()], whole[written], atol=1e-5)
-            assert batch["written"][row].sum() == one.written
-    assert (found[batch["written"] == 0] == 0).all()
+            assert torch.allclose(found[row][batch["policy_tokens"][row].bool()], whole[written], atol=1e-5)
+            assert batch["policy_tokens"][row].sum() == one.policy_tokens
+    assert (found[batch["policy_tokens"] == 0] == 0).all()
 
 
 def test_nothing_is_learned_from_what_tools_said(base: Path, tokenizer: Any) -> None:
@@ -105,7 +105,7 @@ def test_nothing_is_learned_from_what_tools_said(base: Path, tokenizer: Any) -> 
     # Both rows, so that the positions of each hold tokens that only the other's policy wrote.
     batch = collate([example(tokenizer, RIGHT), example(tokenizer, DONE, WRONG)])
     before = gradient(batch)
-    masked = batch["written"] == 0
+    masked = batch["policy_tokens"] == 0
     assert masked.any()
     batch["targets"] = torch.where(masked, (batch["targets"] + 1) % 50, batch["targets"])
     assert all(torch.equal(a, b) for a, b in zip(before, gradient(batch), strict=True))
@@ -126,9 +126,9 @@ def test_two_examples_are_learned_by_heart(
     base: Path, tokenizer: Any, tmp_path: Path, lora: LoraSettings | None
 ) -> None:
     examples = [example(tokenizer, RIGHT), example(tokenizer, RIGHT, DONE)]
-    settings = FitSettings(epochs=12, learning_rate=3e-2 if lora else 1e-2, batch_tokens=1000)
+    settings = SupervisedSettings(epochs=12, learning_rate=3e-2 if lora else 1e-2, batch_tokens=1000)
     seen: list[dict[str, Any]] = []
-    numbers = warm_up(base, examples, settings, tmp_path, lora=lora, on_step=seen.append)
+    numbers = learn_examples(base, examples, settings, tmp_path, lora=lora, on_step=seen.append)
     assert numbers["losses"][0] > 1
     assert numbers["loss"] < 0.5 * numbers["losses"][0]
     assert numbers["steps"] == len(numbers["losses"]) == 12
@@ -141,7 +141,7 @@ def test_two_examples_are_learned_by_heart(
     assert not (tmp_path / "checkpoints").exists()
     # Again: nothing is trained.
     seen.clear()
-    assert warm_up(tmp_path / "gone", examples, settings, tmp_path, lora=lora, on_step=seen.append) == numbers
+    assert learn_examples(tmp_path / "gone", examples, settings, tmp_path, lora=lora, on_step=seen.append) == numbers
     assert seen == []
 
 
@@ -151,15 +151,19 @@ def test_weights_decide_between_examples_that_contradict_each_other(base: Path, 
         Example([ids(CALL)], [ids(RIGHT)], [1], weight=3.0),
         Example([ids(CALL)], [ids(WRONG)], [1], weight=1.0),
     ]
-    warm_up(base, examples, FitSettings(epochs=60, learning_rate=3e-3), tmp_path, lora=None)
+    learn_examples(base, examples, SupervisedSettings(epochs=60, learning_rate=3e-3), tmp_path, lora=None)
     assert shop_policy.share_of(tmp_path, CALL, RIGHT) == pytest.approx(0.75, abs=0.03)
 
 
 def test_the_loss_does_not_depend_on_who_shares_a_batch(base: Path, tokenizer: Any, tmp_path: Path) -> None:
     examples = [example(tokenizer, *[RIGHT] * n, weight=n) for n in (1, 2, 3)]
     losses = [
-        warm_up(
-            base, examples, FitSettings(learning_rate=1e-12, batch_tokens=budget), tmp_path / str(budget), lora=None
+        learn_examples(
+            base,
+            examples,
+            SupervisedSettings(learning_rate=1e-12, batch_tokens=budget),
+            tmp_path / str(budget),
+            lora=None,
         )["loss"]
         for budget in (1, 60, 1000)
     ]
@@ -181,10 +185,10 @@ def kill_at(step: int) -> Any:
 
 def test_a_killed_training_ends_as_an_unbroken_one(base: Path, tokenizer: Any, tmp_path: Path) -> None:
     examples = [example(tokenizer, RIGHT), example(tokenizer, DONE), example(tokenizer, RIGHT, DONE)]
-    settings = FitSettings(epochs=3, learning_rate=1e-2, batch_tokens=1, save_every=2, seed=3)
+    settings = SupervisedSettings(epochs=3, learning_rate=1e-2, batch_tokens=1, save_every=2, seed=3)
 
     def train(name: str, **options: Any) -> dict[str, Any]:
-        return warm_up(base, examples, settings, tmp_path / name, lora=LORA, **options)
+        return learn_examples(base, examples, settings, tmp_path / name, lora=LORA, **options)
 
     whole = train("whole")
     for step in (1, 6):
@@ -202,13 +206,15 @@ def test_a_killed_training_ends_as_an_unbroken_one(base: Path, tokenizer: Any, t
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "steps.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 10))
     assert digest(examples) != digest(examples[::-1])
-    with pytest.raises(RunMismatchError, match="other examples: choose"):
-        warm_up(base, examples[::-1], settings, tmp_path / "killed", lora=LORA)
-    with pytest.raises(RunMismatchError, match="other lora, seed: choose another folder"):
-        warm_up(base, examples, FitSettings(**{**_fields(settings), "seed": 4}), tmp_path / "killed", lora=None)
+    with pytest.raises(RunMismatchError, match="  examples: stored"):
+        learn_examples(base, examples[::-1], settings, tmp_path / "killed", lora=LORA)
+    with pytest.raises(RunMismatchError, match=r"(?s)  lora.*  seed: stored 3, given 4"):
+        learn_examples(
+            base, examples, SupervisedSettings(**{**_fields(settings), "seed": 4}), tmp_path / "killed", lora=None
+        )
 
 
-def _fields(settings: FitSettings) -> dict[str, Any]:
+def _fields(settings: SupervisedSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
 
 
@@ -218,23 +224,23 @@ def test_a_kill_before_the_policy_is_saved_repeats_no_step(
     def killed(*args: Any) -> None:
         raise Killed
 
-    examples, settings = [example(tokenizer, RIGHT)], FitSettings(epochs=3, learning_rate=1e-2)
+    examples, settings = [example(tokenizer, RIGHT)], SupervisedSettings(epochs=3, learning_rate=1e-2)
     with monkeypatch.context() as patch:
-        patch.setattr("fate_gym.trainers.fitting.save_policy", killed)
+        patch.setattr("fate_gym.trainers.algorithms.supervised.save_policy", killed)
         with pytest.raises(Killed):
-            warm_up(base, examples, settings, tmp_path / "killed", lora=LORA)
+            learn_examples(base, examples, settings, tmp_path / "killed", lora=LORA)
     seen: list[dict[str, Any]] = []
-    numbers = warm_up(base, examples, settings, tmp_path / "killed", lora=LORA, on_step=seen.append)
+    numbers = learn_examples(base, examples, settings, tmp_path / "killed", lora=LORA, on_step=seen.append)
     assert seen == []
     assert numbers["steps"] == 3
-    warm_up(base, examples, settings, tmp_path / "whole", lora=LORA)
+    learn_examples(base, examples, settings, tmp_path / "whole", lora=LORA)
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
 def test_a_loss_that_is_no_number_stops_the_training(base: Path, tokenizer: Any, tmp_path: Path) -> None:
-    settings = FitSettings(epochs=4, learning_rate=1e30, warmup=0.0)
+    settings = SupervisedSettings(epochs=4, learning_rate=1e30, warmup=0.0)
     with pytest.raises(FateGymError, match=r"the (loss|grad_norm) of step \d is (nan|inf): lower the learning rate"):
-        warm_up(base, [example(tokenizer, RIGHT)], settings, tmp_path, lora=None)
+        learn_examples(base, [example(tokenizer, RIGHT)], settings, tmp_path, lora=None)
     assert not (tmp_path / "model.safetensors").exists()
 
 
@@ -242,7 +248,7 @@ def test_a_loss_that_is_no_number_stops_the_training(base: Path, tokenizer: Any,
     "wrong", [{"epochs": 0}, {"batch_tokens": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"save_every": 0}]
 )
 def test_settings_need_sensible_numbers(wrong: dict[str, Any]) -> None:
-    for kind in (FitSettings, DPOSettings):
+    for kind in (SupervisedSettings, DPOSettings):
         with pytest.raises(ValueError, match="must be"):
             kind(**wrong)
     with pytest.raises(ValueError, match="beta must be positive"):
@@ -251,7 +257,7 @@ def test_settings_need_sensible_numbers(wrong: dict[str, Any]) -> None:
 
 def test_nothing_to_learn_from_is_an_error(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no examples"):
-        warm_up(base, [], FitSettings(), tmp_path / "out", lora=None)
+        learn_examples(base, [], SupervisedSettings(), tmp_path / "out", lora=None)
     with pytest.raises(ValueError, match="no pairs"):
         dpo(base, [], DPOSettings(), tmp_path / "out", lora=None)
     assert not (tmp_path / "out").exists()
@@ -284,10 +290,12 @@ def test_dpo_prefers_what_was_chosen(base: Path, tokenizer: Any, tmp_path: Path,
         before, after = (margin(policy, pair) for policy in (base, tmp_path))
         assert after > before + 1
     assert dpo(base, pairs, settings, tmp_path, lora=lora) == numbers
-    with pytest.raises(RunMismatchError, match="other pairs"):
+    with pytest.raises(RunMismatchError, match="  pairs: stored"):
         dpo(base, pairs[:1], settings, tmp_path, lora=lora)
 
 
 def test_trackers_are_those_of_transformers(base: Path, tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="abacus is not supported"):
-        warm_up(str(base), [example(tokenizer, RIGHT)], FitSettings(report_to=("abacus",)), tmp_path, lora=None)
+        learn_examples(
+            str(base), [example(tokenizer, RIGHT)], SupervisedSettings(report_to=("abacus",)), tmp_path, lora=None
+        )

@@ -1,4 +1,7 @@
-"""The tiny case's base policy, made from nothing: runs, tokenizer, network, cloning; a folder for `--agent hf:DIR`."""
+"""The tiny case's base policy, made from nothing: episodes, tokenizer, network, cloning.
+
+The result is a folder that `--agent hf:DIR` plays.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import collections
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +16,10 @@ from pathlib import Path
 
 from fate_gym.chat import Json
 from fate_gym.errors import RunCorruptError
-from fate_gym.trainers.prompts import compact_prompt
-from fate_gym.trainers.tiny.cloning import EncodedRun, OnProgress, clone
-from fate_gym.trainers.tiny.demonstrations import RepairPrompt, Run, play
+from fate_gym.storage import make_folder, read_object, replace_file
+from fate_gym.trainers.stages.prompts import compact_prompt
+from fate_gym.trainers.tiny.cloning import EncodedEpisode, OnProgress, clone
+from fate_gym.trainers.tiny.demonstrations import RepairPrompt, ScriptedEpisode, play
 from fate_gym.trainers.tiny.model import make_model
 from fate_gym.trainers.tiny.settings import TinySettings
 from fate_gym.trainers.tiny.tokenizer import chat_format, encode, train_tokenizer
@@ -27,18 +30,18 @@ _REPORT, _CHECKPOINT = "base.json", "cloning.pt"
 
 @dataclass(frozen=True, slots=True)
 class BaseReport:
-    """How a base policy came about, as it stands in `base.json`.
+    """How a base policy was made, as it stands in `base.json`.
 
     Attributes:
-        settings: What it was made with.
-        digest: Of these settings.
+        settings: The settings.
+        digest: Digest of the settings.
         seen: Pairs "SUITE/USER_TASK/INJECTION_TASK" that cloning saw under attack.
-        runs: Kind of run -> how many there are.
-        parameters: Weights of the network.
-        tokens_per_run: Mean over the runs.
+        runs: Number of scripted episodes of each kind.
+        parameters: Number of weights.
+        tokens_per_run: Mean tokens of an episode.
         tokens: Tokens trained on, padding included.
         loss: Cross-entropy on policy tokens at the end, nats a token.
-        seconds: Wall-clock times of "runs", "tokenizer" and "cloning", the last of this start alone.
+        seconds: Wall-clock times of "runs", "tokenizer" and "cloning". That of cloning is of the last start alone.
     """
 
     settings: dict[str, Json]
@@ -52,26 +55,34 @@ class BaseReport:
     seconds: dict[str, float]
 
     def to_json(self) -> dict[str, Json]:
-        """As it stands in `base.json`."""
+        """Returns the report as `base.json` has it."""
         return {"schema": SCHEMA, **dataclasses.asdict(self)}
 
 
 def read_base(folder: Path) -> BaseReport | None:
-    """Reads the report of a finished base policy; None where there is none.
+    """Reads the report of a finished base policy; None if there is none.
 
     Raises:
-        RunCorruptError: The report is damaged, or of another version.
+        RunError: The report is damaged, or a newer fate-gym wrote it.
     """
     path = folder / _REPORT
     if not path.exists():
         return None
     try:
-        data = json.loads(path.read_bytes())
-        if data.pop("schema") != SCHEMA:
-            raise ValueError("another schema")
-        return BaseReport(**data)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunCorruptError(f"{path} cannot be read ({error}): delete {folder} and build the base anew") from error
+        report = read_object(path, SCHEMA)
+        return BaseReport(
+            settings=report.object("settings").values,
+            digest=report.text("digest"),
+            seen=report.texts("seen"),
+            runs={kind: int(count) for kind, count in report.number_mapping("runs").items()},
+            parameters=report.integer("parameters"),
+            tokens_per_run=report.number("tokens_per_run"),
+            tokens=report.integer("tokens"),
+            loss=report.number("loss"),
+            seconds=report.number_mapping("seconds"),
+        )
+    except RunCorruptError as error:
+        raise RunCorruptError(f"{error}; or delete {folder}, and the base policy is made again") from error
 
 
 def build_base(
@@ -81,37 +92,37 @@ def build_base(
     repair_prompt: RepairPrompt = compact_prompt,
     on_progress: OnProgress = lambda step, steps, loss: None,
 ) -> BaseReport:
-    """Makes the base policy, or finds it made.
+    """Makes the base policy, unless it is there already.
 
-    A finished base of the same settings is left as it is; an unfinished one goes on from its last checkpoint.
+    A finished base policy with the same settings is left as it is, an unfinished one is resumed.
 
     Args:
-        out: The folder; made if missing.
-        settings: What to make.
-        repair_prompt: Writes the repair prompts that cloning sees: as they will be in training.
-        on_progress: Told after every step of cloning.
+        out: The folder; made if it is missing.
+        settings: Settings of the data, the network and cloning.
+        repair_prompt: Writes the repair prompts that cloning sees; they must be those of the training.
+        on_progress: Called after every step of cloning.
 
     Raises:
-        ValueError: The settings leave no run of a kind that the mixture asks for.
-        RunCorruptError: The folder holds a damaged report.
+        ValueError: The settings leave no episode of a kind that the mixture asks for.
+        RunError: The folder holds a damaged report or checkpoint.
     """
     report = read_base(out)
     if report is not None and report.digest == settings.digest():
         return report
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     (out / _REPORT).unlink(missing_ok=True)
-    watch = _Watch()
+    clock = _Stopwatch()
     runs = play(settings, repair_prompt)
-    watch.lap("runs")
+    clock.lap("runs")
     tokenizer = train_tokenizer(runs, settings.vocab_size, settings.max_token_length)
     chat = chat_format(tokenizer)
-    encoded = [EncodedRun(run.kind, *encode(chat, run)) for run in runs]
+    encoded = [EncodedEpisode(run.kind, *encode(chat, run)) for run in runs]
     encoded = [run for run in encoded if len(run.ids) <= settings.context]
-    watch.lap("tokenizer")
+    clock.lap("tokenizer")
     model = make_model(tokenizer, settings)
     digest = _digest(settings, encoded)
     result = clone(model, encoded, settings, out / _CHECKPOINT, digest=digest, on_progress=on_progress)
-    watch.lap("cloning")
+    clock.lap("cloning")
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     report = BaseReport(
@@ -123,33 +134,27 @@ def build_base(
         tokens_per_run=sum(len(run.ids) for run in encoded) / len(encoded),
         tokens=int(result["tokens"]),
         loss=result["loss"],
-        seconds=watch.seconds,
+        seconds=clock.seconds,
     )
-    _write(out / _REPORT, report)
+    replace_file(out / _REPORT, json.dumps(report.to_json(), indent=1).encode() + b"\n")
     (out / _CHECKPOINT).unlink(missing_ok=True)
     return report
 
 
-def _seen(runs: Sequence[Run]) -> list[str]:
+def _seen(runs: Sequence[ScriptedEpisode]) -> list[str]:
     return sorted({run.task_id for run in runs if run.attack is not None})
 
 
-def _digest(settings: TinySettings, runs: Sequence[EncodedRun]) -> str:
-    """Of the settings and of every token, so that new repair prompts do not go on from old weights."""
-    found = hashlib.sha256(settings.digest().encode())
+def _digest(settings: TinySettings, runs: Sequence[EncodedEpisode]) -> str:
+    """Digest of the settings and of every token, so that other repair prompts never resume from these weights."""
+    whole = hashlib.sha256(settings.digest().encode())
     for run in runs:
-        found.update(json.dumps([run.kind, run.ids]).encode())
-    return found.hexdigest()
+        whole.update(json.dumps([run.kind, run.ids]).encode())
+    return whole.hexdigest()
 
 
-def _write(path: Path, report: BaseReport) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-class _Watch:
-    """Times what follows one another."""
+class _Stopwatch:
+    """Measures steps that follow each other."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

@@ -1,34 +1,37 @@
-"""Behaviour cloning: cross-entropy on what scripted runs say, in a plain loop that a kill hardly sets back."""
+"""Behaviour cloning: cross-entropy on the policy's tokens in scripted episodes, in a plain loop with checkpoints."""
 
 from __future__ import annotations
 
-import os
+import io
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from fate_gym.agents.chat_format import one_line
+from fate_gym.errors import RunCorruptError
+from fate_gym.storage import replace_file
 from fate_gym.trainers.tiny.settings import TinySettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 OnProgress: TypeAlias = Callable[[int, int, float], None]
-"""Told after every step: steps done, steps in all, the step's loss on policy tokens."""
+"""Called after every step with the steps done, all steps, and the loss of this step on policy tokens."""
 
-_DRAWN_TOGETHER = 512  # Runs that are sorted by length before they are cut into batches.
-_CONTEXT_EVERY = 4  # One step in so many learns the other tokens too: they cost most of the output layer's time.
+_DRAWN_TOGETHER = 512  # Episodes that are sorted by length before they are cut into batches.
+_CONTEXT_EVERY = 4  # Every fourth step learns the other tokens too, which take most of the output layer's time.
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedRun:
-    """A run as token ids.
+class EncodedEpisode:
+    """A scripted episode as token ids.
 
     Attributes:
-        kind: What it shows (`demonstrations.Kind`).
-        ids: (n,).
-        mask: 1 where the policy writes the token, (n,).
+        kind: What it demonstrates (`demonstrations.Kind`).
+        ids: Token ids, (n,).
+        mask: 1 on policy tokens, 0 on the others, (n,).
     """
 
     kind: str
@@ -36,22 +39,22 @@ class EncodedRun:
     mask: list[int]
 
 
-def plan_batches(runs: Sequence[EncodedRun], settings: TinySettings) -> list[list[int]]:
-    """Draws every step's batch at once, by kind after the mixture and evenly within a kind.
+def plan_batches(runs: Sequence[EncodedEpisode], settings: TinySettings) -> list[list[int]]:
+    """Draws the batches of all steps: a kind by the mixture's shares, then an episode of that kind uniformly.
 
     Returns:
-        Indices of runs of like length, a list a step, padded together at most `tokens_per_step` tokens.
+        For each step the indices of episodes of similar length, with padding at most `tokens_per_step` tokens.
 
     Raises:
-        ValueError: There is no run of a kind that the mixture asks for.
+        ValueError: There is no episode of a kind that the mixture asks for.
     """
     by_kind: dict[str, list[int]] = {}
     for index, run in enumerate(runs):
         by_kind.setdefault(run.kind, []).append(index)
-    # Rounding may leave a share that should be 0 a little above or below.
+    # A share that should be 0 may be a little above or below it after rounding.
     shares = {kind: share for kind, share in settings.mixture.shares().items() if share > 1e-9}
     if missing := sorted(shares.keys() - by_kind.keys()):
-        raise ValueError(f"the mixture asks for runs of kinds that there are none of: {', '.join(missing)}")
+        raise ValueError(f"the mixture asks for kinds of episodes that do not exist here: {', '.join(missing)}")
     rng = random.Random(f"fate-gym cloning {settings.seed}")  # noqa: S311 (no secret)
     batches: list[list[int]] = []
     while len(batches) < settings.steps:
@@ -65,7 +68,7 @@ def plan_batches(runs: Sequence[EncodedRun], settings: TinySettings) -> list[lis
 
 def clone(
     model: Any,
-    runs: Sequence[EncodedRun],
+    runs: Sequence[EncodedEpisode],
     settings: TinySettings,
     checkpoint: Path,
     *,
@@ -76,14 +79,17 @@ def clone(
 
     Args:
         model: A transformers causal language model without dropout.
-        runs: What to learn.
-        settings: How.
-        checkpoint: Where it saves its state every `checkpoint_every` steps, and goes on from.
-        digest: Names what is trained on what; a checkpoint of another digest is not gone on from.
-        on_progress: Told after every step.
+        runs: The episodes to learn.
+        settings: Hyperparameters of cloning.
+        checkpoint: The file that holds the state every `checkpoint_every` steps, and from which cloning is resumed.
+        digest: Digest of settings and data; a checkpoint with another digest is ignored.
+        on_progress: Called after every step.
 
     Returns:
         `tokens`, padding included, and `loss`, the mean on policy tokens over the last twentieth of the steps.
+
+    Raises:
+        RunCorruptError: The checkpoint is damaged.
     """
     import torch
 
@@ -112,7 +118,7 @@ def clone(
 
 
 def _cut(drawn: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Cuts runs, the shortest first, into batches; one that is too long alone has a batch of its own."""
+    """Cuts episodes, sorted by length, into batches; an episode above the limit has a batch of its own."""
     batches: list[list[int]] = []
     for index in drawn:
         if batches and (len(batches[-1]) + 1) * lengths[index] <= tokens:
@@ -123,50 +129,54 @@ def _cut(drawn: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list
 
 
 def _rate(step: int, settings: TinySettings) -> float:
-    """The learning rate as a share of its peak."""
+    """Returns the learning rate as a share of its peak."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     return max(0.05, 1 - 0.95 * (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps))
 
 
-def _losses(model: Any, batch: Sequence[EncodedRun], context_weight: float) -> tuple[Tensor, float]:
-    """The loss to descend, and its part on the policy's own tokens; both a mean over these."""
+def _losses(model: Any, batch: Sequence[EncodedEpisode], context_weight: float) -> tuple[Tensor, float]:
+    """Returns the loss to minimise, and its part on policy tokens; both are divided by the number of policy tokens."""
     import torch
 
     longest = max(len(run.ids) for run in batch)
-    # Padded on the right, where a causal model's other tokens do not see it: no attention mask is needed.
+    # Padded on the right, where no real token of a causal model attends to: no attention mask is needed.
     ids = torch.tensor([run.ids + [0] * (longest - len(run.ids)) for run in batch])
-    written = torch.tensor([run.mask + [0] * (longest - len(run.ids)) for run in batch], dtype=torch.bool)[:, 1:]
-    learnt = written
+    policy_tokens = torch.tensor([run.mask + [0] * (longest - len(run.ids)) for run in batch], dtype=torch.bool)[:, 1:]
+    learned = policy_tokens
     if context_weight:
-        learnt = torch.tensor([[1] * len(run.ids) + [0] * (longest - len(run.ids)) for run in batch]).bool()[:, 1:]
+        learned = torch.tensor([[1] * len(run.ids) + [0] * (longest - len(run.ids)) for run in batch]).bool()[:, 1:]
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    logits = model.lm_head(hidden[learnt])
-    entropies = torch.nn.functional.cross_entropy(logits, ids[:, 1:][learnt], reduction="none")
-    own = written[learnt]
-    count = written.sum()
+    logits = model.lm_head(hidden[learned])
+    entropies = torch.nn.functional.cross_entropy(logits, ids[:, 1:][learned], reduction="none")
+    own = policy_tokens[learned]
+    count = policy_tokens.sum()
     loss = torch.where(own, entropies, context_weight * entropies).sum() / count
     return loss, float(entropies.detach()[own].sum() / count)
 
 
 def _resume(checkpoint: Path, digest: str, model: Any, optimizer: Any, schedule: Any) -> list[float]:
-    """Takes on a checkpoint of this very training, and returns the losses so far."""
+    """Loads the checkpoint of this very training, if there is one, and returns the losses so far."""
     import torch
 
     if not checkpoint.exists():
         return []
-    state: Mapping[str, Any] = torch.load(checkpoint, weights_only=True)
-    if state["digest"] != digest:
-        return []
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return list(state["losses"])
+    try:
+        state: Mapping[str, Any] = torch.load(checkpoint, weights_only=True)
+        if state["digest"] != digest:
+            return []
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        return list(state["losses"])
+    except Exception as error:
+        # torch raises a different error for every kind of damage.
+        raise RunCorruptError(f"{checkpoint} cannot be read ({one_line(error)}): delete it to begin anew") from error
 
 
 def _save(checkpoint: Path, state: Mapping[str, Any]) -> None:
     import torch
 
-    temporary = checkpoint.with_name(f"{checkpoint.name}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, checkpoint)
+    content = io.BytesIO()
+    torch.save(state, content)
+    replace_file(checkpoint, content.getvalue())

@@ -26,7 +26,7 @@ from fate_gym.agents.scripted import REFUSER, Gullible
 from fate_gym.benchmarks.agentdojo.splits import Label, labels
 from fate_gym.chat import Message, ToolSchema
 from fate_gym.env import ToolEnv
-from fate_gym.episode import Episode as Rollout
+from fate_gym.episode import Episode
 from fate_gym.rollout import Agent, Session, rollout
 from fate_gym.task import Demonstration, GroundTruth, Task
 from fate_gym.trainers.tiny.settings import TinySettings
@@ -43,7 +43,7 @@ Kind = Literal[
 ]
 """What a run shows; repairs begin with the repair prompt in place of the user's."""
 
-RepairPrompt: TypeAlias = Callable[[Rollout], str]
+RepairPrompt: TypeAlias = Callable[[Episode], str]
 """Writes the repair prompt p_f of a failed run."""
 
 
@@ -51,7 +51,7 @@ _AGENTDOJO = "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo"
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ScriptedEpisode:
     """A scripted run that came out as meant.
 
     Attributes:
@@ -86,7 +86,7 @@ def held_out(label: Label, settings: TinySettings) -> list[str]:
     ]
 
 
-def play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[Run]:
+def play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[ScriptedEpisode]:
     """Plays every script on every task that cloning may see.
 
     Args:
@@ -135,8 +135,8 @@ _REFUSING: tuple[Agent, ...] = (REFUSER, _Scripted("alarmed", _refuse))
 _LAZY = _Scripted("lazy", _stop_early)
 
 
-async def _play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[Run]:
-    runs: list[Run] = []
+async def _play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[ScriptedEpisode]:
+    runs: list[ScriptedEpisode] = []
     for attack in (None, *settings.attacks):
         env = ToolEnv(_AGENTDOJO, suite=settings.suites, attack=attack, purpose="training")
         for task_id in env.tasks:
@@ -145,12 +145,12 @@ async def _play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[Run
     return runs
 
 
-async def _play_task(env: ToolEnv, task_id: str, repair_prompt: RepairPrompt) -> list[Run]:
+async def _play_task(env: ToolEnv, task_id: str, repair_prompt: RepairPrompt) -> list[ScriptedEpisode]:
     """All runs of one task; none where its ground truth itself fails."""
     tools = env.benchmark.open(task_id, 0).tools
 
-    def run(kind: Kind, played: Rollout, prompt: str | None = None) -> Run:
-        return Run(kind, task_id, played.attack, _conversation(played.messages, prompt), tools)
+    def run(kind: Kind, played: Episode, prompt: str | None = None) -> ScriptedEpisode:
+        return ScriptedEpisode(kind, task_id, played.attack, _conversation(played.messages, prompt), tools)
 
     good = await rollout(env, _DUTIFUL, task_id, 0)
     if good.status != "ok" or good.verdict.vector.min() < 1:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from fate_gym.agents.chat_format import ChatFormat
 from fate_gym.agents.response_templates import ResponseTemplate
-from fate_gym.trainers.tiny.demonstrations import Run
+from fate_gym.trainers.tiny.demonstrations import ScriptedEpisode
 
 PAD: Final = "<|pad|>"
 USER: Final = "<|user|>"
@@ -50,7 +50,7 @@ RESPONSE_TEMPLATE: Final[ResponseTemplate] = {
 }
 
 
-def train_tokenizer(runs: Iterable[Run], vocab_size: int, max_token_length: int) -> Any:
+def train_tokenizer(runs: Iterable[ScriptedEpisode], vocab_size: int, max_token_length: int) -> Any:
     """Learns a tokenizer from what stands in runs.
 
     Args:
@@ -91,7 +91,7 @@ def chat_format(tokenizer: Any) -> ChatFormat:
     return ChatFormat(tokenizer, RESPONSE_TEMPLATE, {}, frozenset({tokenizer.eos_token_id}))
 
 
-def encode(chat: ChatFormat, run: Run) -> tuple[list[int], list[int]]:
+def encode(chat: ChatFormat, run: ScriptedEpisode) -> tuple[list[int], list[int]]:
     """Writes a run as `LocalAgent` would have had it in the end.
 
     Args:
@@ -112,7 +112,7 @@ def encode(chat: ChatFormat, run: Run) -> tuple[list[int], list[int]]:
     return ids, mask
 
 
-def _texts(runs: Iterable[Run]) -> Iterator[str]:
+def _texts(runs: Iterable[ScriptedEpisode]) -> Iterator[str]:
     """Every stretch of text that the chat template puts between special tokens, as often as it stands there."""
     for run in runs:
         yield "".join(f"{tool['function']['name']} " for tool in run.tools)

@@ -12,6 +12,7 @@ from agentdojo.models import MODEL_NAMES
 from agentdojo.task_suite.task_suite import TaskSuite
 
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
+from fate_gym.errors import unknown
 
 DESCRIPTIONS: Final = {
     "direct": "Puts `TODO:` before the attacker's goal.",
@@ -50,7 +51,7 @@ def is_dos(name: str) -> bool:
         ValueError: There is no such attack.
     """
     if name not in attack_names():
-        raise ValueError(f"unknown attack {name!r}; there are: {', '.join(attack_names())}")
+        raise ValueError(unknown("attack", name, attack_names()))
     return bool(ATTACKS[name].is_dos_attack)
 
 

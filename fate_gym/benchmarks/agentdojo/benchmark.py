@@ -25,6 +25,7 @@ from fate_gym.benchmarks.agentdojo.upstream import suites
 from fate_gym.benchmarks.agentdojo.verifier import Episode, Trace, verify_episode
 from fate_gym.benchmarks.agentdojo.world import AgentDojoWorld, Start
 from fate_gym.chat import Json, ToolSchema
+from fate_gym.errors import unknown
 from fate_gym.rewards import AxisVerdict
 from fate_gym.task import DataPolicy, Demonstration, GroundTruth, Task
 from fate_gym.transcript import Transcript
@@ -301,9 +302,11 @@ def _demonstrate(task: Any, world: AgentDojoWorld) -> Demonstration:
 
 def _choose(wanted: str | Sequence[str], available: Mapping[str, TaskSuite[Any]]) -> dict[str, TaskSuite[Any]]:
     names = list(available) if wanted == "all" else [wanted] if isinstance(wanted, str) else list(wanted)
-    unknown = [name for name in names if name not in available]
-    if unknown or not names:
-        raise ValueError(f"unknown suites {unknown}; there are: all, {', '.join(available)}")
+    if not names:
+        raise ValueError(f"no suite given; there are: all, {', '.join(available)}")
+    for name in names:
+        if name not in available:
+            raise ValueError(unknown("suite", name, ["all", *available]))
     return {name: available[name] for name in dict.fromkeys(names)}
 
 

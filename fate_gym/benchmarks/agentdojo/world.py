@@ -51,15 +51,13 @@ class AgentDojoWorld(World):
         self._functions = functions
         self._template = template
         self._user_task = user_task
-        self._restored = b""
         self._environment: TaskEnvironment | None = None
 
     @property
     def environment(self) -> TaskEnvironment:
         """The state; made on first use, since many episodes end without a call."""
         if self._environment is None:
-            loaded = self._template.load(self._restored) if self._restored else self.initial_environment()
-            self._environment = loaded
+            self._environment = self.initial_environment()
         return self._environment
 
     def initial_environment(self) -> TaskEnvironment:
@@ -72,8 +70,8 @@ class AgentDojoWorld(World):
 
     def dump(self) -> bytes:
         """Returns the state; b"" stands for the initial one."""
-        return self._restored if self._environment is None else pickle.dumps(self._environment, protocol=5)
+        return b"" if self._environment is None else pickle.dumps(self._environment, protocol=5)
 
     def load(self, state: bytes) -> None:
         """Takes on a state."""
-        self._restored, self._environment = state, None
+        self._environment = self._template.load(state) if state else None

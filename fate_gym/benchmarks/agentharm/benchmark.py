@@ -21,6 +21,7 @@ from fate_gym.errors import JudgeError
 from fate_gym.rewards import AxisVerdict
 from fate_gym.task import DataPolicy, GroundTruth, Task
 from fate_gym.transcript import Transcript
+from fate_gym.verifiers import fence
 from fate_gym.verifiers.judge import Asker, JudgeSpec, load_asker, name_of
 from fate_gym.verifiers.refusal import REFUSAL_JUDGE, RefusalJudge, load_judge, verify_no_refusal
 
@@ -158,7 +159,7 @@ class AgentHarm(Benchmark):
         record = self._records[task.id]
         targets = record.target_functions if isinstance(record, ToolRecord) else []
         refusal = verify_no_refusal(transcript, targets, self._refusal_judge)
-        if task.mode == "harmful":
+        if task.mode == "harmful" and refusal.error is None:
             # Refusing is right here, so it is no axis, only a measure.
             refused = {"refused": 1.0 - refusal.value}
             refusal = AxisVerdict.inactive(refusal.rule, refusal.evidence, refused)
@@ -179,6 +180,7 @@ class AgentHarm(Benchmark):
             "data_sha256": self._checksums,
             "semantic_judge": name_of(self._semantic_judge),
             "refusal_judge": self._refusal_judge_name,
+            "judges_read": fence.VERSION,
         }
 
     def _choose(

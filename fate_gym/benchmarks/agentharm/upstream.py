@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from fate_gym.chat import Json, ToolSchema
 from fate_gym.errors import UsageError
+from fate_gym.verifiers.fence import fenced
 
 T = TypeVar("T")
 
@@ -132,8 +133,25 @@ def package(kind: Kind) -> Package:
             validator=Draft7Validator(parameters),
             function=_with_globals(made, _at_home(made.__globals__, root)),
         )
-    found = {name: grader for name, grader in vars(graders).items() if name.startswith("grade_")}
-    return Package(tools, found)
+    return Package(tools, _fenced_graders(graders))
+
+
+def _fenced_graders(module: ModuleType) -> dict[str, Grader]:
+    """The graders of a module, among globals in which the judge reads what it judges inside a fence."""
+    own = dict(vars(module))
+    for name, value in vars(module).items():
+        if isinstance(value, FunctionType) and value.__module__ == module.__name__:
+            own[name] = _with_globals(value, own)
+    own["semantic_judge"] = _semantic_judge
+    return {name: grader for name, grader in own.items() if name.startswith("grade_")}
+
+
+async def _semantic_judge(prompt: str, message: Any, model: Any) -> str:
+    """Stands in place of upstream's function of this name, which puts the text right behind the question."""
+    if message in ("", {}, None):
+        return "fail"
+    said: str = model.ask(f"{prompt}\n\n{fenced(str(message))}")
+    return said
 
 
 def prompt_techniques() -> tuple[str, ...]:
@@ -155,8 +173,9 @@ def refusal_question() -> str:
     """The refusal judge's prompt, with `{generation}` where the agent's text goes."""
     with _imported():
         from inspect_evals.agentharm.scorer import DEFAULT_REFUSAL_PROMPT
-    found: str = DEFAULT_REFUSAL_PROMPT
-    return found
+    # Upstream's tags can be closed by the text between them: a fence stands in their place (`verifiers.fence`).
+    question: str = DEFAULT_REFUSAL_PROMPT.replace("(contained in the <response> tags) ", "")
+    return question.replace("<response>{generation}</response>", "{generation}")
 
 
 @cache

@@ -10,8 +10,8 @@ import json
 import re
 from typing import Final
 
+from fate_gym._plain import replace_surrogates
 from fate_gym.benchmarks.atbench.records import Row, Tool, Turn
-from fate_gym.chat import replace_surrogates
 
 BEGIN: Final = "<<<TRAJECTORY BEGINS>>>"
 END: Final = "<<<TRAJECTORY ENDS>>>"

@@ -1,0 +1,1 @@
+"""How weights are updated: advantage rules, groups of rollouts, TRL's trainer, supervised learning, DPO."""

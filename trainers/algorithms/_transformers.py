@@ -1,0 +1,153 @@
+"""What all updates ask of transformers. Importing this module takes seconds, so functions import it when they run."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from fate_gym.errors import FateGymError
+from fate_gym.storage import AppendLog, encode_line
+from fate_gym.trainers.algorithms.update_folder import OnStep, UpdateFolder
+
+
+def make_arguments(kind: Callable[..., Any], folder: UpdateFolder, *, report_to: Sequence[str], **own: Any) -> Any:
+    """Makes the arguments of a trainer of transformers or TRL: those that every update shares, and its own.
+
+    Args:
+        kind: `TrainingArguments` or a subclass of it.
+        folder: The update's folder.
+        report_to: Experiment trackers ("wandb", "tensorboard", ...), which the user has installed and set up.
+        **own: The arguments of this update.
+    """
+    gpu = torch.cuda.is_available()
+    shared = {
+        "output_dir": str(folder.checkpoints),
+        "use_cpu": not gpu,
+        "bf16": gpu,
+        "dataloader_pin_memory": gpu,
+        "disable_tqdm": True,
+        "logging_steps": 1,
+        # A filtered loss would hide the step at which it became NaN; `StepLog` stops there.
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+        "save_strategy": "steps",
+        # Two, since a kill may leave the newest one incomplete.
+        "save_total_limit": 2,
+        "report_to": list(report_to) or "none",
+        "weight_decay": 0.0,
+    }
+    with quiet():
+        return kind(**shared, **own)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences warnings of transformers about old names that TRL and PEFT still use."""
+    with warnings.catch_warnings():
+        old = "(is_)?gradient_checkpointing(_enable|_disable)?"
+        warnings.filterwarnings("ignore", f"`{old}` is deprecated", FutureWarning)
+        yield
+
+
+class BatchTrainer(Trainer):  # type: ignore[misc]
+    """A trainer whose dataset holds whole batches, with a loss of ours.
+
+    Args:
+        loss: (model, tensors of a batch) -> the loss.
+        **settings: Of transformers' `Trainer`.
+    """
+
+    def __init__(self, *, loss: Callable[[Any, Any], Any], **settings: Any) -> None:
+        super().__init__(**settings)
+        self._loss = loss
+
+    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+        """Returns the loss of a batch."""
+        return self._loss(model, inputs)
+
+
+class StepLog(TrainerCallback):  # type: ignore[misc]
+    """Appends a record per step to `steps.jsonl`, and stops an update whose numbers are no longer finite.
+
+    Args:
+        folder: The update's folder.
+        on_step: Called with each record.
+        describe: Returns what stands in the record of a step besides step, loss and time, from transformers' logs.
+    """
+
+    def __init__(
+        self, folder: UpdateFolder, on_step: OnStep | None, describe: Callable[[dict[str, Any]], dict[str, Any]]
+    ) -> None:
+        self._folder = folder
+        self._on_step = on_step
+        self._describe = describe
+        self._log: AppendLog | None = None
+        self._began = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Opens the file."""
+        if state.is_world_process_zero:
+            self._log = AppendLog(self._folder.out / "steps.jsonl")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Closes the file."""
+        if self._log:
+            self._log.close()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Starts the clock."""
+        self._began = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
+        """Writes the record of a step.
+
+        Raises:
+            FateGymError: The loss or the gradient is not finite.
+        """
+        if "loss" not in logs:
+            return  # transformers' summary at the end of training, which is no step.
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(logs[name]):
+                raise FateGymError(
+                    f"the {name} of step {state.global_step} is {logs[name]}: lower the learning rate and train anew"
+                )
+        record = {
+            "step": state.global_step,
+            "loss": logs["loss"],
+            "learning_rate": logs["learning_rate"],
+            "grad_norm": logs["grad_norm"],
+            "seconds": round(time.perf_counter() - self._began, 4),
+            **self._describe(logs),
+        }
+        if self._log:
+            self._log.append(encode_line(record))
+            if self._on_step:
+                self._on_step(record)
+
+
+def train_to_end(
+    trainer: Any,
+    folder: UpdateFolder,
+    on_step: OnStep | None,
+    describe: Callable[[dict[str, Any]], dict[str, Any]] = lambda logs: {},
+) -> None:
+    """Runs a trainer of transformers to its last step, from the last checkpoint on.
+
+    Args:
+        trainer: The trainer.
+        folder: The update's folder.
+        on_step: Called after each step.
+        describe: As in `StepLog`.
+    """
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(StepLog(folder, on_step, describe))
+    folder.rewind()
+    with quiet():
+        trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)

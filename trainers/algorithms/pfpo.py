@@ -1,0 +1,118 @@
+"""PFPO: policy optimisation on groups of rollouts, with advantages that are computed from whole reward vectors.
+
+    L = -1/G sum_i 1/|a_i| sum_t m_it min(rho_it A_i, clip(rho_it, 1 - e, 1 + e) A_i) + beta KL(pi || pi_ref)
+
+(FATE, section 4.4 f). The advantages A follow a rule of `advantages.RULES`, and the reference pi_ref is the policy that
+the update starts from. Weighted-sum GRPO, GDPO and security-only GRPO run here too, with TRL's own advantages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fate_gym.rewards import AXES
+from fate_gym.storage import Fields
+from fate_gym.trainers.algorithms.advantages import RULES
+from fate_gym.trainers.algorithms.groups import GroupSampler
+from fate_gym.trainers.algorithms.settings import PFPOSettings
+from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, UpdateFolder
+from fate_gym.trainers.policy import LoraSettings, load_policy, lora_config, save_policy
+from fate_gym.trainers.tasks import Item, TaskPool
+
+
+def optimise_policy(
+    policy: str,
+    pool: TaskPool,
+    items: Sequence[Item],
+    settings: PFPOSettings,
+    out: Path,
+    *,
+    lora: LoraSettings | None,
+    agent_options: Mapping[str, Any] | None = None,
+    attention: str | None = None,
+    on_step: OnStep | None = None,
+) -> Numbers:
+    """Optimises a policy on its own rollouts and saves it (see `save_policy`).
+
+    An interrupted call is resumed by the same call. It runs an event loop of its own to sample: do not call it from
+    within another one.
+
+    Args:
+        policy: Weights to start from; they are also the reference of the KL.
+        pool: The environments.
+        items: The tasks to sample groups of.
+        settings: Hyperparameters of the update.
+        out: The update's folder.
+        lora: Adapters, or None to learn all weights.
+        agent_options: Options of `LocalAgent`, such as `max_new_tokens` and `max_batch`.
+        attention: transformers' `attn_implementation`.
+        on_step: Called after each step.
+
+    Returns:
+        `steps`; `rollouts` and `tokens` that were sampled, those of replaced groups included; `unscored` rollouts;
+        `refilled` groups; `signal`, the mean share of groups with a signal; `vector` (the mean of each axis), `kl` and
+        `loss`, means over the last fifth of the steps; `seconds`, and `seconds_sampling` of them.
+
+    Raises:
+        ValueError: There is no task, groups do not divide among processes, or `agent_options` change the distribution.
+        UsageError: The policy cannot be loaded.
+        RunMismatchError: The folder holds an update with other settings or tasks.
+        FateGymError: The loss or the gradient is not finite, or no rollout of a step could be scored.
+    """
+    if not items:
+        raise ValueError("there is nothing to optimise on: no tasks")
+    if given := {"temperature", "top_p", "seed"} & set(agent_options or {}):
+        raise ValueError(f"agent_options hold {min(given)}: PFPO samples with the temperature and seed of its settings")
+    keys = hashlib.sha256("\n".join(item.key for item in items).encode()).hexdigest()
+    data = {"stage": "pfpo", "items": keys, "lora": lora and dataclasses.asdict(lora)}
+    folder = UpdateFolder(out, {**data, **dataclasses.asdict(settings), "agent": dict(agent_options or {})})
+    if folder.finished is not None:
+        return folder.finished
+    model, tokenizer = load_policy(policy, lora=lora is not None, attention=attention)
+
+    from fate_gym.trainers.algorithms._transformers import train_to_end
+    from fate_gym.trainers.algorithms.trl_trainer import PFPOTrainer, Rollouts, by_rule, trl_config
+
+    sampler = GroupSampler(
+        pool, items, settings.rule, settings.group_size, settings.refills, settings.concurrency, settings.seed
+    )
+    rollouts = Rollouts(sampler, tokenizer, settings.passes, agent_options or {})
+    trainer = PFPOTrainer(
+        advantage_rule=by_rule(settings.rule) if RULES[settings.rule].trl is None else None,
+        model=model,
+        args=trl_config(settings, folder),
+        train_dataset=rollouts.dataset(settings.steps, settings.groups),
+        processing_class=tokenizer,
+        peft_config=lora and lora_config(lora),
+        rollout_func=rollouts,
+    )
+    try:
+        train_to_end(trainer, folder, on_step, rollouts.describe)
+    finally:
+        rollouts.close()
+    if trainer.is_world_process_zero():
+        save_policy(trainer.accelerator.unwrap_model(trainer.model), tokenizer, out)
+    numbers = _numbers(folder.steps())
+    folder.finish(numbers)
+    return numbers
+
+
+def _numbers(steps: Sequence[Fields]) -> Numbers:
+    # Means over the end: those over all steps would mostly describe the policy before it had learned.
+    last = steps[-max(1, len(steps) // 5) :]
+    vectors = [step.object("vector") for step in last]
+    axes = {axis: [vector.number(axis) for vector in vectors if vector.values.get(axis) is not None] for axis in AXES}
+    return {
+        "steps": len(steps),
+        **{name: sum(step.integer(name) for step in steps) for name in ("rollouts", "tokens", "unscored", "refilled")},
+        "signal": statistics.fmean(step.number("signal") for step in steps),
+        "vector": {axis: statistics.fmean(values) if values else None for axis, values in axes.items()},
+        **{name: statistics.fmean(step.number(name) for step in last) for name in ("kl", "loss")},
+        "seconds": round(sum(step.number("seconds") for step in steps), 3),
+        "seconds_sampling": round(sum(step.number("seconds_sampling") for step in steps), 3),
+    }

@@ -1,0 +1,252 @@
+"""`PFPOTrainer`, TRL's GRPO with other advantages, and its rollouts. Importing this module takes seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+from trl.models.utils import unwrap_model_for_generation
+
+from fate_gym.agents.local import LocalAgent
+from fate_gym.episode import Trajectory
+from fate_gym.errors import FateGymError
+from fate_gym.rewards import AXES
+from fate_gym.trainers.algorithms._transformers import make_arguments, quiet
+from fate_gym.trainers.algorithms.advantages import RULES, advantages
+from fate_gym.trainers.algorithms.groups import Group, GroupSampler, Tally, schedule
+from fate_gym.trainers.algorithms.settings import PFPOSettings
+from fate_gym.trainers.algorithms.update_folder import UpdateFolder
+from fate_gym.trainers.processes import process_count
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AdvantageRule: TypeAlias = "Callable[[Tensor, int], Tensor]"
+"""(Reward vectors, float32 (n, 4), NaN where an axis is not active or the row is not scored; group size) -> (n,)."""
+
+
+class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
+    """TRL's GRPO with advantages that are computed from whole reward vectors (FATE, section 4.4).
+
+    TRL owns the batches, the loss, the KL and the gathering of rewards over processes. This class keeps the matrix of
+    rewards that TRL gathers, replaces TRL's advantages, and spares the loss some padding. Every rollout has a field
+    `vector` with a value per axis, None where the axis is not active. Each axis is one of TRL's reward functions, so
+    that TRL's own formulas see the same numbers and serve as baselines.
+
+    Args:
+        advantage_rule: Computes the advantages; None to keep TRL's.
+        **settings: Arguments of `GRPOTrainer`; the reward functions are set here.
+    """
+
+    def __init__(self, *, advantage_rule: AdvantageRule | None, **settings: Any) -> None:
+        with quiet():
+            # TRL warns that the interface of `rollout_func` may change. Contract tests of ours pin what we use of it.
+            warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
+            super().__init__(reward_funcs=[_axis_reward(index) for index in range(len(AXES))], **settings)
+        self._rule = advantage_rule
+        self._matrix: Tensor | None = None
+
+    def _send_telemetry(self) -> None:
+        """Sends nothing: TRL would report every training to its makers."""
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> Tensor:
+        self._matrix = super()._calculate_rewards(*args, **kwargs)
+        return self._matrix
+
+    def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self._rule is None:
+            return batch
+        own, group_size, processes = batch["advantages"], self.num_generations, self.accelerator.num_processes
+        matrix = self._matrix
+        if matrix is None or matrix.shape != (own.shape[0] * processes, len(AXES)) or len(matrix) % group_size:
+            shape = None if matrix is None else tuple(matrix.shape)
+            raise FateGymError(
+                f"TRL no longer keeps rewards as PFPO reads them: {shape} for {own.shape[0]} rows on each of "
+                f"{processes} processes; install trl 1.16"
+            )
+        # Rewards are gathered over processes, so that whole groups are seen; each process learns from its own rows.
+        first = self.accelerator.process_index * own.shape[0]
+        batch["advantages"] = self._rule(matrix, group_size)[first : first + own.shape[0]].to(own)
+        return batch
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Drops columns that are padding in all rows: TRL pads each micro-batch to the longest rollout of the batch."""
+        return super()._compute_loss(model, _trimmed(inputs))
+
+
+def _trimmed(batch: dict[str, Any]) -> dict[str, Any]:
+    """Returns a micro-batch without columns of padding. Prompts are padded on the left, completions on the right."""
+    prompt = int(batch["prompt_mask"].any(dim=0).sum())
+    # One column must stay where every completion is masked completely: the loss needs a tensor with a token.
+    completion = max(1, int(batch["completion_mask"].any(dim=0).sum()))
+    width = batch["completion_ids"].shape[1]
+    kept = {name: batch[name][:, -prompt:] for name in ("prompt_ids", "prompt_mask")}
+    for name, value in batch.items():
+        if name not in kept:
+            by_token = isinstance(value, torch.Tensor) and value.dim() == 2 and value.shape[1] == width
+            kept[name] = value[:, :completion] if by_token else value
+    return kept
+
+
+def _axis_reward(index: int) -> Callable[..., list[float | None]]:
+    """Makes a reward function for TRL that reads one axis. It bears the axis's name, by which TRL logs it."""
+
+    def reward(vector: list[list[float | None]], **_: Any) -> list[float | None]:
+        return [axes[index] for axes in vector]
+
+    reward.__name__ = AXES[index]
+    return reward
+
+
+class Rollouts:
+    """TRL's `rollout_func`: runs our episodes with the model that is being trained as the agent.
+
+    TRL passes prompts and nothing else of a row, so the prompt of a row is the number of its task.
+
+    Args:
+        sampler: Samples groups.
+        tokenizer: The policy's tokenizer.
+        passes: Updates per batch of rollouts.
+        agent_options: Options of `LocalAgent`, except those that change the sampling distribution: the loss takes
+            account of the temperature alone.
+    """
+
+    def __init__(self, sampler: GroupSampler, tokenizer: Any, passes: int, agent_options: Mapping[str, Any]) -> None:
+        self._sampler = sampler
+        self._tokenizer = tokenizer
+        self._passes = passes
+        self._options = dict(agent_options)
+        self._agent: LocalAgent | None = None
+        self._measures: dict[str, Any] = {}
+
+    def dataset(self, steps: int, groups: int) -> Dataset:
+        """Returns the task that each group is first sampled from, in the order of training."""
+        sampler = self._sampler
+        order = schedule(len(sampler.items), steps, groups, sampler.seed)
+        return Dataset.from_dict({"prompt": [str(task) for task in order]})
+
+    def __call__(self, prompts: Sequence[str], trainer: GRPOTrainer) -> dict[str, Any]:
+        """Samples this process's groups.
+
+        Processes synchronise only after it, so episodes of unequal lengths cannot make one wait for ever.
+        """
+        began = time.perf_counter()
+        group_size = self._sampler.group_size
+        tasks = [int(prompt) for prompt in prompts[::group_size]]
+        step = trainer.state.global_step // self._passes
+        with unwrap_model_for_generation(
+            trainer.model_wrapped,
+            trainer.accelerator,
+            gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
+        ) as model:
+            self._agent = self._agent or LocalAgent.over(
+                model, self._tokenizer, temperature=trainer.temperature, **self._options
+            )
+            model.eval()
+            first_slot = trainer.accelerator.process_index * len(tasks)
+            groups, tally = self._sampler.draw(self._agent, tasks, step, first_slot)
+        trainer.model.train()
+        seconds = time.perf_counter() - began
+        self._measures = {**_measures(tally, len(tasks), trainer.accelerator), "seconds_sampling": round(seconds, 4)}
+        return _rows(groups, self._tokenizer.eos_token_id)
+
+    def describe(self, logs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns what the record of a step holds besides its loss: see `pfpo.optimise_policy`."""
+        return {"kl": logs.get("kl", 0.0), "clipped": logs.get("clip_ratio/region_mean", 0.0), **self._measures}
+
+    def close(self) -> None:
+        """Stops the agent's thread."""
+        if self._agent:
+            asyncio.run(self._agent.aclose())
+
+
+def _measures(tally: Tally, groups: int, accelerator: Any) -> dict[str, Any]:
+    """A step's measures over all processes."""
+    own = [tally.rollouts, tally.tokens, tally.unscored, tally.refilled, tally.signal, groups]
+    local = torch.tensor([*own, *tally.sums, *tally.counts], dtype=torch.float64)
+    rollouts, tokens, unscored, refilled, signal, groups_in_all, *axes = accelerator.reduce(
+        local.to(accelerator.device)
+    ).tolist()
+    sums, counts = axes[: len(AXES)], axes[len(AXES) :]
+    return {
+        "vector": {
+            axis: total / count if count else None for axis, total, count in zip(AXES, sums, counts, strict=True)
+        },
+        "signal": signal / groups_in_all,
+        "rollouts": int(rollouts),
+        "tokens": int(tokens),
+        "unscored": int(unscored),
+        "refilled": int(refilled),
+    }
+
+
+def _rows(groups: Sequence[Group], filler: int) -> dict[str, Any]:
+    """Returns groups in TRL's format. A member without a trajectory is one masked token: TRL counts on every row."""
+    rows: dict[str, list[Any]] = {
+        name: [] for name in ("prompt_ids", "completion_ids", "logprobs", "env_mask", "vector")
+    }
+    for group in groups:
+        for made, vector in zip(group.trajectories, group.vectors.tolist(), strict=True):
+            made = made or Trajectory([filler], [filler], [0], [0.0])
+            rows["prompt_ids"].append(made.prompt_ids)
+            rows["completion_ids"].append(made.completion_ids)
+            rows["logprobs"].append(made.logprobs)
+            rows["env_mask"].append(made.mask)
+            rows["vector"].append([None if value != value else value for value in vector])
+    return rows
+
+
+def by_rule(name: str) -> AdvantageRule:
+    """Returns a rule of `advantages.RULES` in the form that `PFPOTrainer` takes."""
+
+    def rule(matrix: Tensor, group_size: int) -> Tensor:
+        vectors = matrix.double().cpu().numpy()
+        return torch.from_numpy(advantages(name, vectors, ~np.isnan(vectors), group_size))
+
+    return rule
+
+
+def trl_config(settings: PFPOSettings, folder: UpdateFolder) -> GRPOConfig:
+    """Translates our settings into TRL's.
+
+    Truncated episodes are not masked (TRL's `mask_truncated_completions`): their validity is 0, which is a signal.
+
+    Raises:
+        ValueError: Groups do not divide among processes.
+    """
+    processes = process_count()
+    if settings.groups % processes:
+        raise ValueError(f"groups={settings.groups} do not divide among {processes} processes")
+    rows = settings.groups * settings.group_size // processes
+    micro_batch = max(size for size in range(1, settings.micro_batch + 1) if rows % size == 0)
+    return make_arguments(
+        GRPOConfig,
+        folder,
+        report_to=settings.report_to,
+        max_steps=settings.steps * settings.passes,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=rows // micro_batch,
+        num_generations=settings.group_size,
+        num_iterations=settings.passes,
+        shuffle_dataset=False,
+        temperature=settings.temperature,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant",
+        beta=settings.beta,
+        epsilon=settings.clip,
+        loss_type="grpo",
+        max_grad_norm=settings.max_grad_norm,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        # Never between two passes over a batch: TRL would sample another batch when it resumes.
+        save_steps=settings.save_every * settings.passes,
+        seed=settings.seed,
+        **(RULES[settings.rule].trl or {}),
+    )

@@ -1,0 +1,131 @@
+"""The folder of one update of the weights, such as a round's warm-up, which a kill at any byte leaves usable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fate_gym.chat import Json
+from fate_gym.errors import RunCorruptError, RunError
+from fate_gym.storage import (
+    Fields,
+    check_same_settings,
+    dump,
+    encode_line,
+    make_folder,
+    read_object,
+    records,
+    replace_file,
+)
+from fate_gym.trainers.processes import is_first_process
+
+SCHEMA = "fate-gym/training/1"
+
+Numbers: TypeAlias = dict[str, Any]
+"""What an update did, as it stands in `numbers.json`: steps, losses, tokens, seconds."""
+
+OnStep: TypeAlias = Callable[[dict[str, Any]], None]
+"""Called after each step with its record, which is also the line in `steps.jsonl`."""
+
+
+class UpdateFolder:
+    """The folder of one update. The same settings resume it, other settings are refused.
+
+    It holds `settings.json`, `steps.jsonl` (one record per step), `checkpoints/` while the update runs, the policy at
+    the end, and `numbers.json`, which is written last: a folder that has it is complete.
+
+    Args:
+        out: The folder; made if it is missing.
+        settings: Everything that decides the outcome, digests of the data included.
+
+    Attributes:
+        finished: The numbers of an update that is complete, else None.
+        checkpoint: The last complete checkpoint, if any.
+
+    Raises:
+        RunMismatchError: The folder holds an update with other settings.
+        RunError: A file in it is damaged.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Json]) -> None:
+        self.out = out
+        self.checkpoints = out / "checkpoints"
+        make_folder(out)
+        self._check_settings({"schema": SCHEMA, **settings})
+        self.finished = read_numbers(out)
+        self.checkpoint = _last_complete(self.checkpoints)
+
+    @property
+    def step(self) -> int:
+        """Steps that need no repeating."""
+        return _step(self.checkpoint) if self.checkpoint else 0
+
+    def steps(self) -> list[Fields]:
+        """Returns the records of the steps so far."""
+        return read_steps(self.out)
+
+    def rewind(self) -> None:
+        """Drops the records of steps after the checkpoint: these steps will be done again."""
+        if is_first_process():
+            kept = [record.values for record in self.steps() if record.integer("step") <= self.step]
+            replace_file(self.out / "steps.jsonl", b"".join(map(encode_line, kept)))
+
+    def finish(self, numbers: Numbers) -> None:
+        """Marks the update as complete, and deletes its checkpoints, which nothing reads any more."""
+        if is_first_process():
+            replace_file(self.out / "numbers.json", dump(numbers))
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def _check_settings(self, settings: dict[str, Json]) -> None:
+        path = self.out / "settings.json"
+        encoded = dump(settings, sort_keys=True)
+        if path.exists():
+            # Compared as JSON: what was a tuple in memory is a list on disk.
+            check_same_settings(f"{self.out} holds an update", read_object(path, SCHEMA).values, json.loads(encoded))
+        elif is_first_process():
+            replace_file(path, encoded)
+
+
+def read_numbers(out: Path) -> Numbers | None:
+    """Returns the numbers of an update, or None if it is not complete.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    path = out / "numbers.json"
+    return read_object(path).values if path.exists() else None
+
+
+def read_steps(out: Path) -> list[Fields]:
+    """Returns the records of an update's steps so far.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    path = out / "steps.jsonl"
+    return [Fields(record, f"{path}, line {line}") for line, record in records(path)]
+
+
+def _last_complete(folder: Path) -> Path | None:
+    """The newest checkpoint whose `trainer_state.json` can be read: transformers writes that file last."""
+    newest_first = sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)
+    return next((path for path in newest_first if _is_complete(path)), None)
+
+
+def _step(checkpoint: Path) -> int:
+    """The step of a checkpoint, which transformers writes into its name."""
+    number = checkpoint.name.rpartition("-")[2]
+    if not number.isdecimal():
+        raise RunCorruptError(f"{checkpoint} is no checkpoint that a trainer wrote: remove it")
+    return int(number)
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:
+        read_object(checkpoint / "trainer_state.json")
+    except RunError:
+        return False
+    return True

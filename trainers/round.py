@@ -1,0 +1,191 @@
+"""One round of a training, as its stages see it: settings, tasks, seeds, and the files that they leave.
+
+`fate.evolve` passes values from stage to stage. What lies here is no part of the method: that each stage also writes a
+file, finds what an interrupted start had done, and can run alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+from fate_gym.agents import Agent
+from fate_gym.chat import Json
+from fate_gym.errors import RunError
+from fate_gym.storage import encode_line, file_digest, folder_digest, make_folder, replace_file
+from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, read_numbers, read_steps
+from fate_gym.trainers.config import TrainConfig
+from fate_gym.trainers.folder import TrainingFolder
+from fate_gym.trainers.methods import StageName
+from fate_gym.trainers.progress import axes_line
+from fate_gym.trainers.stage_file import StageFile, Upgrade, read_header
+from fate_gym.trainers.tasks import Item, TaskPool, noop_tasks
+
+FileStage: TypeAlias = Literal["collect", "repair", "select"]
+UpdateStage: TypeAlias = Literal["warmup", "pfpo"]
+
+FILES: Final[Mapping[FileStage, tuple[str, str]]] = {
+    "collect": ("collect.jsonl", "fate-gym/train-collect/1"),
+    "repair": ("repairs.jsonl", "fate-gym/train-repair/2"),
+    "select": ("selected.jsonl", "fate-gym/train-select/2"),
+}
+"""Name and schema of the file that a stage leaves; "warmup" and "pfpo" leave a folder with a policy."""
+
+
+def local_agent(policy: str, seed: int, config: TrainConfig) -> Agent:
+    """Makes the agent that plays a policy in training: it samples at temperature 1, as the method's pi does."""
+    from fate_gym.agents.local import LocalAgent
+
+    options: dict[str, Any] = {"attention": config.attention, **config.agent}
+    return LocalAgent(policy, temperature=1.0, seed=seed, **options)
+
+
+class Round:
+    """What the stages of one round share.
+
+    Args:
+        folder: The training.
+        number: The round, counted from 1.
+        only: The one stage that may run; files of the others are only read. None lets every stage run.
+        make_agent: Makes the agent from policy, seed and settings.
+    """
+
+    def __init__(
+        self,
+        folder: TrainingFolder,
+        number: int,
+        *,
+        only: StageName | None = None,
+        make_agent: Callable[[str, int, TrainConfig], Agent] = local_agent,
+    ) -> None:
+        self.folder, self.number = folder, number
+        self.config, self.method, self.progress = folder.config, folder.config.active_method, folder.progress
+        self.path = folder.out / f"round-{number}"
+        self._only = only
+        self._make_agent = make_agent
+
+    @functools.cached_property
+    def pool(self) -> TaskPool:
+        """The training tasks, with the seeds of this round."""
+        excluded = self.config.excluded_tasks
+        sets = [dataclasses.replace(one, exclude=(*one.exclude, *excluded)) for one in self.config.train]
+        return TaskPool(sets, self.seed("collect"), purpose="training")
+
+    @functools.cached_property
+    def items(self) -> list[Item]:
+        """The episodes to roll out: those of the pool, without the tasks that an agent passes by doing nothing.
+
+        Raises:
+            ValueError: No other task is there.
+        """
+        if not self.config.collect.leave_out_noop:
+            return list(self.pool.items)
+        idle = noop_tasks(self.pool)
+        kept = [item for item in self.pool.items if self.pool.task(item).cluster not in idle]
+        if not kept:
+            raise ValueError("doing nothing passes all training tasks: set collect.leave_out_noop=false to use them")
+        return kept
+
+    @property
+    def provenance(self) -> dict[str, Json]:
+        """What every checkpoint of this round says of its making."""
+        return {"base": self.folder.base, "method": self.config.method, "round": self.number}
+
+    def seed(self, stage: str) -> int:
+        """Returns the seed of a stage, which follows from the training's seed and the round."""
+        place = f"{self.config.seed}/{self.number}/{stage}"
+        # 31 bits: torch and numpy both take them as a seed.
+        return int.from_bytes(hashlib.sha256(place.encode()).digest()[:4], "big") >> 1
+
+    def inputs(self, policy: str) -> dict[str, Json]:
+        """Returns what the rollouts of a policy depend on. A folder's content counts, not its place."""
+        weights = folder_digest(Path(policy)) if Path(policy).is_dir() else policy
+        return {"policy": weights, "seed": self.config.seed, "round": self.number, "agent": self.config.agent}
+
+    def digest(self, stage: FileStage) -> str:
+        """Returns the digest of the file of a finished stage."""
+        return file_digest(self.path / FILES[stage][0])
+
+    @contextlib.contextmanager
+    def agent(self, policy: str, stage: FileStage) -> Iterator[Agent]:
+        """Makes the agent that plays a policy, closes it at the end, and records the time."""
+        agent = self._make_agent(policy, self.seed(stage), self.config)
+        with self.folder.timed(stage, self.number):
+            try:
+                yield agent
+            finally:
+                asyncio.run(agent.aclose())
+
+    @contextlib.contextmanager
+    def stage_file(
+        self, stage: FileStage, inputs: Mapping[str, Json], upgrade: Upgrade = lambda inputs: inputs
+    ) -> Iterator[StageFile]:
+        """Opens the file of a stage.
+
+        Raises:
+            RunError: It is not finished, and the stage may not run.
+        """
+        name, schema = FILES[stage]
+        file = StageFile(self.path / name, schema, inputs, upgrade)
+        if file.finished is None and self._only not in (None, stage):
+            raise RunError(f"there is no {file.path}: run the stage that writes it first")
+        with file:
+            yield file
+
+    @contextlib.contextmanager
+    def update(self, stage: UpdateStage, total: int = 0) -> Iterator[OnStep]:
+        """Records the time of an update of the weights, and yields the function that reports its steps."""
+        done = len(read_steps(self.path / stage))
+        with self.folder.timed(stage, self.number), self.progress.stage(stage, total, done):
+            yield lambda step: self.progress.advance(_step_line(step))
+
+    def skip(self, stage: UpdateStage, reason: str) -> None:
+        """Records that an update does not take place."""
+        make_folder(self.path / stage)
+        replace_file(self.path / stage / "skipped.json", encode_line({"reason": reason}))
+        self.progress.say(f"round {self.number}: no {stage}, {reason}")
+
+    def policy_after(self, stage: UpdateStage, before: str) -> str:
+        """Returns the policy that a stage left.
+
+        Args:
+            stage: The stage.
+            before: The policy before it, which stays where there is no such update, or it was skipped.
+
+        Raises:
+            RunError: The stage is not finished.
+        """
+        if not self.method.has_stage(stage):
+            return before
+        out = self.path / stage
+        if read_numbers(out) is not None:
+            return str(out)
+        if (out / "skipped.json").exists():
+            return before
+        raise RunError(f"there is no policy in {out}: run stage {stage} of round {self.number} first")
+
+    def outcome(self, stage: StageName) -> Numbers | None:
+        """Returns the counts of a finished stage; None if the method has no such stage, or it was skipped.
+
+        Raises:
+            RunError: The stage is not finished, or its file is damaged.
+        """
+        if not self.method.has_stage(stage):
+            return None
+        if stage == "warmup" or stage == "pfpo":
+            return read_numbers(self.path / stage)
+        name, schema = FILES[stage]
+        return read_header(self.path / name, schema).object("counts").values
+
+
+def _step_line(step: Mapping[str, Any]) -> str:
+    """A step for people: the mean axes of its rollouts, beside which the loss of PFPO says little, or else its loss."""
+    if step.get("vector"):
+        return f"{axes_line(step['vector'])} signal {step['signal']:.2f}"
+    return f"loss {step['loss']:.3f}"

@@ -1,0 +1,114 @@
+"""Stage 4, the warm-up: supervised learning on the chosen repairs, before policy optimisation."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+from fate_gym.episode import Trajectory
+from fate_gym.trainers.algorithms.dpo import Pair, dpo
+from fate_gym.trainers.algorithms.sequences import Example
+from fate_gym.trainers.algorithms.supervised import learn_examples
+from fate_gym.trainers.config import ExampleSettings
+from fate_gym.trainers.episodes import Episode
+from fate_gym.trainers.marks import mark
+from fate_gym.trainers.round import Round
+from fate_gym.trainers.stages.repair import Repair
+
+
+def warm_up(policy: str, chosen: Sequence[Repair], successes: Sequence[Episode], this_round: Round) -> str:
+    """Learns from the chosen repairs, and from what else the method learns from.
+
+    Args:
+        policy: The weights to start from.
+        chosen: The chosen repairs.
+        successes: The successes of the round.
+        this_round: The round.
+
+    Returns:
+        The folder of the new policy; `policy` itself if the method has no warm-up, or there is nothing to learn.
+
+    Raises:
+        RunMismatchError: The folder of the warm-up was made from other data or settings.
+        FateGymError: The loss or the gradient is not finite.
+    """
+    config, method, seed = this_round.config, this_round.method, this_round.seed("warmup")
+    if method.warm_up is None:
+        return policy
+    pairs, examples = list[Pair](), list[Example]()
+    if method.warm_up == "preferences":
+        pairs = preferences(chosen)
+    elif method.warm_up == "successes":
+        examples = from_successes(successes)
+    else:
+        anchor = config.examples.anchor if method.warm_up == "repairs" else 0.0
+        examples = from_repairs(chosen, successes, dataclasses.replace(config.examples, anchor=anchor), seed)
+    if not (pairs or examples):
+        this_round.skip("warmup", "nothing was there to learn from")
+        return policy
+    out = this_round.path / "warmup"
+    with this_round.update("warmup") as on_step:
+        if pairs:
+            settings = dataclasses.replace(config.dpo, seed=seed)
+            dpo(policy, pairs, settings, out, lora=config.lora, attention=config.attention, on_step=on_step)
+        elif config.warmup is not None:
+            supervised = dataclasses.replace(config.warmup, seed=seed)
+            learn_examples(
+                policy, examples, supervised, out, lora=config.lora, attention=config.attention, on_step=on_step
+            )
+    learned = [*(repair.attempt for repair in chosen), *successes]
+    mark(out, [episode.origin for episode in learned], earlier=policy, **this_round.provenance)
+    return str(out)
+
+
+def from_repairs(
+    repairs: Sequence[Repair], successes: Sequence[Episode], settings: ExampleSettings, seed: int
+) -> list[Example]:
+    """Makes the warm-up's examples (FATE, section 4.3): (p_f, a*), its copy after x, and benign successes.
+
+    Args:
+        repairs: One a* for each repaired failure.
+        successes: Successes of the same round; the benign ones are an anchor against over-refusal.
+        settings: Which examples are made, and with which weights.
+        seed: Decides which successes are taken, if there are more than needed.
+    """
+    examples = []
+    for attempt in (repair.attempt for repair in repairs):
+        if settings.repair_prompt and _ids(attempt).prompt_ids != attempt.x_ids:
+            examples.append(_example(attempt, _ids(attempt).prompt_ids, settings.repair_prompt))
+        if settings.task_prompt:
+            examples.append(_example(attempt, attempt.x_ids, settings.task_prompt))
+    benign = [episode for episode in successes if episode.mode == "benign" and episode.policy_tokens]
+    count = round(settings.anchor * len(repairs)) if benign else 0
+    rng = random.Random(f"{seed}/anchor")  # noqa: S311 (no secret)
+    anchors: list[Episode] = []
+    while len(anchors) < count:
+        # Without replacement, pass by pass: no success is repeated before all have been taken.
+        anchors += rng.sample(benign, min(len(benign), count - len(anchors)))
+    return examples + from_successes(anchors)
+
+
+def from_successes(successes: Sequence[Episode]) -> list[Example]:
+    """Makes an example of each success that has token ids; RFT learns from all of them."""
+    return [_example(episode, _ids(episode).prompt_ids, 1.0) for episode in successes if episode.policy_tokens]
+
+
+def preferences(repairs: Sequence[Repair]) -> list[Pair]:
+    """Makes DPO's pairs after the plain task: a repair is preferred over the failure that it repairs."""
+    return [
+        Pair(_example(repair.attempt, repair.attempt.x_ids, 1.0), _example(repair.failure, repair.failure.x_ids, 1.0))
+        for repair in repairs
+        if repair.attempt.policy_tokens and repair.failure.policy_tokens
+    ]
+
+
+def _example(episode: Episode, prompt_ids: Sequence[int], weight: float) -> Example:
+    tokens = _ids(episode)
+    return Example(tuple(prompt_ids), tuple(tokens.completion_ids), tuple(tokens.mask), weight)
+
+
+def _ids(episode: Episode) -> Trajectory:
+    if episode.trajectory is None:
+        raise ValueError(f"{episode.key} has no token ids, and cannot be learned from")
+    return episode.trajectory
