@@ -60,8 +60,9 @@ def _slim(episode: Episode) -> Episode:
     axes = {name: dataclasses.replace(axis, evidence=()) for name, axis in episode.verdict.axes.items()}
     # The last action says whether a content filter stopped the episode.
     actions = episode.actions[-1:] if episode.content_filtered else []
-    kept = {"verdict": Verdict(**axes), "actions": actions}
-    return dataclasses.replace(episode, **kept, metadata={}, injections={}, messages=[], calls=(), trajectory=None)
+    return dataclasses.replace(
+        episode, verdict=Verdict(**axes), metadata={}, injections={}, messages=[], actions=actions, calls=()
+    )
 
 
 _Key = tuple[str, str | None, str]
