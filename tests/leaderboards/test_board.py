@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import made_runs
 import pytest
 from small_runs import DOJO, MakeRun, edit_json, edit_line
 
@@ -14,6 +15,7 @@ from fate_gym.errors import RunCorruptError, RunError
 from fate_gym.leaderboards import Board, Row, build, find_runs, load_run, load_runs, scanning
 from fate_gym.leaderboards.board import TOO_SMALL
 from fate_gym.leaderboards.columns import COLUMNS, PAIRS, SAFETY, VOLUME, column
+from fate_gym.leaderboards.exports import to_markdown
 from fate_gym.leaderboards.runs import pass_over
 
 TOY = "toy/Parcels-v0"
@@ -336,3 +338,13 @@ def test_defences_are_part_of_a_rows_name(make_run: MakeRun, tmp_path: Path) -> 
     run = make_run(tmp_path / "run", "noop", **DOJO, defences=("repeat_user_prompt",))
     assert board(run).rows[0].name == "noop+repeat_user_prompt"
     assert board(run).rows[0].defences == ("repeat_user_prompt",)
+
+
+def test_episodes_that_a_content_filter_stopped_are_counted(tmp_path: Path) -> None:
+    stopped = made_runs.record(actions=[{"role": "assistant", "content": "no", "finish_reason": "content_filter"}])
+    run = made_runs.write_run(tmp_path / "run", [stopped, made_runs.record("shop/user_task_2/injection_task_0")])
+    made = board(run)
+    assert {row.suite: row.content_filtered for row in made.rows} == {"all": 1, "shop": 1}
+    assert "a content filter stopped 1" in to_markdown([made])
+    (page,) = (made_runs.build([run], tmp_path / "site") / "board").iterdir()
+    assert ">filtered</th>" in page.read_text()
