@@ -58,10 +58,17 @@ def summarise(
 def _slim(episode: Episode) -> Episode:
     """Keeps what metrics need; a hundred thousand whole episodes would not fit into memory."""
     axes = {name: dataclasses.replace(axis, evidence=()) for name, axis in episode.verdict.axes.items()}
-    # The last action says whether a content filter stopped the episode.
-    actions = episode.actions[-1:] if episode.content_filtered else []
-    kept = {"verdict": Verdict(**axes), "actions": actions}
-    return dataclasses.replace(episode, **kept, metadata={}, injections={}, messages=[], calls=(), trajectory=None)
+    return dataclasses.replace(
+        episode,
+        verdict=Verdict(**axes),
+        # The last action says whether a content filter stopped the episode.
+        actions=episode.actions[-1:] if episode.content_filtered else [],
+        metadata={},
+        injections={},
+        messages=[],
+        calls=(),
+        trajectory=None,
+    )
 
 
 _Key = tuple[str, str | None, str]
