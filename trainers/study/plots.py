@@ -13,11 +13,10 @@ import numpy as np
 from fate_gym.pareto import fronts as front_ranks
 from fate_gym.rewards import AXES
 from fate_gym.trainers.study.figure import BLUE, COLOURS, ORANGE, VERMILION, panels
+from fate_gym.trainers.study.records import Row
 
 _SECURITY, _UTILITY = AXES.index("security"), AXES.index("utility")
 _MANY: Final = 20
-
-Row = Mapping[str, Any]
 
 _TITLES: Final = {
     "ASR": "ASR: attack success (less is better)",
@@ -146,7 +145,7 @@ def _discs(axes: Any, places: Sequence[tuple[float, float]], most: int, label: s
     axes.scatter([], [], s=30, color=colour, label=label)
 
 
-def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _names(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 

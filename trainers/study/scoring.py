@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import glob
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from fate_gym.agents import load_agent
 from fate_gym.episode import Episode
@@ -21,9 +21,8 @@ from fate_gym.trainers.base_policy import cloned_pairs
 from fate_gym.trainers.episodes import mask, vector
 from fate_gym.trainers.folder import TrainingFolder
 from fate_gym.trainers.progress import ProgressReporter, RunningMeans
+from fate_gym.trainers.study.records import Row
 from fate_gym.trainers.tasks import idle_tasks
-
-Row = dict[str, Any]
 
 Value = Callable[[Episode], float | None]
 
@@ -164,7 +163,7 @@ def metrics(episodes: Iterable[Episode], idle: frozenset[str]) -> Row:
     return row
 
 
-def volume(row: Mapping[str, Any]) -> float:
+def volume(row: Row) -> float:
     """Returns the hypervolume of (1 - ASR, TSR, 1 - BRR), of those that the row has: what rounds are chosen by."""
     known = {name: row[name]["value"] for name in ("ASR", "TSR", "BRR") if name in row}
     if not known:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from fate_gym.trainers.study.records import Estimate, Summary
+
 _NAME: Final = 20
 METRICS: Final = ("ASR", "TSR", "reached", "BRR", "utility", "validity")
 
 
-def results_table(summary: Mapping[str, Any]) -> Table:
+def results_table(summary: Summary) -> Table:
     """Lays out a summary: two rows for each test set, with intervals under the values."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column in ("test set", *METRICS, "n"):
@@ -29,12 +30,12 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def main_name(summary: Mapping[str, Any]) -> str:
+def main_name(summary: Summary) -> str:
     """Returns the name of the main test set; version 1 of the summary does not have it."""
     return str(summary.get("main", "main test set"))
 
 
-def notes(summary: Mapping[str, Any], out: Path) -> str:
+def notes(summary: Summary, out: Path) -> str:
     """Explains the columns, and tells what the training cost and where its result lies."""
     budget = summary["budget"]
     lines = [
@@ -53,7 +54,7 @@ def notes(summary: Mapping[str, Any], out: Path) -> str:
     return "\n".join(lines)
 
 
-def estimate_cell(estimate: Mapping[str, Any] | None) -> str:
+def estimate_cell(estimate: Estimate | None) -> str:
     """Returns a metric as a cell: its value in %, and under it the interval."""
     if not estimate or estimate.get("value") is None:
         return "-"
