@@ -145,7 +145,7 @@ def _discs(axes: Any, places: Sequence[tuple[float, float]], most: int, label: s
     axes.scatter([], [], s=30, color=colour, label=label)
 
 
-def _names(rows: Sequence[Row]) -> list[str]:
+def _names(rows: Sequence[Mapping[str, object]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
