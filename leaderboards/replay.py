@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from fate_gym.chat import Json
 from fate_gym.env import Observation, ToolEnv
+from fate_gym.episode import Episode
 from fate_gym.errors import ContextOverflowError, ProviderError
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.rollout import Agent, Reply, Session, rollout
-from fate_gym.storage import encode_line, parse
 from fate_gym.task import Task
 
 OVERFLOW: Final = "context_overflow"
@@ -25,7 +25,9 @@ _NOT_REPLAYED: Final = ("seconds", "usage", "attempts")
 ABSENT: Final = object()
 """Stands for the value of a field that is not there; null is a value."""
 
-Episode = Mapping[str, Any]
+Record = Mapping[str, Any]
+"""An episode as `Episode.to_json` gives it."""
+
 Change = tuple[str, Any, Any]
 """(dotted name, stored value, recomputed value)"""
 
@@ -40,12 +42,12 @@ class Recorded(Agent):
 
     def start(self, task: Task, seed: int) -> Session:
         """Begins at the first action."""
-        end = ContextOverflowError("recorded") if self._episode["ended"] == OVERFLOW else ProviderError(self._error)
-        return _Player(iter(self._episode["actions"]), end)
+        end = ContextOverflowError("recorded") if self._episode.ended == OVERFLOW else ProviderError(self._error)
+        return _Player(iter(self._episode.actions), end)
 
     @property
     def _error(self) -> str:
-        return self._episode["error"] or "it was not over when its recorded actions were"
+        return self._episode.error or "it was not over when its recorded actions were"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class _Player:
 async def replay(
     plan: Plan,
     episodes: Iterable[tuple[Item, Episode]],
-    on_done: Callable[[Episode, dict[str, Any]], None],
+    on_done: Callable[[Episode, Episode], None],
     *,
     concurrency: int = 4,
 ) -> None:
@@ -71,7 +73,7 @@ async def replay(
     Args:
         plan: Makes the environments.
         episodes: What to play, each with its place in the plan; read as it goes.
-        on_done: Called with each episode and its new record, in the order in which they end.
+        on_done: Called with each episode and the one that came of it, in the order in which they end.
         concurrency: Episodes under way at once.
     """
     waiting = iter(episodes)
@@ -81,17 +83,16 @@ async def replay(
         for item, episode in waiting:
             if item.variant not in envs:
                 envs[item.variant] = plan.make_env(item.variant)
-            result = await rollout(
-                envs[item.variant], Recorded(episode), item.task_id, item.seed, repeat=item.repeat, key=item.key
-            )
-            on_done(episode, parse(encode_line(result.to_json())))
+            env = envs[item.variant]
+            again = await rollout(env, Recorded(episode), item.task_id, item.seed, repeat=item.repeat, key=item.key)
+            on_done(episode, again)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(concurrency):
             group.create_task(work())
 
 
-def changes(stored: Episode, fresh: Episode) -> Iterator[Change]:
+def changes(stored: Record, fresh: Record) -> Iterator[Change]:
     """Yields what is otherwise in a replayed episode: verdict, vector, messages, calls, and all else of the world."""
     for name in {**fresh, **stored}:
         if name not in _NOT_REPLAYED:

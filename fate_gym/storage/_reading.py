@@ -117,6 +117,11 @@ class Fields:
         self._where = where
         self._name = name
 
+    @property
+    def where(self) -> str:
+        """The file, and the line if it has lines."""
+        return self._where
+
     def text(self, name: str) -> str:
         """Reads a string."""
         value = self._value(name)

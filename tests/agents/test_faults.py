@@ -24,8 +24,8 @@ ATTACKS = (None, "important_instructions")
 SMALL = ("banking", "slack")
 ALL = ("workspace", "travel", "banking", "slack")
 TASK = "banking/user_task_3/none"
-PATIENCE = 1.2
-"""Seconds for one request; a hang takes ten times as long."""
+PATIENCE = 2.0
+"""Seconds for one request of a client that a hang, ten times as long, must not keep."""
 
 
 @cache
@@ -41,8 +41,9 @@ def play(fault: Fault, *, times: int, stream: bool, after: int = 0) -> tuple[Epi
     with serve(Settings(scripted("oracle"), forced=forced, hang=10 * PATIENCE)) as (url, records):
 
         async def main() -> Episode:
+            patience = PATIENCE if fault in (Fault.HANG, Fault.DRIP) else 60.0
             agent = OpenAIAgent(
-                "m", base_url=url, stream=stream, timeout=PATIENCE, max_attempts=3, backoff_seconds=0.001
+                "m", base_url=url, stream=stream, timeout=patience, max_attempts=3, backoff_seconds=0.001
             )
             try:
                 return await rollout(env, agent, TASK, seed=0)

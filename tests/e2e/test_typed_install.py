@@ -36,7 +36,7 @@ def test_a_strict_checker_finds_the_types(form: list[str], tmp_path: Path) -> No
     checkout = tmp_path / "checkout"
     for name in SOURCES:
         shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "fate_gym_start.py"):
         shutil.copy(ROOT / name, checkout)
     # An environment that holds this package alone. Its dependencies are those of the environment that runs the tests.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
