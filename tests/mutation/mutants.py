@@ -54,6 +54,12 @@ EXPLAINED: dict[str, str] = {}
 SECONDS = 120
 """Processor time after which a mutant counts as noticed: it has made the tests go on for ever."""
 
+_LIBRARIES = (
+    "pytest", "hypothesis.extra.numpy", "numpy", "scipy.stats", "gymnasium", "yaml", "jinja2", "rich.console",
+    "pydantic", "pymoo.indicators.hv", "pymoo.util.nds.non_dominated_sorting", "sklearn.metrics",
+    "statsmodels.stats.contingency_tables",
+)  # fmt: skip
+
 _LEFT_OUT = ("ExceptionReplacer", "RemoveDecorator", "Variable", "NoOp")
 
 
@@ -191,7 +197,7 @@ def main() -> None:
     options = parser.parse_args()
     # The same draws of hypothesis for each mutant; and heavy libraries are read once, not once a mutant.
     os.environ["CI"] = "true"
-    for library in ("pytest", "hypothesis", "numpy", "scipy.stats", "gymnasium", "yaml", "jinja2", "rich"):
+    for library in _LIBRARIES:
         importlib.import_module(library)
     survivors: list[str] = []
     counts: dict[str, Counter[str]] = {}
@@ -203,7 +209,7 @@ def main() -> None:
             if alive and not explained:
                 survivors.append(f"{MODULES[name][0]}:{mutant.line}\n  - {mutant.before}\n  + {mutant.after}")
                 print(survivors[-1], flush=True)
-    print(json.dumps(counts, indent=1))
+        print(json.dumps({name: counts[name]}), flush=True)
     sys.exit(bool(survivors))
 
 
