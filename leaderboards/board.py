@@ -236,7 +236,8 @@ def _row(run: LoadedRun, main: groups.Group | None, benign: groups.Group | None)
         partial=bool(reason),
         partial_reason=reason,
         on_front=False,
-        privileged=config["agent"] in _PRIVILEGED,
+        # Runs of older versions do not say it.
+        privileged=run.manifest.get("privileged", config["agent"] in _PRIVILEGED) is True,
         hypervolume=None,
         contaminated_by=tuple(groups.cut(name) for name in run.contaminated_by),
         refusals_by=tuple(groups.cut(rule) for rule in refusals_by),

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from fate_gym.agents.scripted import NOOP
 from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError, RunError
-from fate_gym.evaluation.config import NOT_IN_DIGEST
+from fate_gym.evaluation.manifest import make_manifest, run_digest
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.store import SCHEMA as RUN_SCHEMA
-from fate_gym.evaluation.store import config_digest
 from fate_gym.evaluation.summary import SCHEMA as SUMMARY_SCHEMA
 from fate_gym.evaluation.summary import summarise
 from fate_gym.leaderboards import fields, scanning
@@ -156,10 +156,10 @@ def verify(path: Path, *, trusted: str | None = None, concurrency: int = 4) -> V
 def _plan(settings: Settings) -> Plan:
     config = settings.config
     if config.repeats > 1:
-        once = Plan(dataclasses.replace(config, repeats=1))
+        once = dataclasses.replace(config, repeats=1).plan()
         if len(once.items) * config.repeats > _MOST_EPISODES:
             raise ValueError(f"config.repeats is {config.repeats}, which makes more than {_MOST_EPISODES} episodes")
-    return Plan(config)
+    return config.plan()
 
 
 def _check_submission(path: Path, report: Verification) -> set[str] | None:
@@ -191,11 +191,8 @@ def _object(path: Path, schema: str, report: Verification) -> dict[str, Any] | N
 
 def _check_manifest(manifest: Mapping[str, Any], plan: Plan, settings: Settings, report: Verification) -> None:
     """Checks digest, versions, checksums and licence, and notes what was not the whole benchmark."""
-    fresh = plan.manifest()
-    config = manifest["config"]
-    located = {name: value for name, value in config["env_args"].items() if name not in settings.paths}
-    stored = {"provenance": manifest.get("provenance"), **config, "env_args": located}
-    if manifest.get("digest") != config_digest(stored, NOT_IN_DIGEST):
+    fresh = make_manifest(settings.config, plan, NOOP)
+    if manifest.get("digest") != run_digest(manifest["config"], manifest.get("provenance"), settings.paths):
         report.add("manifest.json", "digest: it is not that of the settings and versions, one of them was changed")
     provenance = _with_judges(fresh["provenance"], manifest.get("provenance"), settings)
     report.add_changes("manifest.json", leaves(manifest.get("provenance"), provenance, "provenance"))

@@ -12,8 +12,8 @@ from fate_gym.agents.scripted import NOOP
 from fate_gym.chat import Json
 from fate_gym.env import ToolEnv
 from fate_gym.episode import Episode
-from fate_gym.evaluation.config import DEFAULT_ENV, Attack, EvalConfig
-from fate_gym.evaluation.plan import Plan
+from fate_gym.evaluation.config import EvalConfig
+from fate_gym.evaluation.plan import DEFAULT_ENV, Attack, Plan
 from fate_gym.rollout import rollout
 from fate_gym.task import Purpose, Task
 
@@ -84,7 +84,7 @@ class TaskPool:
                 if planned.key in items:
                     raise ValueError(f"two task sets hold {planned.key}: a task may stand in one of them")
                 items[planned.key] = Item(
-                    planned.key, first + planned.variant, planned.task_id, planned.repeat, planned.seed
+                    planned.key, first + planned.env_index, planned.task_id, planned.repeat, planned.seed
                 )
         if not items:
             raise ValueError("no task is left to roll out: check `tasks` and `exclude` of the task sets")
@@ -111,7 +111,7 @@ def _plan(task_set: TaskSet, seed: int, purpose: Purpose) -> Plan:
         seed=seed,
         repeats=task_set.repeats,
     )
-    return Plan(settings)
+    return settings.plan()
 
 
 OnDone = Callable[[Item, Episode], None]

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fate_gym.chat import Json
-from fate_gym.episode import Episode
+from fate_gym.episode import LEFT_OUT, Episode
 from fate_gym.evaluation.intervals import pass_hat_k, rate
 from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Metric, refused
 from fate_gym.rewards import Verdict
@@ -60,8 +60,9 @@ def _slim(episode: Episode) -> Episode:
     axes = {name: dataclasses.replace(axis, evidence=()) for name, axis in episode.verdict.axes.items()}
     # The last action says whether a content filter stopped the episode.
     actions = episode.actions[-1:] if episode.content_filtered else []
-    kept = {"verdict": Verdict(**axes), "actions": actions}
-    return dataclasses.replace(episode, **kept, metadata={}, injections={}, messages=[], calls=(), trajectory=None)
+    return dataclasses.replace(
+        episode, verdict=Verdict(**axes), metadata={}, injections={}, messages=[], actions=actions, calls=()
+    )
 
 
 _Key = tuple[str, str | None, str]
@@ -149,14 +150,13 @@ def _content_filtered(episodes: list[Episode]) -> dict[str, Json]:
 
 
 def _usage(episodes: list[Episode]) -> dict[str, float | None]:
-    """Totals; None where some episode does not know its own."""
+    """Returns totals; None where some episode does not know its own, but for the count of what was left out."""
     names = sorted({name for episode in episodes for name in episode.usage})
-    return {
-        name: sum(episode.usage[name] for episode in episodes)
-        if all(name in episode.usage for episode in episodes)
-        else None
-        for name in names
-    }
+    totals: dict[str, float | None] = {}
+    for name in names:
+        known = [episode.usage[name] for episode in episodes if name in episode.usage]
+        totals[name] = sum(known) if len(known) == len(episodes) or name == LEFT_OUT else None
+    return totals
 
 
 def _mean(values: list[float]) -> float | None:

@@ -56,7 +56,7 @@ def test_sets_share_a_pool_and_keep_their_environments() -> None:
     [
         ([DEPOT, DEPOT], "two task sets hold none/depot/ship/0#0"),
         ([dataclasses.replace(DEPOT, exclude=("*",))], "no task is left"),
-        ([dataclasses.replace(DEPOT, tasks=("nowhere",))], "no task of toy/Depot-v0 matches nowhere"),
+        ([dataclasses.replace(DEPOT, tasks=("nowhere",))], "no task of toy/Depot-v0 is left"),
     ],
 )
 def test_pools_that_make_no_sense(task_sets: list[TaskSet], message: str) -> None:
