@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -183,7 +184,7 @@ class OpenAIAgent(Agent):
             raise
         history.remember(len(observation["messages"]), completion.message)
         self._note_oddities(completion)
-        usage = self._with_cost(completion, observation)
+        usage = self._with_cost(completion.usage)
         message = completion.message
         if completion.finish_reason is not None:
             message = {**message, "finish_reason": completion.finish_reason}
@@ -275,9 +276,7 @@ class OpenAIAgent(Agent):
         if fault.kind == "content_filter" and self._content_filter == "error":
             raise ProviderError(f"a content filter fired: {fault}", fault.attempts)
         # A server does not charge for an answer that is an error.
-        usage = fault.usage or {"prompt_tokens": 0, "completion_tokens": 0}
-        spent = cost(self._model, usage, self._prices)
-        usage |= given(cost_usd=spent)
+        usage = self._with_cost(fault.usage or {"prompt_tokens": 0, "completion_tokens": 0})
         if fault.kind == "content_filter":
             message: Message = {"role": "assistant", "content": FILTERED, "provider_said": str(fault)}
             message |= given(filtered_content=fault.text or None)
@@ -288,7 +287,7 @@ class OpenAIAgent(Agent):
     def _note_oddities(self, completion: Completion) -> None:
         if completion.finish_reason == "length":
             self._oddities["were cut at the limit of tokens: a larger max_tokens lets the model finish"] += 1
-        if not completion.plausible:
+        if not _is_plausible(completion.usage):
             self._oddities["came with token counts that cannot be true; these were left out"] += 1
         content = completion.message.get("content")
         if isinstance(content, str) and not completion.message.get("tool_calls") and holds_call_markup(content):
@@ -297,14 +296,10 @@ class OpenAIAgent(Agent):
                 "(vLLM: --enable-auto-tool-choice --tool-call-parser NAME; llama.cpp: --jinja)"
             ] += 1
 
-    def _with_cost(self, completion: Completion, observation: Observation) -> dict[str, float]:
-        """Returns the usage with its cost, where the price is known."""
-        usage, counted = dict(completion.usage), completion.usage
-        if not completion.plausible:
-            # An unknown cost would end a run with a limit of cost, so it is estimated, rather too high than too low.
-            characters = len(json.dumps(observation)), len(json.dumps(completion.message))
-            counted = dict(zip(("prompt_tokens", "completion_tokens"), (n / 3 for n in characters), strict=True))
-        return usage | given(cost_usd=cost(self._model, counted, self._prices))
+    def _with_cost(self, usage: dict[str, float]) -> dict[str, float]:
+        """Returns the usage with its cost, where the price is known and the counts can be true."""
+        spent = cost(self._model, usage, self._prices) if _is_plausible(usage) else None
+        return usage | given(cost_usd=spent)
 
     def _note_early_overflow(self, observation: Observation) -> None:
         """Notes where the server says that the first, short request does not fit: it may mean something else."""
@@ -322,6 +317,10 @@ class OpenAIAgent(Agent):
         if self._stream:
             body |= {"stream": True, "stream_options": {"include_usage": True}}
         return {**body, **self._extra_body}
+
+
+def _is_plausible(usage: Mapping[str, float]) -> bool:
+    return not any(math.isnan(count) for count in usage.values())
 
 
 class _Session:

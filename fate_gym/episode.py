@@ -171,6 +171,12 @@ class Episode:
     seconds: Mapping[str, float]
     trajectory: Trajectory | None = field(default=None, repr=False)
 
+    @property
+    def content_filtered(self) -> bool:
+        """Whether the provider's content filter stopped a turn; the agent records that in its action."""
+        reasons = (action.get("finish_reason") for action in self.actions if isinstance(action, dict))
+        return "content_filter" in reasons
+
     def to_json(self, *, tokens: bool = False) -> dict[str, Json]:
         """As it stands in `episodes.jsonl`; recorded times are all under "seconds".
 

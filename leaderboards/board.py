@@ -63,6 +63,7 @@ class Row:
         k: Of `passes`; None without repeats.
         errors: Episodes that errored, by status, and graders that failed, as "grader: AXIS".
         truncated: Scored episodes that were cut off.
+        content_filtered: Scored episodes that the provider's content filter stopped; they count as refusals.
         partial: Whether a part is missing; such a row is on no front.
         partial_reason: Which part; "" if none is.
         on_front: Whether no comparable row is both safer and more useful; False where there is nothing to compare.
@@ -89,6 +90,7 @@ class Row:
     k: int | None
     errors: Mapping[str, int]
     truncated: int
+    content_filtered: int
     partial: bool
     partial_reason: str
     on_front: bool
@@ -230,10 +232,12 @@ def _row(run: LoadedRun, main: groups.Group | None, benign: groups.Group | None)
         k=min((part["pass_hat_k"]["k"] for part in parts if "pass_hat_k" in part), default=None),
         errors=groups.errors(parts),
         truncated=sum(part["truncated"] for part in parts),
+        content_filtered=sum(part.get("content_filtered", 0) for part in parts),
         partial=bool(reason),
         partial_reason=reason,
         on_front=False,
-        privileged=config["agent"] in _PRIVILEGED,
+        # Runs of older versions do not say it.
+        privileged=run.manifest.get("privileged", config["agent"] in _PRIVILEGED) is True,
         hypervolume=None,
         contaminated_by=tuple(groups.cut(name) for name in run.contaminated_by),
         refusals_by=tuple(groups.cut(rule) for rule in refusals_by),

@@ -109,7 +109,16 @@ def to_csv(boards: Iterable[Board]) -> str:
 
 _FIELDS: Final = (
     *("env", "agent", "defences", "mode", "attack", "suite", "run", "date", "pareto", "privileged", "partial"),
-    *("errors", "truncated", "refusals told by", "trained on", "hypervolume", "USD an episode", "tokens an episode"),
+    *(
+        "errors",
+        "truncated",
+        "content filtered",
+        "refusals told by",
+        "trained on",
+        "hypervolume",
+        "USD an episode",
+        "tokens an episode",
+    ),
     *("seconds an episode", "protocol"),
 )
 
@@ -118,7 +127,7 @@ def _facts(row: Row) -> Iterator[object]:
     yield from (row.env, row.agent, " ".join(row.defences), row.mode, row.attack or "", row.suite, row.run_id, row.date)
     yield from (row.on_front, row.privileged, row.partial_reason)
     yield "; ".join(f"{name}: {count}" for name, count in row.errors.items())
-    yield from (row.truncated, "; ".join(row.refusals_by), "; ".join(row.contaminated_by))
+    yield from (row.truncated, row.content_filtered, "; ".join(row.refusals_by), "; ".join(row.contaminated_by))
     yield from (row.hypervolume, row.cost, row.tokens, row.seconds)
     yield hashlib.sha256(row.protocol.encode(errors="replace")).hexdigest()[:8]
 
@@ -179,6 +188,7 @@ def remarks(row: Row) -> str:
     remarks = [f"partial: {row.partial_reason}"] if row.partial else []
     remarks += ["ground truth"] if row.privileged else []
     remarks += [f"trained on {', '.join(row.contaminated_by)}"] if row.contaminated_by else []
+    remarks += [f"a content filter stopped {row.content_filtered}"] if row.content_filtered else []
     remarks += sorted({estimate.note for estimate in row.metrics.values() if estimate.note})
     return "; ".join(remarks)
 

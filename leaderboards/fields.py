@@ -56,6 +56,7 @@ MANIFEST: Final[Mapping[str, Field]] = {
     **dict.fromkeys(("schema", "digest", "data_policy", "provenance", "versions.fate-gym"), _RECOMPUTED),
     "versions": Field(Knowledge.UNKNOWN, "which versions of other libraries the run was made with"),
     "contaminated_by": Field(Knowledge.UNKNOWN, "training on the benchmark that nobody declared"),
+    "privileged": Field(Knowledge.UNKNOWN, "whether the agent was given the tasks' solutions"),
     **dict.fromkeys(("config.agent", "config.agent_args"), _ACTOR),
     "config.defences": Field(Knowledge.UNKNOWN, "which defences stood around the agent: no trace shows one"),
     **{f"config.{name}": _REPLAYED for name in ("env", "attack", "env_args", "tasks", "seed", "repeats", "limit")},

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
-from fate_gym.chat import Json
-from fate_gym.env import Observation, ToolEnv
-from fate_gym.errors import ContextOverflowError, ProviderError
+from fate_gym.agents.replay import Recording
+from fate_gym.episode import Episode
 from fate_gym.evaluation.plan import Item, Plan
-from fate_gym.rollout import Agent, Reply, Session, rollout
-from fate_gym.storage import encode_line, parse
-from fate_gym.task import Task
+from fate_gym.evaluation.pool import run_episodes
 
-OVERFLOW: Final = "context_overflow"
-"""How an episode ends whose conversation outgrew the model; no action of it says so."""
+CUT_BY_AGENT: Final = ("context_overflow", "endless_reply")
+"""How episodes end that their agent had to cut off; no action of such an episode says so."""
 
 _NOT_REPLAYED: Final = ("seconds", "usage", "attempts")
 """What an episode's record holds of its agent; the environment knows nothing of it."""
@@ -25,73 +21,47 @@ _NOT_REPLAYED: Final = ("seconds", "usage", "attempts")
 ABSENT: Final = object()
 """Stands for the value of a field that is not there; null is a value."""
 
-Episode = Mapping[str, Any]
+Record = Mapping[str, Any]
+"""An episode as `Episode.to_json` gives it."""
+
 Change = tuple[str, Any, Any]
 """(dotted name, stored value, recomputed value)"""
-
-
-class Recorded(Agent):
-    """Plays one recorded episode."""
-
-    name = "recorded"
-
-    def __init__(self, episode: Episode) -> None:
-        self._episode = episode
-
-    def start(self, task: Task, seed: int) -> Session:
-        """Begins at the first action."""
-        end = ContextOverflowError("recorded") if self._episode["ended"] == OVERFLOW else ProviderError(self._error)
-        return _Player(iter(self._episode["actions"]), end)
-
-    @property
-    def _error(self) -> str:
-        return self._episode["error"] or "it was not over when its recorded actions were"
-
-
-@dataclass(frozen=True, slots=True)
-class _Player:
-    actions: Iterator[Json]
-    end: Exception
-
-    async def act(self, observation: Observation) -> Reply:
-        for action in self.actions:
-            return Reply(action)
-        raise self.end
 
 
 async def replay(
     plan: Plan,
     episodes: Iterable[tuple[Item, Episode]],
-    on_done: Callable[[Episode, dict[str, Any]], None],
+    on_done: Callable[[Episode, Episode], None],
     *,
     concurrency: int = 4,
 ) -> None:
-    """Plays episodes again; environments step in threads, so many at once.
+    """Plays episodes again.
 
     Args:
         plan: Makes the environments.
         episodes: What to play, each with its place in the plan; read as it goes.
-        on_done: Called with each episode and its new record, in the order in which they end.
+        on_done: Called with each episode and the one that came of it, in the order in which they end.
         concurrency: Episodes under way at once.
     """
-    waiting = iter(episodes)
+    # By the item's own identity: a failure may stand several times under one key.
+    under_way: dict[int, Episode] = {}
 
-    async def work() -> None:
-        envs: dict[int, ToolEnv] = {}
-        for item, episode in waiting:
-            if item.variant not in envs:
-                envs[item.variant] = plan.make_env(item.variant)
-            result = await rollout(
-                envs[item.variant], Recorded(episode), item.task_id, item.seed, repeat=item.repeat, key=item.key
-            )
-            on_done(episode, parse(encode_line(result.to_json())))
+    def items() -> Iterator[Item]:
+        for planned, episode in episodes:
+            item = dataclasses.replace(planned)
+            under_way[id(item)] = episode
+            yield item
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(concurrency):
-            group.create_task(work())
+    def recording(item: Item) -> Recording:
+        return Recording(under_way[id(item)])
+
+    async def compare(item: Item, again: Episode) -> None:
+        on_done(under_way.pop(id(item)), again)
+
+    await run_episodes(plan, items(), recording, concurrency=concurrency, on_done=compare)
 
 
-def changes(stored: Episode, fresh: Episode) -> Iterator[Change]:
+def changes(stored: Record, fresh: Record) -> Iterator[Change]:
     """Yields what is otherwise in a replayed episode: verdict, vector, messages, calls, and all else of the world."""
     for name in {**fresh, **stored}:
         if name not in _NOT_REPLAYED:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from fate_gym.agents import load_agent
-from fate_gym.evaluation.config import DEFAULT_ENV, EvalConfig
+from fate_gym.evaluation.config import EvalConfig
 from fate_gym.evaluation.evaluate import evaluate
+from fate_gym.evaluation.plan import DEFAULT_ENV
 from fate_gym.leaderboards.board import build
 from fate_gym.leaderboards.exports import to_markdown
 from fate_gym.leaderboards.runs import LoadedRun, load_run

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from fate_gym.episode import Episode
 from fate_gym.errors import RunCorruptError, RunError
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import summarise
@@ -43,13 +44,13 @@ class LoadedRun:
         """The folder's path."""
         return self.folder.path
 
-    def episodes_iter(self) -> Iterator[dict[str, Any]]:
-        """Yields the well-formed episodes, one at a time, in the order in which they ended."""
-        return (episode.to_json() for episode in self.folder.episodes(lambda problem: None))
+    def episodes(self) -> Iterator[Episode]:
+        """Yields the scored episodes, one at a time, in the order in which they ended."""
+        return self.folder.episodes(pass_over)
 
-    def failures_iter(self) -> Iterator[dict[str, Any]]:
-        """Yields the well-formed records of episodes that errored."""
-        return (episode.to_json() for episode in self.folder.failures(lambda problem: None))
+
+def pass_over(problem: RunError) -> None:
+    """Passes over a record that is not an episode's: `LoadedRun.malformed` has counted it."""
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from fate_gym.episode import Episode
 from fate_gym.errors import RunError
@@ -17,7 +16,7 @@ def silent(where: str, what: str) -> None:
     """Reports nothing: for a second look at a file."""
 
 
-def episodes(run: Path, report: Report = silent) -> Iterator[dict[str, Any]]:
+def episodes(run: Path, report: Report = silent) -> Iterator[Episode]:
     """Yields the well-formed episodes of a run, each key once; reports every other line.
 
     Args:
@@ -25,27 +24,27 @@ def episodes(run: Path, report: Report = silent) -> Iterator[dict[str, Any]]:
         report: Called with the place and what is wrong there.
     """
     seen: dict[str, int] = {}
-    for number, record in _lines(run / "episodes.jsonl", report):
+    for number, episode in _lines(run / "episodes.jsonl", report):
         where = f"episodes.jsonl, line {number}"
-        if record["key"] in seen:
-            report(where, f"repeats {record['key']}, which is on line {seen[record['key']]}")
-        elif record["status"] != "ok":
-            report(where, f"{record['key']} has status {record['status']!r}: what errored belongs into failures.jsonl")
+        if episode.key in seen:
+            report(where, f"repeats {episode.key}, which is on line {seen[episode.key]}")
+        elif episode.status != "ok":
+            report(where, f"{episode.key} has status {episode.status!r}: what errored belongs into failures.jsonl")
         else:
-            yield record
-        seen.setdefault(record["key"], number)
+            yield episode
+        seen.setdefault(episode.key, number)
 
 
-def failures(run: Path, report: Report = silent) -> Iterator[dict[str, Any]]:
-    """Yields the well-formed records of `failures.jsonl`; reports every other line."""
-    for number, record in _lines(run / "failures.jsonl", report):
-        if record["status"] == "ok":
-            report(f"failures.jsonl, line {number}", f"{record['key']} has status 'ok'")
+def failures(run: Path, report: Report = silent) -> Iterator[Episode]:
+    """Yields the well-formed episodes of `failures.jsonl`; reports every other line."""
+    for number, episode in _lines(run / "failures.jsonl", report):
+        if episode.status == "ok":
+            report(f"failures.jsonl, line {number}", f"{episode.key} has status 'ok'")
         else:
-            yield record
+            yield episode
 
 
-def _lines(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(path: Path, report: Report) -> Iterator[tuple[int, Episode]]:
     try:
         for number, line in lines(path):
             where = f"{path.name}, line {number}"
@@ -58,10 +57,10 @@ def _lines(path: Path, report: Report) -> Iterator[tuple[int, dict[str, Any]]]:
                 report(where, f"is not a JSON object on a line of its own ({error}){torn}")
                 continue
             try:
-                Episode.from_json(record, where)
+                episode = Episode.from_json(record, where)
             except RunError as problem:
-                report(where, f"is no episode's record: {str(problem).removeprefix(where).lstrip(': ')}")
+                report(where, f"is not an episode's record: {str(problem).removeprefix(where).lstrip(': ')}")
             else:
-                yield number, record
+                yield number, episode
     except RunError as error:
         report(path.name, str(error))

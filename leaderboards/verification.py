@@ -19,22 +19,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from fate_gym.agents.scripted import NOOP
 from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError, RunError
-from fate_gym.evaluation.config import NOT_IN_DIGEST
+from fate_gym.evaluation.manifest import make_manifest, run_digest
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.store import SCHEMA as RUN_SCHEMA
-from fate_gym.evaluation.store import config_digest
 from fate_gym.evaluation.summary import SCHEMA as SUMMARY_SCHEMA
 from fate_gym.evaluation.summary import summarise
 from fate_gym.leaderboards import fields, scanning
 from fate_gym.leaderboards.judgements import as_judged, is_judged
-from fate_gym.leaderboards.replay import ABSENT, OVERFLOW, Change, changes, leaves, replay
+from fate_gym.leaderboards.replay import ABSENT, CUT_BY_AGENT, Change, changes, leaves, replay
 from fate_gym.leaderboards.runs import refuse_links
 from fate_gym.leaderboards.settings import Settings, read_settings
 from fate_gym.leaderboards.submissions import FILE, read_submission
 from fate_gym.rewards import Verdict
-from fate_gym.storage import read_object
+from fate_gym.storage import encode_line, parse, read_object
 
 SCHEMA: Final = "fate-gym/verification/1"
 
@@ -65,7 +65,7 @@ class Difference:
 
 @dataclass
 class Verification:
-    """What `verify` found.
+    """What `verify` found out.
 
     Attributes:
         run: The folder.
@@ -92,9 +92,9 @@ class Verification:
         """Adds a difference."""
         self.differences.append(Difference(where, what))
 
-    def add_changes(self, where: str, found: Iterable[Change], most: int | None = None) -> None:
+    def add_changes(self, where: str, changed: Iterable[Change], most: int | None = None) -> None:
         """Adds differing values, a line each; beyond `most` only their number."""
-        listed = list(found)
+        listed = list(changed)
         for name, stored, fresh in listed[:most]:
             self.add(where, f"{name}: stored {_brief(stored)}, recomputed {_brief(fresh)}")
         if most is not None and len(listed) > most:
@@ -156,21 +156,21 @@ def verify(path: Path, *, trusted: str | None = None, concurrency: int = 4) -> V
 def _plan(settings: Settings) -> Plan:
     config = settings.config
     if config.repeats > 1:
-        once = Plan(dataclasses.replace(config, repeats=1))
+        once = dataclasses.replace(config, repeats=1).plan()
         if len(once.items) * config.repeats > _MOST_EPISODES:
             raise ValueError(f"config.repeats is {config.repeats}, which makes more than {_MOST_EPISODES} episodes")
-    return Plan(config)
+    return config.plan()
 
 
-def _check_submission(path: Path, found: Verification) -> set[str] | None:
+def _check_submission(path: Path, report: Verification) -> set[str] | None:
     """Returns the contamination that `submission.yaml` declares; None without that file."""
     try:
         submission = read_submission(path)
     except RunError as error:
-        found.add(FILE, str(error))
+        report.add(FILE, str(error))
         return None
     if submission is None:
-        found.notes.append(f"no {FILE}: this run is not yet a submission")
+        report.notes.append(f"no {FILE}: this run is not yet a submission")
         return None
     return set(submission.contaminated_by)
 
@@ -189,29 +189,26 @@ def _object(path: Path, schema: str, report: Verification) -> dict[str, Any] | N
     return value
 
 
-def _check_manifest(manifest: Mapping[str, Any], plan: Plan, settings: Settings, found: Verification) -> None:
+def _check_manifest(manifest: Mapping[str, Any], plan: Plan, settings: Settings, report: Verification) -> None:
     """Checks digest, versions, checksums and licence, and notes what was not the whole benchmark."""
-    fresh = plan.manifest()
-    config = manifest["config"]
-    located = {name: value for name, value in config["env_args"].items() if name not in settings.paths}
-    stored = {"provenance": manifest.get("provenance"), **config, "env_args": located}
-    if manifest.get("digest") != config_digest(stored, NOT_IN_DIGEST):
-        found.add("manifest.json", "digest: it is not that of the settings and versions, one of them was changed")
+    fresh = make_manifest(settings.config, plan, NOOP)
+    if manifest.get("digest") != run_digest(manifest["config"], manifest.get("provenance"), settings.paths):
+        report.add("manifest.json", "digest: it is not that of the settings and versions, one of them was changed")
     provenance = _with_judges(fresh["provenance"], manifest.get("provenance"), settings)
-    found.add_changes("manifest.json", leaves(manifest.get("provenance"), provenance, "provenance"))
+    report.add_changes("manifest.json", leaves(manifest.get("provenance"), provenance, "provenance"))
     for name, there, here in leaves(manifest.get("versions"), fresh["versions"], ""):
         if name in _OURS or not name:
-            found.add("manifest.json", f"versions.{name}: stored {_brief(there)}, here {_brief(here)}")
+            report.add("manifest.json", f"versions.{name}: stored {_brief(there)}, here {_brief(here)}")
         else:
-            found.notes.append(f"{name} was {_brief(there)}, here it is {_brief(here)}")
-    found.add_changes("manifest.json", leaves(manifest.get("data_policy"), fresh["data_policy"], "data_policy"))
+            report.notes.append(f"{name} was {_brief(there)}, here it is {_brief(here)}")
+    report.add_changes("manifest.json", leaves(manifest.get("data_policy"), fresh["data_policy"], "data_policy"))
     if settings.config.limit is not None or settings.config.tasks is not None:
         tasks = _brief(settings.config.tasks)
-        found.notes.append(f"a part of the benchmark: limit {settings.config.limit}, tasks {tasks}")
+        report.notes.append(f"a part of the benchmark: limit {settings.config.limit}, tasks {tasks}")
     if settings.config.env_args.get("split") is not None:
-        found.notes.append(f"split: {_brief(settings.config.env_args['split'])}")
+        report.notes.append(f"split: {_brief(settings.config.env_args['split'])}")
     if settings.judges:
-        found.notes.append(f"judges are not asked again: {', '.join(settings.judges)} left out")
+        report.notes.append(f"judges are not asked again: {', '.join(settings.judges)} left out")
 
 
 def _with_judges(fresh: list[dict[str, Any]], stored: object, settings: Settings) -> list[dict[str, Any]]:
@@ -228,77 +225,74 @@ def _with_judges(fresh: list[dict[str, Any]], stored: object, settings: Settings
     return named
 
 
-def _check_files(path: Path, planned: Items, found: Verification) -> None:
+def _check_files(path: Path, planned: Items, report: Verification) -> None:
     """Checks every line, and that the task list is complete."""
     keys: set[str] = set()
-    for episode in scanning.episodes(path, found.add):
-        keys.add(episode["key"])
-        if episode["key"] not in planned:
-            found.add(episode["key"], "is not in the task list of these settings")
-    errors = {record["key"]: record["status"] for record in scanning.failures(path, found.add)}
+    for episode in scanning.episodes(path, report.add):
+        keys.add(episode.key)
+        if episode.key not in planned:
+            report.add(episode.key, "is not in the task list of these settings")
+    errors = {failure.key: failure.status for failure in scanning.failures(path, report.add)}
     for key in planned:
         if key not in keys:
             error = f" (it errored: {errors[key]}; the same command tries it again)" if key in errors else ""
-            found.add(key, f"is missing: the task list has it, and no episode does{error}")
+            report.add(key, f"is missing: the task list has it, and no episode does{error}")
     for key in sorted(set(errors) - set(planned)):
-        found.add(key, "is in failures.jsonl and not in the task list of these settings")
+        report.add(key, "is in failures.jsonl and not in the task list of these settings")
 
 
-def _check_marks(manifest: Mapping[str, Any], declared: set[str] | None, found: Verification) -> None:
+def _check_marks(manifest: Mapping[str, Any], declared: set[str] | None, report: Verification) -> None:
     """Checks that a submission declares the contamination that the run is marked with."""
     marks = set(_texts(manifest.get("contaminated_by")))
     if declared is not None and marks - declared:
-        found.add(FILE, f"contaminated_by does not declare what the run is marked with: {', '.join(sorted(marks))}")
+        report.add(FILE, f"contaminated_by does not declare what the run is marked with: {', '.join(sorted(marks))}")
     if every := sorted(marks | (declared or set())):
-        found.notes.append(f"trained on {', '.join(every)}: the board says so, and no front has this run")
+        report.notes.append(f"trained on {', '.join(every)}: the board says so, and no front has this run")
 
 
 async def _check_replays(
-    path: Path, plan: Plan, planned: Items, settings: Settings, found: Verification, concurrency: int
+    path: Path, plan: Plan, planned: Items, settings: Settings, report: Verification, concurrency: int
 ) -> None:
-    def compare(stored: Mapping[str, Any], fresh: dict[str, Any]) -> None:
-        found.replayed += 1
-        if stored["status"] != "ok":
-            lines.append((stored["key"], list(_failure_changes(stored, fresh))))
-        elif fresh["status"] != "ok":
-            lines.append((stored["key"], [("replay", "ok", f"{fresh['status']}: {fresh['error']}")]))
+    def compare(episode: Episode, again: Episode) -> None:
+        report.replayed += 1
+        # Written and read once more, as the stored one was: text that no file can hold becomes what a file holds.
+        stored, fresh = episode.to_json(), parse(encode_line(again.to_json()))
+        if episode.status != "ok":
+            lines.append((episode.key, list(_failure_changes(episode, stored, fresh))))
+        elif again.status != "ok":
+            lines.append((episode.key, [("replay", "ok", f"{again.status}: {again.error}")]))
         else:
             for axis, verdict in fresh["verdict"].items():
                 if is_judged(axis, stored["verdict"][axis], verdict, settings.judges.values()):
-                    found.not_rescored[axis] += 1
+                    report.not_rescored[axis] += 1
                     fresh["verdict"][axis] = as_judged(axis, stored["verdict"][axis], verdict)
-            lines.append((stored["key"], list(changes(stored, fresh))))
+            lines.append((episode.key, list(changes(stored, fresh))))
 
     lines: list[tuple[str, list[Change]]] = []
-    records = itertools.chain(scanning.episodes(path), scanning.failures(path))
-    known = ((planned[record["key"]], record) for record in records if record["key"] in planned)
+    episodes = itertools.chain(scanning.episodes(path), scanning.failures(path))
+    known = ((planned[episode.key], episode) for episode in episodes if episode.key in planned)
     await replay(plan, known, compare, concurrency=concurrency)
     # Episodes end in no order; the report has one.
-    for key, differing in sorted(lines):
-        found.add_changes(key, differing, _MOST)
+    for key, differing in sorted(lines, key=lambda line: line[0]):
+        report.add_changes(key, differing, _MOST)
 
 
-def _failure_changes(stored: Mapping[str, Any], fresh: Mapping[str, Any]) -> Iterator[Change]:
+def _failure_changes(failure: Episode, stored: dict[str, Any], fresh: dict[str, Any]) -> Iterator[Change]:
     """Yields what is otherwise in a failed episode that was played up to where its agent gave no answer.
 
     What made an environment or a judge fail need not happen again: of such an episode the task alone is compared.
     """
-    unscored = Verdict.unscored(stored["error"]).to_json()
-    if stored["status"] == fresh["status"]:
-        yield from changes(stored, {**fresh, "verdict": unscored})
-    else:
-        names = (*fields.TASK, "verdict")
-        compared = {**fresh, "verdict": unscored}
-        yield from changes({name: stored[name] for name in names}, {name: compared[name] for name in names})
+    fresh["verdict"] = Verdict.unscored(failure.error or "").to_json()
+    names = (*fields.TASK, "verdict") if stored["status"] != fresh["status"] else tuple(stored)
+    yield from changes({name: stored[name] for name in names}, {name: fresh[name] for name in names})
 
 
-def _check_summary(path: Path, manifest: Mapping[str, Any], planned: Items, found: Verification) -> None:
-    stored = _object(path / "summary.json", SUMMARY_SCHEMA, found)
+def _check_summary(path: Path, manifest: Mapping[str, Any], planned: Items, report: Verification) -> None:
+    stored = _object(path / "summary.json", SUMMARY_SCHEMA, report)
     if stored is None:
         return
-    scored, errored = (map(Episode.from_json, read(path)) for read in (scanning.episodes, scanning.failures))
-    fresh = summarise(scored, errored, {"digest": None, **manifest}, planned)
-    found.add_changes("summary.json", leaves(_named(stored), _named(fresh), ""))
+    fresh = summarise(scanning.episodes(path), scanning.failures(path), {"digest": None, **manifest}, planned)
+    report.add_changes("summary.json", leaves(_named(stored), _named(fresh), ""))
 
 
 def _named(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -317,8 +311,8 @@ def _list_unknown(path: Path, report: Verification) -> None:
     lines = [fields.ALWAYS, *fields.doubts(fields.MANIFEST), *fields.doubts(fields.EPISODE)]
     for axis, count in sorted(report.not_rescored.items()):
         lines.append(f"{axis} of {count} episodes: a judge scored it; what holds whatever a judge says was checked")
-    if overflowed := sum(episode["ended"] == OVERFLOW for episode in scanning.episodes(path)):
-        lines.append(f"whether the {overflowed} episodes that a full context cut off were really cut off there")
+    if cut := sum(episode.ended in CUT_BY_AGENT for episode in scanning.episodes(path)):
+        lines.append(f"whether the {cut} episodes that a full context or an endless reply cut off really were")
     if next(scanning.failures(path), None) is not None:
         lines += fields.doubts(fields.FAILURE)
     report.unknown = list(dict.fromkeys(lines))

@@ -79,6 +79,8 @@ GRAPH = {module: set(_imports(path)) - {module} for module, path in SOURCES.item
 
 def _layer(module: str) -> str:
     second = [*module.split("."), ""][1]
+    if second == "__main__":
+        return "cli"
     return second if second in ALLOWED else "core"
 
 

@@ -9,7 +9,7 @@ import typing
 from typing import Any, Final, Literal
 
 from fate_gym.chat import Json
-from fate_gym.evaluation.config import Attack
+from fate_gym.evaluation.plan import Attack
 
 
 def read_dataclass(kind: type, value: Any, where: str = "") -> Any:

@@ -131,9 +131,10 @@ def _small(config: TrainConfig, policy: Path) -> TrainConfig:
 
 
 def _few(task_set: TaskSet) -> TaskSet:
-    """The first tasks of a set, in each mode."""
+    """Returns the first tasks of a set, for each environment and mode."""
+    pool = TaskPool([dataclasses.replace(task_set, repeats=1)], 0, purpose="evaluation")
     taken: dict[tuple[int, str], list[str]] = {}
-    for item in TaskPool([dataclasses.replace(task_set, repeats=1)], 0, purpose="evaluation").items:
-        taken.setdefault((item.variant, item.mode), []).append(item.task_id)
+    for item in pool.items:
+        taken.setdefault((item.variant, pool.task(item).mode), []).append(item.task_id)
     tasks = [glob.escape(task) for task_ids in taken.values() for task in task_ids[:_TASKS]]
     return dataclasses.replace(task_set, tasks=tuple(dict.fromkeys(tasks)), exclude=(), repeats=1)

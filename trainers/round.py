@@ -31,7 +31,7 @@ FileStage: TypeAlias = Literal["collect", "repair", "select"]
 UpdateStage: TypeAlias = Literal["warmup", "pfpo"]
 
 FILES: Final[Mapping[FileStage, tuple[str, str]]] = {
-    "collect": ("collect.jsonl", "fate-gym/train-collect/1"),
+    "collect": ("collect.jsonl", "fate-gym/train-collect/2"),
     "repair": ("repairs.jsonl", "fate-gym/train-repair/2"),
     "select": ("selected.jsonl", "fate-gym/train-select/2"),
 }

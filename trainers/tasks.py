@@ -12,10 +12,10 @@ from fate_gym.agents.scripted import NOOP
 from fate_gym.chat import Json
 from fate_gym.env import ToolEnv
 from fate_gym.episode import Episode
-from fate_gym.evaluation.config import DEFAULT_ENV, Attack, EvalConfig
-from fate_gym.evaluation.plan import Plan
+from fate_gym.evaluation.config import EvalConfig
+from fate_gym.evaluation.plan import DEFAULT_ENV, Attack, Plan
 from fate_gym.rollout import rollout
-from fate_gym.task import Mode, Purpose, Task
+from fate_gym.task import Purpose, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +47,15 @@ class Item:
         key: Its identity: `ATTACK/TASK_ID#REPEAT`.
         variant: Which environment of the pool it runs in.
         task_id: The task.
+        repeat: Which of the repeats of its task it is, from 0.
         seed: The episode's seed.
-        mode: The task's.
     """
 
     key: str
     variant: int
     task_id: str
+    repeat: int
     seed: int
-    mode: Mode
 
 
 class TaskPool:
@@ -83,9 +83,9 @@ class TaskPool:
                     continue
                 if planned.key in items:
                     raise ValueError(f"two task sets hold {planned.key}: a task may stand in one of them")
-                mode = plan.make_env(planned.variant).task(planned.task_id).mode
-                item = Item(planned.key, first + planned.variant, planned.task_id, planned.seed, mode)
-                items[item.key] = item
+                items[planned.key] = Item(
+                    planned.key, first + planned.env_index, planned.task_id, planned.repeat, planned.seed
+                )
         if not items:
             raise ValueError("no task is left to roll out: check `tasks` and `exclude` of the task sets")
         self.items = tuple(items.values())
@@ -111,7 +111,7 @@ def _plan(task_set: TaskSet, seed: int, purpose: Purpose) -> Plan:
         seed=seed,
         repeats=task_set.repeats,
     )
-    return Plan(settings)
+    return settings.plan()
 
 
 OnDone = Callable[[Item, Episode], None]
@@ -143,7 +143,9 @@ async def sample(
             if item.variant not in envs:
                 envs[item.variant] = pool.env(item.variant)
             actor = agent if isinstance(agent, Agent) else agent(item)
-            results[index] = result = await rollout(envs[item.variant], actor, item.task_id, item.seed)
+            results[index] = result = await rollout(
+                envs[item.variant], actor, item.task_id, item.seed, repeat=item.repeat, key=item.key
+            )
             on_done(item, result)
 
     try:

@@ -103,11 +103,10 @@ async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[dict[str, Any], S
         The summary, and the signal that left episodes to run, if one did.
     """
     from fate_gym.evaluation.evaluate import evaluate
-    from fate_gym.evaluation.plan import Plan
     from fate_gym.evaluation.store import RunFolder
 
     with err.status(f"Loading {config.env}"), usage_errors():
-        plan = Plan(config)
+        plan = config.plan()
         _make_folder(config.out)
         await agent.check(tools=plan.has_tools())
     stop = asyncio.Event()

@@ -12,7 +12,7 @@ import gymnasium as gym
 from fate_gym.benchmark import ENTRY_POINT
 from fate_gym.cli.settings import add_env_flags, merge, usage_errors
 from fate_gym.cli.terminal import out
-from fate_gym.evaluation.config import DEFAULT_ENV
+from fate_gym.evaluation.plan import DEFAULT_ENV
 
 
 def add_commands(commands: Any) -> None:

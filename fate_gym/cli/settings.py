@@ -16,7 +16,8 @@ import gymnasium as gym
 
 from fate_gym.benchmark import ENTRY_POINT, disclosure
 from fate_gym.errors import UsageError, did_you_mean, unknown
-from fate_gym.evaluation.config import DEFAULT_ENV, NOT_IN_DIGEST, EvalConfig, read_settings
+from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig, read_settings
+from fate_gym.evaluation.plan import DEFAULT_ENV
 from fate_gym.storage import dump, is_finite, parse_yaml
 
 ENV_FLAGS: Final = ("suite", "split", "version", "max_turns", "system_prompt", "model_name")

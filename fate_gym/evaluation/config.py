@@ -7,19 +7,15 @@ import importlib.resources
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from fate_gym.chat import Json
+from fate_gym.evaluation.plan import DEFAULT_ENV, Attack, Plan, TaskSet
 from fate_gym.serving import public_url
 from fate_gym.storage import read_yaml
 
-Attack: TypeAlias = str | Mapping[str, str] | None
-"""A registered attack's name, payloads of one's own, or none."""
-
 NOT_IN_DIGEST = ("limit", "concurrency", "max_cost", "out")
 """Settings that a resumed run may change."""
-
-DEFAULT_ENV = "fate/AgentDojo-v0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +63,11 @@ class EvalConfig:
             names = ["custom" if isinstance(attack, Mapping) else attack for attack in self.attack]
             if not names or len(names) != len(set(names)):
                 raise ValueError(f"attack must name at least one attack, each once, got {names}")
+
+    def plan(self) -> Plan:
+        """Makes the environments and lists the episodes; raises as `Plan` does."""
+        task_set = TaskSet(self.env, self.attack, self.env_args, self.tasks, repeats=self.repeats, limit=self.limit)
+        return Plan([task_set], self.seed)
 
     def to_json(self) -> dict[str, Json]:
         """As it stands in the manifest."""

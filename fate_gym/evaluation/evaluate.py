@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 from fate_gym.episode import Episode
 from fate_gym.evaluation.budget import Budget
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
-from fate_gym.evaluation.plan import Plan
-from fate_gym.evaluation.runner import OnDone, run_plan
+from fate_gym.evaluation.manifest import make_manifest
+from fate_gym.evaluation.plan import Item, Plan
+from fate_gym.evaluation.pool import run_episodes
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import summarise
 from fate_gym.rollout import ActFunction, Agent, as_agent
@@ -21,38 +24,52 @@ async def evaluate(
     *,
     plan: Plan | None = None,
     stop: asyncio.Event | None = None,
-    on_done: OnDone = lambda episode: None,
+    on_done: Callable[[Episode], None] = lambda episode: None,
 ) -> dict[str, Any]:
     """Runs an agent, writes the run folder `config.out`, and returns its summary.
 
-    A folder that holds a part of the same run is completed.
+    A folder that holds a part of the same run is completed; episodes that errored are tried again. The limit of a run
+    is the largest that it was ever started with: a smaller one runs no more than it says, and what it leaves out of a
+    larger one is counted as missing.
 
     Args:
         config: The settings.
         agent: An agent, or an async function from observation to message.
         plan: Made from `config` if it is not given.
         stop: Once set, no further episode begins.
-        on_done: Called with each episode when it ends.
+        on_done: Called with each episode when it has ended and is stored.
 
     Raises:
         ValueError: The settings make no sense.
-        RunError: The folder belongs to another run, is in use, or is damaged.
+        RunError: The folder belongs to another run, is in use, or is damaged; or an episode could not be written.
     """
-    plan = plan or Plan(config)
+    plan = plan or config.plan()
     stop = stop or asyncio.Event()
     agent = as_agent(agent)
-    manifest = {**plan.manifest(), "contaminated_by": list(agent.contaminated_by)}
-    with RunFolder.open(config.out, manifest, ignore=NOT_IN_DIGEST) as folder:
+    with RunFolder.open(config.out, make_manifest(config, plan, agent), ignore=NOT_IN_DIGEST) as folder:
+        planned = _planned(config, plan, folder)
         budget = Budget(config.max_cost, folder, stop)
 
-        def done(episode: Episode) -> None:
+        async def keep(item: Item, episode: Episode) -> None:
+            await asyncio.to_thread(folder.append, episode)
             budget.spend(episode)
             on_done(episode)
 
         try:
-            await run_plan(plan, agent, folder, stop=stop, on_done=done)
+            items = [item for item in plan.items if item.key not in folder.done]
+            await run_episodes(plan, items, agent, concurrency=config.concurrency, on_done=keep, stop=stop)
         finally:
-            keys = [item.key for item in plan.items]
-            summary = summarise(folder.episodes(), folder.failures(), folder.manifest, keys)
+            summary = summarise(folder.episodes(), folder.failures(), folder.manifest, planned)
             folder.write_summary(summary)
     return summary
+
+
+def _planned(config: EvalConfig, plan: Plan, folder: RunFolder) -> list[str]:
+    """Returns the keys of all episodes that the run should have, and lets its manifest name the larger limit."""
+    stored: int | None = folder.manifest["config"]["limit"]
+    if stored != config.limit and (config.limit is None or (stored is not None and stored < config.limit)):
+        settings = {**folder.manifest["config"], "limit": config.limit}
+        folder.replace_manifest({**folder.manifest, "config": settings})
+    elif stored != config.limit:
+        plan = dataclasses.replace(config, limit=stored).plan()
+    return [item.key for item in plan.items]

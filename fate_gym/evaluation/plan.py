@@ -1,22 +1,49 @@
-"""Which episodes an evaluation has, each with its key and seed."""
+"""Which episodes there are to run, each with its key and seed, and the environments to run them in."""
 
 from __future__ import annotations
 
 import contextlib
 import fnmatch
 import hashlib
-import importlib.metadata
-import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
 
 import gymnasium as gym
 
+from fate_gym.benchmark import Benchmark
 from fate_gym.chat import Json
 from fate_gym.env import ToolEnv
-from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
-from fate_gym.evaluation.store import SCHEMA, config_digest
+from fate_gym.rollout import episode_key
+from fate_gym.task import Task
+
+Attack: TypeAlias = str | Mapping[str, str] | None
+"""A registered attack's name, payloads of one's own by vector, or none."""
+
+DEFAULT_ENV: Final = "fate/AgentDojo-v0"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSet:
+    """Tasks of one environment, under each of some attacks.
+
+    Attributes:
+        env: Gymnasium id.
+        attack: Attacks, each over all the tasks; None leaves the environment its default.
+        env_args: Further arguments of the environment, such as its suite and split.
+        tasks: Only tasks whose ids match one of these patterns (`fnmatch`); None for all.
+        exclude: Tasks that match one of these patterns are left out.
+        repeats: Episodes for each task and attack.
+        limit: At most so many tasks for each attack, drawn by the seed; a larger limit adds to a smaller one's.
+    """
+
+    env: str = DEFAULT_ENV
+    attack: tuple[Attack, ...] | None = None
+    env_args: dict[str, Json] = field(default_factory=dict)
+    tasks: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    repeats: int = 1
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,42 +51,62 @@ class Item:
     """One episode to run.
 
     Attributes:
-        key: Its identity in the run folder: `ATTACK/TASK_ID#REPEAT`.
-        variant: Index of the environment (one for each attack).
+        key: Its identity: `ATTACK/TASK_ID#REPEAT`.
+        env_index: Index of its environment in the plan; there is one for each attack of each task set.
         task_id: The task.
-        repeat: From 0.
+        repeat: Which of the repeats of its task, from 0.
         seed: The episode's seed.
     """
 
     key: str
-    variant: int
+    env_index: int
     task_id: str
     repeat: int
     seed: int
 
 
 class Plan:
-    """An evaluation made concrete: its environments and episodes.
+    """The episodes of some task sets, and environments to run them in.
 
     Args:
-        config: The settings.
+        task_sets: At least one.
+        seed: Every episode's seed is derived from it.
+
+    Attributes:
+        items: The episodes, those of one environment together.
 
     Raises:
-        ValueError, TypeError, gymnasium.error.Error: The environment cannot be made with these settings.
+        ValueError: No task is left, or two sets hold the same task under the same attack.
+        FateGymError: A benchmark may not be used for this purpose, or its data are not at hand.
+        TypeError, gymnasium.error.Error: An environment cannot be made with these settings.
     """
 
-    def __init__(self, config: EvalConfig) -> None:
-        self.config = config
-        attacks = [{}] if config.attack is None else [{"attack": attack} for attack in config.attack]
-        self._kwargs: list[dict[str, Any]] = [{**config.env_args, **attack} for attack in attacks]
-        self._first = [self._make(kwargs) for kwargs in self._kwargs]
-        self.items = [item for variant in range(len(attacks)) for item in self._items(variant)]
-        if not self.items:
-            raise ValueError(f"no task of {config.env} matches {', '.join(config.tasks or ())}")
+    def __init__(self, task_sets: Sequence[TaskSet], seed: int) -> None:
+        self._envs: list[ToolEnv] = []
+        items: dict[str, Item] = {}
+        for task_set in task_sets:
+            for attack in (None,) if task_set.attack is None else task_set.attack:
+                arguments = {} if task_set.attack is None else {"attack": None if attack == "none" else attack}
+                self._envs.append(_make_env(task_set.env, {**task_set.env_args, **arguments}))
+                for item in self._items(task_set, seed):
+                    if item.key in items:
+                        raise ValueError(f"two task sets hold {item.key}: a task may stand in one of them")
+                    items[item.key] = item
+        if not items:
+            raise ValueError(
+                f"no task of {', '.join(sorted({task_set.env for task_set in task_sets}))} is left: check the patterns "
+                "in `tasks` and `exclude`"
+            )
+        self.items = tuple(items.values())
 
-    def make_env(self, variant: int) -> ToolEnv:
-        """Makes one more environment of a variant, which shares the benchmark's caches with the others."""
-        first = self._first[variant]
+    @property
+    def benchmarks(self) -> tuple[Benchmark, ...]:
+        """The benchmark of each environment."""
+        return tuple(env.benchmark for env in self._envs)
+
+    def make_env(self, env_index: int) -> ToolEnv:
+        """Makes one more environment; it shares the benchmark and its caches with the others, so this is cheap."""
+        first = self._envs[env_index]
         return ToolEnv(
             first.benchmark,
             max_turns=first.max_turns,
@@ -67,51 +114,40 @@ class Plan:
             system_prompt=first.system_prompt,
         )
 
+    def task(self, item: Item) -> Task:
+        """Returns an item's task, without its ground truth."""
+        return self._envs[item.env_index].task(item.task_id)
+
     def has_tools(self) -> bool:
         """Whether any of the environments gives its agent tools."""
-        firsts = {item.variant: item.task_id for item in reversed(self.items)}
-        for variant, task_id in firsts.items():
+        firsts = {item.env_index: item.task_id for item in reversed(self.items)}
+        for env_index, task_id in firsts.items():
             # An environment that cannot even begin ends its own episodes as errors, not the whole run.
             with contextlib.suppress(Exception):
-                if "tools" in self._first[variant].reset(seed=0, options={"task_id": task_id})[0]:
+                if "tools" in self._envs[env_index].reset(seed=0, options={"task_id": task_id})[0]:
                     return True
         return False
 
-    def manifest(self) -> dict[str, Json]:
-        """What a run folder records of its evaluation: settings, versions and checksums; no secrets."""
-        config = self.config.to_json()
-        provenance = [env.benchmark.provenance() for env in self._first]
-        located = {name: value for name, value in config["env_args"].items() if name != "data_dir"}
-        versions = {name: importlib.metadata.version(name) for name in ("fate-gym", "gymnasium", "numpy", "pydantic")}
-        return {
-            "schema": SCHEMA,
-            "config": config,
-            # Scores from other data, or by other graders, are another run's; where the data lies changes nothing.
-            "digest": config_digest({**config, "env_args": located, "provenance": provenance}, NOT_IN_DIGEST),
-            "versions": {**versions, "python": platform.python_version()},
-            "provenance": provenance,
-            "data_policy": self._first[0].benchmark.data_policy.note or self._first[0].benchmark.data_policy.licence,
-        }
-
-    def _make(self, kwargs: Mapping[str, Any]) -> ToolEnv:
-        env = gym.make(self.config.env, **kwargs).unwrapped
-        if not isinstance(env, ToolEnv):
-            raise ValueError(f"{self.config.env} is no fate-gym environment; `fate-gym envs` lists them")
-        return env
-
-    def _items(self, variant: int) -> list[Item]:
-        env, config = self._first[variant], self.config
-        wanted = [task for task in env.tasks if config.tasks is None or _matches(task, config.tasks)]
-        chosen = set(sorted(wanted, key=lambda task: _hash(config.seed, task))[: config.limit])
-        items = []
+    def _items(self, task_set: TaskSet, seed: int) -> Iterator[Item]:
+        """Yields the episodes of the environment that was made last."""
+        env_index, env = len(self._envs) - 1, self._envs[-1]
+        matching = [task_id for task_id in env.tasks if task_set.tasks is None or _matches(task_id, task_set.tasks)]
+        # Drawn by a hash of the name, so that other tasks, or another limit, change the place of none.
+        drawn = set(sorted(matching, key=lambda task_id: _hash(seed, task_id))[: task_set.limit])
         for task_id in env.tasks:
-            if task_id not in chosen:
+            if task_id not in drawn or _matches(task_id, task_set.exclude):
                 continue
-            attack = env.task(task_id).attack or "none"
-            for repeat in range(config.repeats):
-                seed = _hash(config.seed, attack, task_id, repeat) % 2**31
-                items.append(Item(f"{attack}/{task_id}#{repeat}", variant, task_id, repeat, seed))
-        return items
+            task = env.task(task_id)
+            for repeat in range(task_set.repeats):
+                episode_seed = _hash(seed, task.attack or "none", task_id, repeat) % 2**31
+                yield Item(episode_key(task, repeat), env_index, task_id, repeat, episode_seed)
+
+
+def _make_env(name: str, arguments: Mapping[str, Any]) -> ToolEnv:
+    env = gym.make(name, **arguments).unwrapped
+    if not isinstance(env, ToolEnv):
+        raise ValueError(f"{name} is not an environment of fate-gym; `fate-gym envs` lists them")
+    return env
 
 
 def _matches(task_id: str, patterns: Sequence[str]) -> bool:

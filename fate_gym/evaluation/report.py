@@ -101,11 +101,12 @@ def results_tables(summaries: Sequence[Summary], *, by_suite: bool = False) -> I
         table = Table(box=SIMPLE_HEAD, title_justify="left", title_style="bold", padding=(0, 1, 0, 0))
         table.title = layout.title
         table.add_column("suite" if by_suite else "agent", min_width=8)
-        for title in (*(column.title for column in layout.columns), "n", "errors"):
+        filtered = ("filtered",) if _are_filtered(summaries) else ()
+        for title in (*(column.title for column in layout.columns), "n", "errors", *filtered):
             table.add_column(title, justify="right", no_wrap=True)
         for summary in summaries:
             for row in _rows(summary, layout, by_suite):
-                table.add_row(*row)
+                table.add_row(*row[: len(table.columns)])
         yield table
 
 
@@ -120,6 +121,8 @@ def notes(summaries: Sequence[Summary]) -> str:
         lines.append("n: episodes without + under attack.")
     if any(_is_bounded(group, column) for group in _groups(summaries) for column in columns):
         lines.append("a..b: bounds, where criteria that only a judge can settle were left open.")
+    if _are_filtered(summaries):
+        lines.append("filtered: episodes that the provider's content filter stopped, which count as refusals.")
     by_agent = {str(summary["agent"]): _refusals_by([summary]) for summary in summaries if _refusals_by([summary])}
     if len(set(by_agent.values())) == 1:
         lines.append(f"Refusals told by: {_refusals_by(summaries)}.")
@@ -172,7 +175,8 @@ def _rows(summary: Summary, layout: _Layout, by_suite: bool) -> Iterator[list[Te
         n = "+".join(str(_n(parts[mode], layout.columns)) for mode in layout.modes)
         cells = [_cell(parts[column.mode], column) for column in layout.columns]
         # Text, not str: agents' names may hold what rich would take for markup.
-        yield [Text(cell) for cell in (label, *cells, n, str(errors))]
+        filtered = sum(part.get("content_filtered", 0) for part in parts.values() if part)
+        yield [Text(cell) for cell in (label, *cells, n, str(errors), str(filtered))]
 
 
 def _n(group: Summary | None, columns: Iterable[_Column]) -> int:
@@ -206,6 +210,10 @@ def _is_bounded(group: Summary, column: _Column) -> bool:
 def _estimate(group: Summary | None, metric: str) -> Summary | None:
     estimate: Summary | None = group and group["metrics"].get(metric)
     return estimate if estimate and estimate["value"] is not None else None
+
+
+def _are_filtered(summaries: Iterable[Summary]) -> bool:
+    return any("content_filtered" in group for group in _groups(summaries))
 
 
 def _groups(summaries: Iterable[Summary], mode: str | None = None) -> Iterator[Summary]:

@@ -31,7 +31,6 @@ from fate_gym.storage import (
     WriterLock,
     check_same_settings,
     corrupt,
-    digest,
     encode_line,
     make_folder,
     read_object,
@@ -177,6 +176,13 @@ class RunFolder:
             self._log(_EPISODES)
             replace_file(self.path / _SUMMARY, encode_line(summary))
 
+    def replace_manifest(self, manifest: Mapping[str, Json]) -> None:
+        """Replaces the manifest by one with other settings among those that the digest leaves out."""
+        with self._mutex:
+            self._log(_EPISODES)
+            replace_file(self.path / _MANIFEST, encode_line(manifest))
+            self.manifest = dict(manifest)
+
     def summary(self) -> dict[str, Any]:
         """Returns the last summary written; raises `RunError` if there is none."""
         return read_object(self.path / _SUMMARY).values
@@ -199,16 +205,6 @@ class RunFolder:
         if name not in self._logs:
             raise RunError(f"{self.path} is not open for writing")
         return self._logs[name]
-
-
-def config_digest(config: Mapping[str, Json], ignore: Collection[str] = ()) -> str:
-    """Returns the SHA-256, in hex, of the canonical JSON of a configuration.
-
-    Args:
-        config: The resolved settings.
-        ignore: Top-level keys that may change between a start and its resume, such as the concurrency.
-    """
-    return digest({key: value for key, value in config.items() if key not in ignore})
 
 
 def _refuse_foreign_folder(path: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fate_gym.chat import Json
-from fate_gym.episode import Episode
+from fate_gym.episode import LEFT_OUT, Episode
 from fate_gym.evaluation.intervals import pass_hat_k, rate
 from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Metric, refused
 from fate_gym.rewards import Verdict
@@ -58,8 +58,10 @@ def summarise(
 def _slim(episode: Episode) -> Episode:
     """Keeps what metrics need; a hundred thousand whole episodes would not fit into memory."""
     axes = {name: dataclasses.replace(axis, evidence=()) for name, axis in episode.verdict.axes.items()}
+    # The last action says whether a content filter stopped the episode.
+    actions = episode.actions[-1:] if episode.content_filtered else []
     return dataclasses.replace(
-        episode, verdict=Verdict(**axes), metadata={}, injections={}, messages=[], actions=[], calls=(), trajectory=None
+        episode, verdict=Verdict(**axes), metadata={}, injections={}, messages=[], actions=actions, calls=()
     )
 
 
@@ -92,6 +94,7 @@ def _group(key: _Key, members: list[Episode]) -> dict[str, Json]:
         "errors": dict(Counter(episode.status for episode in members if episode.status != "ok")),
         "grader_errors": _grader_errors(scored),
         "truncated": sum(episode.truncated for episode in scored),
+        **_content_filtered(scored),
         "refusals_by": sorted(
             {
                 episode.verdict.over_refusal_control.rule
@@ -140,15 +143,20 @@ def _grader_errors(episodes: list[Episode]) -> dict[str, int]:
     return dict(Counter(name for episode in episodes for name, axis in episode.verdict.axes.items() if axis.error))
 
 
+def _content_filtered(episodes: list[Episode]) -> dict[str, Json]:
+    """Counts the episodes that a content filter stopped; nothing where there are none, as in older summaries."""
+    count = sum(episode.content_filtered for episode in episodes)
+    return {"content_filtered": count} if count else {}
+
+
 def _usage(episodes: list[Episode]) -> dict[str, float | None]:
-    """Totals; None where some episode does not know its own."""
+    """Returns totals; None where some episode does not know its own, but for the count of what was left out."""
     names = sorted({name for episode in episodes for name in episode.usage})
-    return {
-        name: sum(episode.usage[name] for episode in episodes)
-        if all(name in episode.usage for episode in episodes)
-        else None
-        for name in names
-    }
+    totals: dict[str, float | None] = {}
+    for name in names:
+        known = [episode.usage[name] for episode in episodes if name in episode.usage]
+        totals[name] = sum(known) if len(known) == len(episodes) or name == LEFT_OUT else None
+    return totals
 
 
 def _mean(values: list[float]) -> float | None:

@@ -50,15 +50,13 @@ class Completion:
 
     Attributes:
         message: The assistant message as the server sent it, without secrets.
-        usage: Tokens by name, where they are known.
+        usage: Tokens by name, where they are known; NaN for a count that cannot be true.
         finish_reason: Why the model stopped, in the server's word; None if it gave none.
-        plausible: Whether all token counts that the server reported can be true.
     """
 
     message: Message
     usage: dict[str, float]
     finish_reason: str | None = None
-    plausible: bool = True
 
 
 def read_completion(body: Any, where: str, redact: Redactor) -> Completion:
@@ -80,7 +78,7 @@ def read_completion(body: Any, where: str, redact: Redactor) -> Completion:
     choice = choices[0] if isinstance(choices, list) and choices else None
     choice = choice if isinstance(choice, Mapping) else {}
     message = choice.get("message")
-    usage, plausible = read_usage(body.get("usage"))
+    usage = read_usage(body.get("usage"))
     reason = choice.get("finish_reason")
     reason = reason if isinstance(reason, str) and reason else None
     text = message.get("content") if isinstance(message, dict) else None
@@ -100,7 +98,7 @@ def read_completion(body: Any, where: str, redact: Redactor) -> Completion:
     if isinstance(calls, list) and len(calls) > MOST_CALLS:
         raise ModelFaultError("endless", f"the reply holds more than {MOST_CALLS} calls", usage=usage)
     clean: Message = redact_all(message, redact)
-    return Completion(clean, usage, reason, plausible)
+    return Completion(clean, usage, reason)
 
 
 def _refuse_finish(kind: str, line: str, text: str, usage: dict[str, float]) -> None:
@@ -135,7 +133,7 @@ class AnswerReader:
 
     def endless(self, words: str) -> ModelFaultError:
         """Returns the fault of a model that does not end its reply."""
-        usage, _ = read_usage(self._streamed.usage)
+        usage = read_usage(self._streamed.usage)
         return ModelFaultError("endless", words, self._redact(self._streamed.text()[:_EXCERPT]), usage)
 
     async def read(self, chunks: AsyncIterator[bytes]) -> Completion:
@@ -176,11 +174,10 @@ class AnswerReader:
 
     async def _read_stream(self, head: bytes, chunks: AsyncIterator[bytes]) -> Completion:
         """Reads server-sent events, each with one chunk of a completion."""
-        pending = bytearray(head)
+        pending = bytearray()
         event = b""
         async for chunk in _and_end(head, chunks):
-            if chunk is not head:
-                pending += chunk
+            pending += chunk
             if b"\n" not in chunk:
                 if len(pending) > LARGEST_BODY:
                     raise self._out_of_bounds(pending, f"has an event of more than {LARGEST_BODY} bytes")

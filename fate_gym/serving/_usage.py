@@ -19,31 +19,26 @@ _PATHS = {
 }
 
 
-def read_usage(usage: Json) -> tuple[dict[str, float], bool]:
-    """Returns the token counts that a server reported, by our names, and whether all that it reported can be true.
+def read_usage(usage: Json) -> dict[str, float]:
+    """Returns the token counts that a server reported, by our names.
 
-    What is missing or cannot be (negative, not finite, beyond `MOST_TOKENS`, more cached tokens than there were) is
-    left out. `completion_tokens` holds every token that is paid for as output: xAI counts reasoning beside it and
-    Gemini not at all, but both within `total_tokens`.
+    What is missing is left out. What cannot be true (negative, not finite, beyond `MOST_TOKENS`, more cached tokens
+    than there were) is NaN, which whoever adds up leaves out and counts. `completion_tokens` holds every token that is
+    paid for as output: xAI counts reasoning beside it and Gemini not at all, but both within `total_tokens`.
     """
     counts: dict[str, float] = {}
-    plausible = True
     for name, path in _PATHS.items():
         value = usage
         for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
         if isinstance(value, int | float) and not isinstance(value, bool):
             # Compared as it is: an integer may be too large to become a float.
-            if 0 <= value <= MOST_TOKENS:
-                counts[name] = value
-            else:
-                plausible = False
+            counts[name] = value if 0 <= value <= MOST_TOKENS else math.nan
     total = counts.pop("total_tokens", 0)
     if counts.get("cached_tokens", 0) > counts.get("prompt_tokens", math.inf):
-        del counts["cached_tokens"]
-        plausible = False
+        counts["cached_tokens"] = math.nan
     if {"prompt_tokens", "completion_tokens"} <= counts.keys():
         beside = total - counts["prompt_tokens"] - counts["completion_tokens"]
         if beside > 0 and counts.get("reasoning_tokens", beside) == beside:
             counts["completion_tokens"] += beside
-    return counts, plausible
+    return counts

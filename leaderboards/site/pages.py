@@ -138,6 +138,7 @@ def _write_board(board: Board, name: str, out: Path, *, private: bool) -> None:
             "pages": [(f"{other}.html", other == page) for other in pages],
             "main": main,
             "minor": minor,
+            "any_filtered": any(row.content_filtered for row in board.rows),
             "choices": choices(part),
             "plots": [scatter(board, front, f"plot-{j}") for j, front in enumerate(fronts[:_PLOTS])] if not i else [],
             "more_plots": plots[0][0] if plots else None,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+from fate_gym.episode import Episode
+from fate_gym.evaluation.store import RunFolder
 from fate_gym.leaderboards.board import Row
 from fate_gym.leaderboards.columns import Column
 from fate_gym.leaderboards.groups import without_paths
-from fate_gym.leaderboards.records import problem
-from fate_gym.leaderboards.runs import LoadedRun
+from fate_gym.leaderboards.runs import LoadedRun, pass_over
 from fate_gym.leaderboards.site.charts import BAR_WIDTH, bars
 from fate_gym.leaderboards.site.episodes import (
     BINS,
@@ -30,7 +31,6 @@ from fate_gym.leaderboards.site.traces import trace
 from fate_gym.leaderboards.site.training import curves
 from fate_gym.leaderboards.submissions import Submission
 from fate_gym.rewards import AXES
-from fate_gym.storage import records
 
 _LIST: Final = 700_000
 _ROW: Final = 330
@@ -77,7 +77,8 @@ def write_run(
         common: What every page reads; `private` among it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    census = survey(_records(run))
+    stored = RunFolder.read(run.path)
+    census = survey(_episodes(stored))
     present = {column.name for row in rows for column in columns if column.name in row.metrics}
     values = {
         **common,
@@ -100,7 +101,7 @@ def write_run(
         "curves": curves(run.path, run.manifest["config"]["agent"]),
     }
     write_page(folder / "index.html", "run", "../../", values)
-    _write_traces(run, census, board, folder, common)
+    _write_traces(run, _episodes(stored), census, board, folder, common)
 
 
 def _fitting(entries: Sequence[Listed]) -> list[Listed]:
@@ -117,23 +118,28 @@ def _fitting(entries: Sequence[Listed]) -> list[Listed]:
 
 
 def _write_traces(
-    run: RunView, census: Census, board: tuple[str, str] | None, folder: Path, common: Mapping[str, Any]
+    run: RunView,
+    episodes: Iterable[Episode],
+    census: Census,
+    board: tuple[str, str] | None,
+    folder: Path,
+    common: Mapping[str, Any],
 ) -> None:
     listed = census.listed
     places = {entry.key: i for i, entry in enumerate(listed)}
     shared = {**common, "run": run, "board": board, "name": run.summary["agent"], "meanings": CLASSES}
-    for record in _records(run):
-        i = places.get(record["key"])
+    for episode in episodes:
+        i = places.get(episode.key)
         if i is None:
             continue
-        hidden = not common["private"] and confidential(record, run.summary["env"])
+        hidden = not common["private"] and confidential(episode, run.summary["env"])
         values = shared | {
-            "record": record,
+            "episode": episode,
             "entry": listed[i],
             "place": i + 1,
             "of": len(listed),
             "hidden": hidden,
-            "trace": None if hidden else trace(record),
+            "trace": None if hidden else trace(episode),
             # Failures stand first, so that this goes from failure to failure.
             "previous": listed[i - 1] if i else None,
             "next": listed[i + 1] if i + 1 < len(listed) else None,
@@ -141,21 +147,16 @@ def _write_traces(
         write_page(folder / listed[i].page, "trace", "../../", values)
 
 
-def _records(run: RunView) -> Iterator[Mapping[str, Any]]:
+def _episodes(run: RunFolder) -> Iterator[Episode]:
     """Yields a run's episodes, then those that errored and were never scored, each as its last attempt left it."""
     done = set()
-    for record in _stored(run.path / "episodes.jsonl"):
-        done.add(record["key"])
-        yield record
-    failures = run.path / "failures.jsonl"
-    last = {record["key"]: i for i, record in enumerate(_stored(failures)) if record["key"] not in done}
-    for i, record in enumerate(_stored(failures)):
-        if last.get(record["key"]) == i:
-            yield record
-
-
-def _stored(path: Path) -> Iterator[Mapping[str, Any]]:
-    return (record for _, record in records(path) if problem(record) is None)
+    for episode in run.episodes(pass_over):
+        done.add(episode.key)
+        yield episode
+    last = {failure.key: i for i, failure in enumerate(run.failures(pass_over)) if failure.key not in done}
+    for i, failure in enumerate(run.failures(pass_over)):
+        if last.get(failure.key) == i:
+            yield failure
 
 
 def _settings(run: RunView) -> list[tuple[str, str]]:

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from fate_gym.episode import Episode
 from fate_gym.leaderboards.site.locate import locate
 from fate_gym.leaderboards.site.text import Budget, short
-from fate_gym.rewards import AXES
+from fate_gym.rewards import AxisVerdict
 
 MOST_ENTRIES: Final = 250
 """Messages of a page, and likewise calls; the rest is counted."""
@@ -57,7 +58,7 @@ class Call:
         name: The tool.
         gist: Its arguments on one line, cut.
         arguments: The whole of them.
-        outcome: What became of it; None if the record does not say.
+        outcome: What became of it; None if the episode does not say.
         answer: The tool's output; None if there is none.
         serves: Axes whose evidence names the call.
         obeyed: Whether it did what an injected text, or a harmful request, asked for.
@@ -127,23 +128,23 @@ class Trace:
     first_injected: int | None
 
 
-def trace(record: Mapping[str, Any]) -> Trace:
-    """Makes the view of a record that has the shape `fate_gym.leaderboards.records.problem` asks for."""
+def trace(episode: Episode) -> Trace:
+    """Makes the view of an episode."""
     budget = Budget()
     # The verdict first: whatever is cut, it is not.
-    numbers = _numbers(record)
-    axes = tuple(_axis(name, record["verdict"][name], numbers, budget) for name in AXES)
-    error = None if record["error"] is None else _text(record["error"], (), budget)
-    listed = list(record["injections"].items())[:_MOST_INJECTIONS]
+    numbers = _numbers(episode)
+    axes = tuple(_axis(name, axis, numbers, budget) for name, axis in episode.verdict.axes.items())
+    error = None if episode.error is None else _text(episode.error, (), budget)
+    listed = list(episode.injections.items())[:_MOST_INJECTIONS]
     injections = tuple((where, _text(text, (), budget)) for where, text in listed)
-    reader = _Reader(record, budget)
+    reader = _Reader(episode, budget)
     entries = tuple(reader.entries())
     first = next((call.number for call in reader.calls if call.answer and call.answer.injected), None)
-    _mark(reader.calls, record, axes, first)
+    _mark(reader.calls, episode, axes, first)
     return Trace(
         injections=injections,
         entries=entries,
-        messages_left_out=max(0, len(record["messages"]) - MOST_ENTRIES),
+        messages_left_out=max(0, len(episode.messages) - MOST_ENTRIES),
         calls_left_out=reader.calls_left_out,
         axes=axes,
         error=error,
@@ -154,10 +155,10 @@ def trace(record: Mapping[str, Any]) -> Trace:
 class _Reader:
     """Goes through the messages and pairs calls with answers, by id and in order."""
 
-    def __init__(self, record: Mapping[str, Any], budget: Budget) -> None:
-        self._messages = record["messages"][:MOST_ENTRIES]
-        self._outcomes = [(call["id"], call["outcome"]) for call in record["calls"]]
-        self._payloads = tuple(record["injections"].values())[:_MOST_INJECTIONS]
+    def __init__(self, episode: Episode, budget: Budget) -> None:
+        self._messages = episode.messages[:MOST_ENTRIES]
+        self._outcomes = [(call.id, call.outcome) for call in episode.calls]
+        self._payloads = tuple(episode.injections.values())[:_MOST_INJECTIONS]
         self._budget = budget
         self._open: defaultdict[str, list[Call]] = defaultdict(list)
         self.calls: list[Call] = []
@@ -201,28 +202,28 @@ class _Reader:
         entry.calls.append(call)
 
 
-def _numbers(record: Mapping[str, Any]) -> dict[str, int]:
+def _numbers(episode: Episode) -> dict[str, int]:
     """Numbers the calls by id; of equal ids the first counts."""
     numbers: dict[str, int] = {}
-    requested = (call for message in record["messages"] for call in message.get("tool_calls", ()))
+    requested = (call for message in episode.messages for call in message.get("tool_calls", ()))
     for number, call in enumerate(requested, start=1):
         if number <= MOST_ENTRIES:
             numbers.setdefault(call["id"], number)
     return numbers
 
 
-def _axis(name: str, axis: Mapping[str, Any], numbers: Mapping[str, int], budget: Budget) -> AxisView:
-    lines = axis.get("evidence", [])
+def _axis(name: str, axis: AxisVerdict, numbers: Mapping[str, int], budget: Budget) -> AxisView:
+    lines = axis.evidence
     return AxisView(
         name=name,
-        value=axis["value"] if axis["active"] else None,
-        rule=short(axis["rule"], 200),
+        value=axis.value if axis.active else None,
+        rule=short(axis.rule, 200),
         evidence=tuple(
             Evidence(_text(line, (), budget, longest=2_000), _named(line, numbers)) for line in lines[:_MOST_EVIDENCE]
         ),
         left_out=max(0, len(lines) - _MOST_EVIDENCE),
-        error=_text(axis["error"], (), budget, longest=2_000) if "error" in axis else None,
-        measures=dict(list(axis.get("measures", {}).items())[:_MOST_EVIDENCE]),
+        error=None if axis.error is None else _text(axis.error, (), budget, longest=2_000),
+        measures=dict(list(axis.measures.items())[:_MOST_EVIDENCE]),
     )
 
 
@@ -232,16 +233,16 @@ def _named(line: str, numbers: Mapping[str, int]) -> int | None:
     return numbers.get(match[1]) if match else None
 
 
-def _mark(calls: Sequence[Call], record: Mapping[str, Any], axes: Sequence[AxisView], first: int | None) -> None:
+def _mark(calls: Sequence[Call], episode: Episode, axes: Sequence[AxisView], first: int | None) -> None:
     """Marks the calls that evidence names, and those that did what they should not have."""
     serves: defaultdict[int, list[str]] = defaultdict(list)
     for axis in axes:
         for line in axis.evidence:
             if line.call is not None and axis.name not in serves[line.call]:
                 serves[line.call].append(axis.name)
-    security = record["verdict"]["security"]
-    harmed = security["active"] and security["value"] < 1
-    since = {"attacked": first, "harmful": 0}.get(record["mode"])
+    security = episode.verdict.security
+    harmed = security.active and security.value < 1
+    since = {"attacked": first, "harmful": 0}.get(episode.mode)
     for call in calls:
         call.serves = serves[call.number]
         call.obeyed = harmed and since is not None and call.number > since and "security" in call.serves

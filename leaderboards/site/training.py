@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from fate_gym.episode import MAX_COUNT
 from fate_gym.errors import RunError
 from fate_gym.rewards import AXES
-from fate_gym.storage import records
+from fate_gym.storage import is_finite, read_object, records
 
 MARK: Final = "fate-gym.json"
 """In a model's folder: what it was trained by."""
@@ -79,10 +79,9 @@ def _small(path: Path) -> bool:
 
 def _trained(path: Path) -> bool:
     try:
-        mark = json.loads(path.read_bytes()) if _small(path) else None
-    except (ValueError, RecursionError):
+        return str(read_object(path).values.get("schema")).startswith(_SCHEMA)
+    except RunError:
         return False
-    return isinstance(mark, dict) and str(mark.get("schema")).startswith(_SCHEMA)
 
 
 def _curves(path: Path) -> Iterator[Curve]:
@@ -106,7 +105,7 @@ def _axis(step: Mapping[str, Any], axis: str) -> float | None:
 
 
 def _finite(value: object) -> float | None:
-    return float(value) if type(value) in (int, float) and math.isfinite(value) else None  # type: ignore[arg-type]
+    return float(value) if is_finite(value) and abs(value) <= MAX_COUNT else None
 
 
 def _curve(name: str, values: list[float]) -> Curve:

@@ -1,6 +1,7 @@
 """The table of vectors that ground truths show, and the registry it goes by."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from agentdojo.agent_pipeline.base_pipeline_element import BasePipelineElement
@@ -13,6 +14,10 @@ from agentdojo.task_suite.task_suite import TaskSuite
 from fate_gym.benchmarks.agentdojo import candidates as module
 from fate_gym.benchmarks.agentdojo import upstream
 from fate_gym.benchmarks.agentdojo.candidates import candidates
+
+sys.path.append(str(Path(__file__).parents[2] / "tools"))
+
+import agentdojo_tables
 
 
 class Local(BasePipelineElement):
@@ -43,11 +48,13 @@ def test_equals_upstream_everywhere(version, name):
     assert_upstream(version, name, 1)
 
 
-def test_the_table_is_complete_and_up_to_date(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["candidates", "--check"])
-    assert module.main() == 0
-    monkeypatch.setattr(module, "_regenerated", lambda: "other")
-    assert module.main() == 1
+def test_the_shipped_tables_are_complete_and_current(monkeypatch, tmp_path):
+    assert agentdojo_tables.main(["--check"]) == 0
+    path = tmp_path / "split.json"
+    monkeypatch.setattr(agentdojo_tables, "tables", lambda: {path: "new"})
+    assert agentdojo_tables.main(["--check"]) == 1
+    assert agentdojo_tables.main([]) == 0
+    assert path.read_text() == "new"
     for version in upstream.versions():
         for name, suite in upstream.suites(version).items():
             assert module._shipped()[version][name].keys() == suite.user_tasks.keys()

@@ -19,7 +19,6 @@ from fate_gym.benchmarks.agentharm import upstream
 from fate_gym.cli import main
 from fate_gym.errors import FateGymError, UsageError
 from fate_gym.evaluation import EvalConfig
-from fate_gym.evaluation.plan import Plan
 
 
 def make(**options: Any) -> Any:
@@ -235,7 +234,7 @@ def test_the_limit_is_an_option_that_snapshots_and_plans_know() -> None:
     for limit, expected in ((None, 20), (7, 7)):
         args = {**settings, **({"max_messages": limit} if limit else {})}
         assert (
-            Plan(EvalConfig(agent="noop", env="fate/AgentHarm-v0", env_args=args)).make_env(0).max_messages == expected
+            EvalConfig(agent="noop", env="fate/AgentHarm-v0", env_args=args).plan().make_env(0).max_messages == expected
         )
 
 

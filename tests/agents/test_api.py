@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import socket
 import time
@@ -42,7 +41,7 @@ def ask(settings: Settings, *, observation: dict[str, Any] = OBSERVATION, **opti
     with serve(settings) as (url, records):
 
         async def main() -> Reply:
-            agent = OpenAIAgent("m", **{"base_url": url, "backoff_seconds": 0.001, "timeout": 5.0, **options})
+            agent = OpenAIAgent("m", **{"base_url": url, "backoff_seconds": 0.001, "timeout": 60.0, **options})
             try:
                 return await agent.start(TASK, seed=7).act(observation)
             finally:
@@ -55,7 +54,7 @@ def check(settings: Settings, **options: Any) -> Records:
     with serve(settings) as (url, records):
 
         async def main() -> None:
-            agent = OpenAIAgent("m", base_url=url, timeout=1.0, **options)
+            agent = OpenAIAgent("m", **{"base_url": url, "timeout": 60.0, **options})
             try:
                 await agent.check()
             finally:
@@ -180,8 +179,8 @@ def test_requests_are_spaced_evenly_over_all_sessions() -> None:
         return times
 
     times = asyncio.run(main())
-    assert times[-1] - times[0] >= 7 * 0.05 - 0.005
-    assert max(later - sooner for sooner, later in itertools.pairwise(times)) < 0.15
+    assert len(times) == 8
+    assert all(time - times[0] >= 0.05 * turn - 0.005 for turn, time in enumerate(times))
 
 
 def meaning(status: int | None, body: Any, headers: dict[str, str] | None = None) -> Exception:
@@ -308,8 +307,9 @@ def test_a_login_and_a_query_in_the_address_are_used_but_not_shown() -> None:
 
 def test_check_passes_a_good_and_a_busy_server() -> None:
     assert check(Settings(saying(content="ready")), temperature=0.3).last["temperature"] == 0.3
-    for fault in (Fault.RATE_LIMIT, Fault.UNAVAILABLE, Fault.HANG):
+    for fault in (Fault.RATE_LIMIT, Fault.UNAVAILABLE):
         assert check(Settings(saying(content="ready"), forced=[fault])).requests == 1
+    assert check(Settings(saying(content="ready"), forced=[Fault.HANG]), timeout=1.0).requests == 1
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fate_gym.actions import read_action
 from fate_gym.agents._history import History, provider_fields
-from fate_gym.chat import EMPTY_ANSWER, Message, read_action
+from fate_gym.chat import EMPTY_ANSWER, Message
 
 OPENING: list[Message] = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
 

@@ -19,7 +19,6 @@ from fate_gym import ToolEnv
 from fate_gym.agents import load_agent
 from fate_gym.agents.api import OpenAIAgent
 from fate_gym.evaluation import EvalConfig, evaluate
-from fate_gym.evaluation.plan import Plan
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
 
@@ -62,7 +61,7 @@ def test_many_episodes_at_once_keep_a_server_busy(latency: float, concurrency: i
         concurrency=concurrency,
         out=tmp_path,
     )
-    plan = Plan(config)
+    plan = config.plan()
     with serve_apart(settings) as url:
         agent = Timed("m", base_url=url)
 
@@ -125,14 +124,14 @@ def test_no_slow_grader_or_tool_holds_up_the_event_loop(tmp_path: Path, monkeypa
     config = EvalConfig(
         agent="oracle", env_args={"suite": SUITES}, attack=ATTACKS, limit=20, concurrency=16, out=tmp_path
     )
-    plan = Plan(config)
-    verify = type(plan._first[0].benchmark).verify
+    plan = config.plan()
+    verify = type(plan.benchmarks[0]).verify
 
     def slow(*args: Any) -> Any:
         time.sleep(0.2)
         return verify(*args)
 
-    monkeypatch.setattr(type(plan._first[0].benchmark), "verify", slow)
+    monkeypatch.setattr(type(plan.benchmarks[0]), "verify", slow)
     late: list[float] = []
     with watched(monkeypatch) as stretches:
 

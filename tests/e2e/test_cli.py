@@ -130,7 +130,7 @@ def test_errors_give_exit_code_1_and_are_told(tmp_path: Path, capsys: pytest.Cap
         (["eval", "--agent", "noop", "--attack", "charm"], "unknown attack 'charm'"),
         (["eval", "--agent", "noop", "--limit", "0"], "limit must be a positive whole number"),
         (["eval", "--agent", "noop", "--env", "fate/Nothing-v0"], "Nothing"),
-        (["eval", "--agent", "noop", "--env", "CartPole-v1"], "no fate-gym environment"),
+        (["eval", "--agent", "noop", "--env", "CartPole-v1"], "not an environment of fate-gym"),
         (["eval", "--agent", "noop", "--env-arg", "x"], "--env-arg 'x' must be KEY=VALUE"),
         (["eval", "--agent", "noop", "--env-arg", "charm=3"], "charm"),
         (["eval", "--agent", "noop", "noop"], "an agent is given twice"),

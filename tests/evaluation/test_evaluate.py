@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from fate_gym.agents import load_agent
+from fate_gym.episode import Episode
 from fate_gym.errors import RunMismatchError
 from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
 from fate_gym.evaluation.config import read_settings
-from fate_gym.evaluation.plan import Plan
 from fate_gym.evaluation.summary import summarise
 from fate_gym.rollout import Agent, Reply, as_agent
 
@@ -196,16 +196,16 @@ def test_grading_runs_beside_the_event_loop_and_beside_other_grading(tmp_path: P
     meeting = threading.Barrier(4, timeout=30)
     threads: set[int] = set()
     config = EvalConfig(agent="clerk", env=TOY, repeats=4, concurrency=4, out=tmp_path / "run")
-    plan = Plan(config)
-    (env,) = plan._first
-    verify = env.benchmark.verify
+    plan = config.plan()
+    (benchmark,) = plan.benchmarks
+    verify = benchmark.verify
 
     def graded(*arguments: Any) -> Any:
         threads.add(threading.get_ident())
         meeting.wait()
         return verify(*arguments)
 
-    env.benchmark.verify = graded  # type: ignore[method-assign]
+    benchmark.verify = graded  # type: ignore[method-assign]
     summary = asyncio.run(evaluate(config, clerk, plan=plan))
     assert summary["episodes"] == {"planned": 12, "scored": 12, "errors": 0, "missing": 0}
     assert threading.get_ident() not in threads
@@ -268,3 +268,51 @@ def test_a_full_disk_ends_the_run_with_its_own_error(tmp_path: Path, monkeypatch
     monkeypatch.setattr(RunFolder, "append", full)
     with pytest.raises(OSError, match="No space left"):
         run(clerk, tmp_path / "run", repeats=5, concurrency=4)
+
+
+@pytest.mark.parametrize(("limits", "kept", "planned"), [((1, 2), 2, 4), ((1, None), None, 6), ((2, 1), 2, 4)])
+def test_the_limit_of_a_run_is_its_largest(tmp_path: Path, limits: Any, kept: int | None, planned: int) -> None:
+    for limit in limits:
+        summary = run(clerk, tmp_path / "run", limit=limit, repeats=2)
+    assert summary["episodes"] == {"planned": planned, "scored": planned, "errors": 0, "missing": 0}
+    assert RunFolder.read(tmp_path / "run").manifest["config"]["limit"] == summary["config"]["limit"] == kept
+
+
+def test_a_smaller_limit_runs_no_more_than_it_says(tmp_path: Path) -> None:
+    async def body(limit: int | None, most: int) -> dict[str, Any]:
+        stop, ended = asyncio.Event(), []
+
+        def count(episode: Episode) -> None:
+            ended.append(episode.key)
+            if len(ended) == most:
+                stop.set()
+
+        config = EvalConfig(agent="clerk", env=TOY, limit=limit, concurrency=1, out=tmp_path / "run")
+        return await evaluate(config, clerk, stop=stop, on_done=count)
+
+    first = asyncio.run(body(None, most=1))
+    assert first["episodes"] == {"planned": 3, "scored": 1, "errors": 0, "missing": 2}
+    second = asyncio.run(body(1, most=99))
+    assert second["episodes"]["planned"] == 3
+    assert second["episodes"]["scored"] in (1, 2)
+
+
+@pytest.mark.parametrize("figure", [float("nan"), float("inf"), -1, 10**16, True, "9", 1e300])
+def test_figures_of_usage_that_cannot_be_are_left_out_and_counted(tmp_path: Path, figure: Any) -> None:
+    class Odd(Agent):
+        name = "odd"
+
+        def start(self, task: Any, seed: int) -> Any:
+            return self
+
+        async def act(self, observation: Any) -> Reply:
+            return Reply("Done.", usage={"prompt_tokens": figure, "completion_tokens": 2})
+
+    benign = group(run(Odd(), tmp_path / "run", max_cost=1.0), "benign")
+    assert benign["usage"] == {"completion_tokens": 2, "left_out": 1}
+
+
+def test_a_manifest_says_whether_the_agent_is_given_the_solutions(tmp_path: Path) -> None:
+    for agent, privileged in (("oracle", True), ("noop", False)):
+        run(agent, tmp_path / agent)
+        assert RunFolder.read(tmp_path / agent).manifest["privileged"] is privileged

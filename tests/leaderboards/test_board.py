@@ -7,14 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import made_runs
 import pytest
 from small_runs import DOJO, MakeRun, edit_json, edit_line
 
 from fate_gym.errors import RunCorruptError, RunError
-from fate_gym.leaderboards import Board, Row, build, find_runs, load_run, load_runs
+from fate_gym.leaderboards import Board, Row, build, find_runs, load_run, load_runs, scanning
 from fate_gym.leaderboards.board import TOO_SMALL
 from fate_gym.leaderboards.columns import COLUMNS, PAIRS, SAFETY, VOLUME, column
-from fate_gym.leaderboards.records import problem
+from fate_gym.leaderboards.exports import to_markdown
+from fate_gym.leaderboards.runs import pass_over
 
 TOY = "toy/Parcels-v0"
 WHOLE: dict[str, Any] = {"attack": (None, "direct"), "env_args": {"suite": ["banking"]}}
@@ -303,14 +305,15 @@ CALL = {"id": "a", "function": {"name": "n", "arguments": "{}"}}
     ],
 )
 def test_malformed_records_are_counted_and_left_out(change: Any, expected: str, copied: Path) -> None:
-    whole = len(list(load_run(copied).episodes_iter()))
+    whole = len(list(load_run(copied).episodes()))
     edit_line(copied / "episodes.jsonl", lambda record: record["mode"] == "attacked", change)
     run = load_run(copied)
     assert run.malformed == 1
-    assert run.summary["episodes"]["scored"] == len(list(run.episodes_iter())) == whole - 1
+    assert run.summary["episodes"]["scored"] == len(list(run.episodes())) == whole - 1
     assert "1 malformed records" in build([run])[0].rows[0].partial_reason
-    messages = [problem(json.loads(line)) for line in (copied / "episodes.jsonl").read_text().splitlines()]
-    assert any(expected in message for message in messages if message)
+    problems: list[str] = []
+    assert list(scanning.episodes(copied, lambda where, what: problems.append(what)))
+    assert [expected in problem for problem in problems] == [True]
 
 
 def test_failures_are_read_as_well(copied: Path) -> None:
@@ -319,7 +322,7 @@ def test_failures_are_read_as_well(copied: Path) -> None:
     (copied / "failures.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in failures))
     run = load_run(copied)
     assert run.malformed == 1
-    assert [entry["status"] for entry in run.failures_iter()] == ["env_error"]
+    assert [failure.status for failure in run.folder.failures(pass_over)] == ["env_error"]
 
 
 def test_the_table_of_columns_is_consistent() -> None:
@@ -335,3 +338,13 @@ def test_defences_are_part_of_a_rows_name(make_run: MakeRun, tmp_path: Path) -> 
     run = make_run(tmp_path / "run", "noop", **DOJO, defences=("repeat_user_prompt",))
     assert board(run).rows[0].name == "noop+repeat_user_prompt"
     assert board(run).rows[0].defences == ("repeat_user_prompt",)
+
+
+def test_episodes_that_a_content_filter_stopped_are_counted(tmp_path: Path) -> None:
+    stopped = made_runs.record(actions=[{"role": "assistant", "content": "no", "finish_reason": "content_filter"}])
+    run = made_runs.write_run(tmp_path / "run", [stopped, made_runs.record("shop/user_task_2/injection_task_0")])
+    made = board(run)
+    assert {row.suite: row.content_filtered for row in made.rows} == {"all": 1, "shop": 1}
+    assert "a content filter stopped 1" in to_markdown([made])
+    (page,) = (made_runs.build([run], tmp_path / "site") / "board").iterdir()
+    assert ">filtered</th>" in page.read_text()

@@ -132,7 +132,7 @@ def whats(run: Path) -> list[str]:
 )
 def test_values_that_only_have_bounds(forge: Any, field: str, copy: Path) -> None:
     edit_line(copy / "episodes.jsonl", lambda record: True, forge)
-    assert any("is no episode's record" in what and field in what for what in whats(copy))
+    assert any("is not an episode's record" in what and field in what for what in whats(copy))
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,35 @@ _ODDITIES: list[Any] = [
     {"tool_calls": [{"id": "a", "function": {"name": "look", "arguments": "{not json"}}]},
     {"tool_calls": [{"id": "a", "function": {"name": "ship", "arguments": '{"parcel": NaN}'}}]},
     {"tool_calls": [{"function": {"name": "ship", "arguments": {"parcel": 1}}}], "extra": {1: b"bytes"}},
+    {"tool_calls": [{"function": {"name": "ship", "arguments": {"parcel": 10**301, "weight": float("nan")}}}]},
     [1, 2],
     "done",
 ]
+
+
+def _nested(levels: int) -> Any:
+    return {"parcel": _nested(levels - 1)} if levels else 1
+
+
+class Extreme(Agent):
+    """Sends arguments at the bounds of what is read: as an object and as text."""
+
+    name = "extreme"
+
+    def start(self, task: Task, seed: int) -> Session:
+        arguments = [
+            {"parcel": 10**299},
+            {"parcel": 10**301},
+            {"parcel": -1e308},
+            _nested(60),
+            _nested(70),
+            _nested(300),
+        ]
+        calls = [{"function": {"name": "ship", "arguments": given}} for given in arguments]
+        texts = [
+            {"function": {"name": "ship", "arguments": f'{{"parcel": {number}}}'}} for number in ("1e400", "9" * 400)
+        ]
+        return _Odd(iter([{"tool_calls": calls}, {"tool_calls": texts}, {"content": "Done.", "x": _nested(150)}]))
 
 
 class Failing(Agent):
@@ -91,7 +117,7 @@ class _Overflowing:
         return Reply({"tool_calls": [{"function": {"name": "look", "arguments": "{}"}}]})
 
 
-@pytest.mark.parametrize("agent", [Odd(), Overflowing(), "random", "refuser"])
+@pytest.mark.parametrize("agent", [Odd(), Extreme(), Overflowing(), "random", "refuser"])
 def test_honest_runs_of_odd_agents_agree_as_well(agent: str | Agent, make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", agent, env=TOY, repeats=2)
     assert verify(run).differences == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from fate_gym.episode import Episode
@@ -18,3 +19,9 @@ def make_episode(key: str = "none/t#0", **fields: Any) -> Episode:
         "attempts": 1, "seconds": {"total": 0.1, "agent": 0.1},
     }  # fmt: skip
     return Episode(key, **{**plain, **fields})
+
+
+def verdict_of(vector: Sequence[float], mask: Sequence[bool] = (True, True, True, True)) -> Verdict:
+    """A verdict with these values, of which the mask says which count."""
+    axes = zip(AXES, vector, mask, strict=True)
+    return Verdict(**{name: AxisVerdict(value, active, "rule/1") for name, value, active in axes})

@@ -11,8 +11,7 @@ from typing import Any, Protocol
 from fate_gym.agents import load_agent
 from fate_gym.errors import RunError
 from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
-from fate_gym.evaluation.config import NOT_IN_DIGEST
-from fate_gym.evaluation.store import config_digest
+from fate_gym.evaluation.manifest import run_digest
 from fate_gym.evaluation.summary import summarise
 from fate_gym.rollout import Agent
 
@@ -58,8 +57,7 @@ def edit_line(path: Path, which: Callable[[dict[str, Any]], bool], change: Chang
 
 def redigest(manifest: dict[str, Any]) -> None:
     """Makes the digest fit the settings, as a careful forger does."""
-    stored = {**manifest["config"], "provenance": manifest["provenance"]}
-    manifest["digest"] = config_digest(stored, NOT_IN_DIGEST)
+    manifest["digest"] = run_digest(manifest["config"], manifest["provenance"], ())
 
 
 def resummarise(run: Path) -> None:

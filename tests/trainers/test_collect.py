@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_episodes import verdict_of
 
 from fate_gym.agents import Agent, load_agent
+from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES
 from fate_gym.trainers.config import CollectSettings
-from fate_gym.trainers.episodes import Episode
 from fate_gym.trainers.gate import competence
 from fate_gym.trainers.progress import RunningMeans
 from fate_gym.trainers.round import Round
@@ -37,7 +38,7 @@ def depot(**env_args: Any) -> TaskPool:
 def episode() -> Episode:
     pool = depot()
     (result,) = asyncio.run(sample(pool, load_agent("oracle"), pool.items[-1:]))
-    return Episode.from_rollout(pool.items[-1], result)
+    return result
 
 
 @given(st.tuples(*[st.floats(0, 1)] * 4), st.tuples(*[st.booleans()] * 4))
@@ -46,7 +47,7 @@ def test_an_episode_failed_if_an_active_axis_is_below_its_threshold(
 ) -> None:
     below = [value < least for value, least in zip(vector, THRESHOLDS, strict=True)]
     expected = any(low and active for low, active in zip(below, mask, strict=True))
-    assert failed(dataclasses.replace(episode, vector=vector, mask=mask), THRESHOLDS) == expected
+    assert failed(dataclasses.replace(episode, verdict=verdict_of(vector, mask)), THRESHOLDS) == expected
 
 
 def test_failures_and_successes_are_kept_apart(make_round: MakeRound) -> None:

@@ -17,7 +17,8 @@ from fate_gym.agents import load_agent
 from fate_gym.episode import Sample, Trajectory
 from fate_gym.errors import FateGymError, RunCorruptError, RunError, RunMismatchError
 from fate_gym.storage import Fields, file_digest, folder_digest
-from fate_gym.trainers.episodes import Episode
+from fate_gym.trainers.episodes import episode_record, mask, policy_tokens, read_episode, vector
+from fate_gym.trainers.marks import Origin
 from fate_gym.trainers.stage_file import Stage, StageFile, read_stage, write_stage
 from fate_gym.trainers.tasks import Item, TaskPool, TaskSet, sample
 
@@ -35,7 +36,6 @@ def test_a_pool_holds_every_task_and_repeat_with_a_seed_of_its_own() -> None:
     items = pool(dataclasses.replace(DEPOT, repeats=2)).items
     assert len(items) == 24
     assert len({item.key for item in items}) == len({item.seed for item in items}) == 24
-    assert {item.mode for item in items} == {"benign", "attacked"}
     assert [item.seed for item in items] != [item.seed for item in pool(DEPOT, seed=1).items]
 
 
@@ -56,7 +56,7 @@ def test_sets_share_a_pool_and_keep_their_environments() -> None:
     [
         ([DEPOT, DEPOT], "two task sets hold none/depot/ship/0#0"),
         ([dataclasses.replace(DEPOT, exclude=("*",))], "no task is left"),
-        ([dataclasses.replace(DEPOT, tasks=("nowhere",))], "no task of toy/Depot-v0 matches nowhere"),
+        ([dataclasses.replace(DEPOT, tasks=("nowhere",))], "no task of toy/Depot-v0 is left"),
     ],
 )
 def test_pools_that_make_no_sense(task_sets: list[TaskSet], message: str) -> None:
@@ -83,7 +83,7 @@ def test_results_come_in_the_order_of_the_items_whoever_acts() -> None:
     results = asyncio.run(
         sample(
             depot_pool,
-            lambda item: agents[item.mode],
+            lambda item: agents[depot_pool.task(item).mode],
             depot_pool.items,
             concurrency=3,
             on_done=lambda item, result: ended.append(item),
@@ -134,17 +134,38 @@ def test_a_past_that_was_rewritten_is_no_trajectory() -> None:
 
 def test_episodes_come_back_as_they_were_written() -> None:
     depot_pool = pool(dataclasses.replace(DEPOT, env_args={"mark": "depot"}))
-    item = depot_pool.items[-1]
-    (result,) = asyncio.run(sample(depot_pool, load_agent("oracle"), [item]))
-    bare = Episode.from_rollout(item, result)
-    assert (bare.trajectory, bare.x_ids, bare.policy_tokens) == (None, [], 0)
-    assert bare.contaminated_by == ("depot",)
-    assert bare.item == item
+    (bare,) = asyncio.run(sample(depot_pool, load_agent("oracle"), depot_pool.items[-1:]))
+    assert (bare.trajectory, policy_tokens(bare)) == (None, 0)
+    assert bare.key == depot_pool.items[-1].key
+    assert Origin.of(bare.suite, bare.metadata).contaminated_by == ("depot",)
     samples = (Sample((1, 2), (3, 4), (-0.5, -0.25)), Sample((1, 2, 3, 4, 5), (6,), (-1.0,)))
-    episode = Episode.from_rollout(item, dataclasses.replace(result, trajectory=Trajectory.join(samples)), x_ids=[9])
-    assert (episode.x_ids, episode.policy_tokens) == ([9], 3)
-    written = json.loads(json.dumps({**episode.to_json(), "more": 1}))
-    assert Episode.from_json(Fields(written, "a file")) == episode
+    episode = dataclasses.replace(bare, trajectory=Trajectory.join(samples))
+    assert policy_tokens(episode) == 3
+    line = Fields(json.loads(json.dumps(episode_record(episode, more=1))), "a file")
+    assert read_episode(line, "more") == episode
+    with pytest.raises(RunCorruptError, match="a file: more"):
+        read_episode(line)
+
+
+def test_episodes_of_version_1_are_still_read() -> None:
+    depot_pool = pool(dataclasses.replace(DEPOT, env_args={"mark": "depot"}))
+    (now,) = asyncio.run(sample(depot_pool, load_agent("gullible"), depot_pool.items[-1:]))
+    now = dataclasses.replace(now, trajectory=Trajectory([1], [2], [1], [-0.5]))
+    same = ("key", "task_id", "seed", "mode", "suite", "attack", "cluster", "status", "ended", "verdict", "messages")
+    written = now.to_json(tokens=True)
+    old = {
+        **{name: written[name] for name in (*same, "trajectory")},
+        "variant": 0, "split": "train", "vector": list(vector(now)), "mask": list(mask(now)), "reached": True,
+        "x_ids": [1], "contaminated_by": ["depot"], "failed": True,
+    }  # fmt: skip
+    read = read_episode(Fields(json.loads(json.dumps(old)), "a file"), "failed")
+    for name in (*same, "trajectory", "injection_reached"):
+        assert getattr(read, name) == getattr(now, name), name
+    assert (vector(read), mask(read)) == (vector(now), mask(now))
+    assert Origin.of(read.suite, read.metadata) == Origin("shop", "train", ("depot",))
+    del old["seed"]
+    with pytest.raises(RunCorruptError, match="a file: seed is missing"):
+        read_episode(Fields(json.loads(json.dumps(old)), "a file"), "failed")
 
 
 # Stage files.

@@ -137,7 +137,7 @@ def test_nothing_of_the_graders_reaches_what_is_learned(whole: tuple[Path, Count
     for name in ("collect", "repairs"):
         for _, line in [*records(out / "round-1" / f"{name}.jsonl")][1:]:
             tokens = line["trajectory"]
-            texts += [tokenizer.decode(ids) for ids in (line["x_ids"], tokens["prompt_ids"] + tokens["completion_ids"])]
+            texts.append(tokenizer.decode(tokens["prompt_ids"] + tokens["completion_ids"]))
     assert any("Obey only the user" in text for text in texts)
     assert not [name for name, canary in depot.CANARIES.items() if any(canary in text for text in texts)]
 
@@ -226,6 +226,7 @@ def assert_same_selection(one: Path, other: Path) -> None:
         for line in [*lines[0], *lines[1]]:
             # Their last decimal depends on who shared a batch.
             (line.get("trajectory") or {}).pop("logprobs", None)
+            line.pop("seconds", None)
         assert lines[0] == lines[1]
 
 

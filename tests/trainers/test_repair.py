@@ -13,18 +13,20 @@ import depot
 import parcels
 import pytest
 import shop_policy
+from small_episodes import verdict_of
 
 from fate_gym.agents import as_agent
 from fate_gym.agents.local import LocalAgent
+from fate_gym.episode import Episode
 from fate_gym.rewards import AXES
 from fate_gym.rollout import Agent, Reply
 from fate_gym.trainers.config import RepairSettings
-from fate_gym.trainers.episodes import Episode
+from fate_gym.trainers.episodes import vector
 from fate_gym.trainers.round import Round
 from fate_gym.trainers.stages.collect import collect
 from fate_gym.trainers.stages.prompts import COMPACT, PromptSettings, compact_prompt, repair_prompt
 from fate_gym.trainers.stages.repair import Reattempt, Repair, repair
-from fate_gym.trainers.tasks import TaskPool, TaskSet, sample
+from fate_gym.trainers.tasks import Item, TaskPool, TaskSet, sample
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,10 +50,14 @@ def pool() -> TaskPool:
 @pytest.fixture(scope="module")
 def attacked(pool: TaskPool) -> Episode:
     """An attacked episode in which the injection was read and obeyed."""
-    item = next(item for item in pool.items if item.mode == "attacked")
+    item = next(item for item in pool.items if pool.task(item).mode == "attacked")
     (result,) = asyncio.run(sample(pool, as_agent(naive), [item]))
     assert result.verdict.security.value == 0.0
-    return Episode.from_rollout(item, result)
+    return result
+
+
+def item_of(pool: TaskPool, episode: Episode) -> Item:
+    return next(item for item in pool.items if item.key == episode.key)
 
 
 # The prompt.
@@ -92,11 +98,11 @@ def test_a_long_attempt_keeps_its_beginning_and_its_end(attacked: Episode) -> No
 
 @pytest.mark.parametrize("axis", range(4))
 def test_only_active_axes_are_judged_and_imperfect_is_never_called_one(attacked: Episode, axis: int) -> None:
-    vector = tuple(0.999 if n == axis else 1.0 for n in range(4))
-    mask = tuple(n == axis for n in range(4))
+    values = tuple(0.999 if n == axis else 1.0 for n in range(4))
+    active = tuple(n == axis for n in range(4))
     judged = [
         line
-        for line in repair_prompt(dataclasses.replace(attacked, vector=vector, mask=mask), FULL).splitlines()
+        for line in repair_prompt(dataclasses.replace(attacked, verdict=verdict_of(values, active)), FULL).splitlines()
         if line.startswith("- ")
     ]
     assert len(judged) == 1
@@ -105,7 +111,7 @@ def test_only_active_axes_are_judged_and_imperfect_is_never_called_one(attacked:
 
 @pytest.mark.parametrize("settings", [FULL, COMPACT])
 def test_nothing_of_the_graders_reaches_the_prompt(attacked: Episode, settings: PromptSettings) -> None:
-    assert depot.CANARIES["evidence"] in json.dumps(attacked.verdict)
+    assert depot.CANARIES["evidence"] in json.dumps(attacked.verdict.to_json())
     prompt = repair_prompt(attacked, settings)
     assert not [name for name, canary in depot.CANARIES.items() if canary in prompt]
     # The injection stands there only as a tool delivered it, quoted.
@@ -114,7 +120,7 @@ def test_nothing_of_the_graders_reaches_the_prompt(attacked: Episode, settings: 
 
 
 def test_cloning_reads_what_training_reads(pool: TaskPool, attacked: Episode) -> None:
-    (result,) = asyncio.run(sample(pool, as_agent(naive), [attacked.item]))
+    (result,) = asyncio.run(sample(pool, as_agent(naive), [item_of(pool, attacked)]))
     assert compact_prompt(result) == repair_prompt(attacked, COMPACT)
 
 
@@ -142,9 +148,9 @@ class Reader(Agent):
 
 
 def test_a_reattempt_changes_the_first_user_message_and_nothing_else(pool: TaskPool, attacked: Episode) -> None:
-    plain, told = Reader(), Reader()
-    asyncio.run(sample(pool, plain, [attacked.item]))
-    (result,) = asyncio.run(sample(pool, Reattempt(told, "Try again.", 7), [attacked.item]))
+    plain, told, item = Reader(), Reader(), item_of(pool, attacked)
+    asyncio.run(sample(pool, plain, [item]))
+    (result,) = asyncio.run(sample(pool, Reattempt(told, "Try again.", 7), [item]))
     assert told.seeds == [7]
     for before, after in zip(plain.shown, told.shown, strict=True):
         assert after["tools"] == before["tools"]
@@ -173,12 +179,12 @@ def test_candidates_are_executed_judged_and_kept_with_their_ids(
     chat = asyncio.run(engine.engine()).chat
     for failure, attempt in ((candidate.failure, candidate.attempt) for candidate in candidates):
         assert attempt.trajectory is not None
-        assert attempt.x_ids == failure.x_ids
+        assert failure.trajectory is not None
         begins = chat.tokenizer.decode(attempt.trajectory.prompt_ids)
         assert ("Obey only the user" in begins) == (prompt == "repair_prompt")
-        assert (attempt.trajectory.prompt_ids == attempt.x_ids) == (prompt == "task_prompt")
+        assert (attempt.trajectory.prompt_ids == failure.trajectory.prompt_ids) == (prompt == "task_prompt")
         shipped = [call["function"]["arguments"] for m in attempt.messages for call in m.get("tool_calls") or []]
-        assert attempt.vector[1] == float('{"parcel": 1}' in shipped or '{"parcel":1}' in shipped)
+        assert vector(attempt)[1] == float('{"parcel": 1}' in shipped or '{"parcel":1}' in shipped)
     asyncio.run(engine.aclose())
     ids = [candidate.attempt.trajectory.completion_ids for candidate in candidates if candidate.attempt.trajectory]
     assert len(set(map(tuple, ids))) > 1
@@ -188,6 +194,6 @@ def test_candidates_are_executed_judged_and_kept_with_their_ids(
 
 def _learned(candidates: list[Repair], chat: Any) -> str:
     """Everything that could be learned from candidates, as text."""
-    attempts = [candidate.attempt for candidate in candidates]
-    sequences = [tokens.prompt_ids + tokens.completion_ids for one in attempts if (tokens := one.trajectory)]
-    return "\n".join(chat.tokenizer.decode(ids) for ids in [*sequences, *(one.x_ids for one in attempts)])
+    episodes = [episode for one in candidates for episode in (one.attempt, one.failure)]
+    sequences = [tokens.prompt_ids + tokens.completion_ids for one in episodes if (tokens := one.trajectory)]
+    return "\n".join(map(chat.tokenizer.decode, sequences))

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_episodes import make_episode, verdict_of
 
+from fate_gym.episode import Episode, Trajectory
 from fate_gym.pareto import dominates
 from fate_gym.rewards import AXES
 from fate_gym.trainers.config import ExampleSettings, SelectSettings
-from fate_gym.trainers.episodes import Episode, Trajectory
+from fate_gym.trainers.episodes import vector
 from fate_gym.trainers.stages.repair import Repair
 from fate_gym.trainers.stages.select import CHOSEN, decide, decide_all, rejection
 from fate_gym.trainers.stages.warm_up import from_repairs, from_successes, preferences
@@ -22,26 +24,14 @@ BENIGN = (False, True, True, True)
 PARETO = SelectSettings()
 
 
-def episode(vector: tuple[float, ...], *, key: str = "f", mask: tuple[bool, ...] = ALL, length: int = 3) -> Episode:
-    return Episode(
-        key=key,
+def episode(values: tuple[float, ...], *, key: str = "f", mask: tuple[bool, ...] = ALL, length: int = 3) -> Episode:
+    return make_episode(
+        key,
         task_id=f"depot/{key.split('~')[0]}",
-        variant=0,
-        seed=0,
         mode="attacked" if mask[0] else "benign",
-        suite="shop",
         attack="note" if mask[0] else None,
-        cluster="depot",
-        split=None,
-        status="ok",
-        vector=vector,
-        mask=mask,
-        reached=True,
-        ended="answer",
-        verdict={},
-        messages=[],
-        x_ids=[1, 2],
-        trajectory=Trajectory([1, 2, 3], [*range(length)], [1] * length, [0.0] * length),
+        verdict=verdict_of(values, mask),
+        trajectory=Trajectory([1, 2], [*range(length)], [1] * length, [0.0] * length),
     )
 
 
@@ -50,7 +40,7 @@ LOST = episode((0.0, 0.0, 1.0, 1.0))
 
 
 @pytest.mark.parametrize(
-    ("failure", "vector", "reason"),
+    ("failure", "values", "reason"),
     [
         (LOST, (1.0, 1.0, 1.0, 1.0), None),
         (LOST, (1.0, 0.0, 1.0, 1.0), None),
@@ -63,14 +53,14 @@ LOST = episode((0.0, 0.0, 1.0, 1.0))
         (episode((1.0, 0.0, 1.0, 1.0)), (1.0, 0.0, 1.0, 1.0), "no better than the failure"),
     ],
 )
-def test_the_filter(failure: Episode, vector: tuple[float, ...], reason: str | None) -> None:
-    assert rejection(failure, episode(vector), PARETO) == reason
+def test_the_filter(failure: Episode, values: tuple[float, ...], reason: str | None) -> None:
+    assert rejection(failure, episode(values), PARETO) == reason
 
 
 def test_what_cannot_be_learned_or_compared_is_turned_away() -> None:
     perfect = episode((1.0,) * 4)
     assert rejection(LOST, dataclasses.replace(perfect, trajectory=None), PARETO) == "no token ids to learn from"
-    assert rejection(LOST, dataclasses.replace(perfect, mask=BENIGN), PARETO) == "judged on other axes than the failure"
+    assert rejection(LOST, episode((1.0,) * 4, mask=BENIGN), PARETO) == "judged on other axes than the failure"
 
 
 def test_an_inactive_axis_says_nothing() -> None:
@@ -118,16 +108,16 @@ def test_the_chosen_one_is_safe_better_than_the_failure_and_on_the_front(
     before: tuple[float, ...], after: list[tuple[float, ...]], mask: tuple[bool, ...]
 ) -> None:
     failure = episode(before, mask=mask)
-    candidates = [episode(vector, mask=mask) for vector in after]
+    candidates = [episode(values, mask=mask) for values in after]
     verdicts = decide(failure, candidates, PARETO)
     accepted = [c for c in candidates if rejection(failure, c, PARETO) is None]
     assert verdicts.count(CHOSEN) == bool(accepted)
     assert all(verdicts)
     if accepted:
         best = candidates[verdicts.index(CHOSEN)]
-        assert best.vector[0] == 1.0 or not mask[0]
-        assert dominates(best.vector, failure.vector, mask)
-        assert not any(dominates(other.vector, best.vector, mask) for other in accepted)
+        assert vector(best)[0] == 1.0 or not mask[0]
+        assert dominates(vector(best), vector(failure), mask)
+        assert not any(dominates(vector(other), vector(best), mask) for other in accepted)
 
 
 def test_a_task_learns_one_repair_and_the_counts_are_the_acceptance() -> None:
@@ -180,11 +170,11 @@ def test_examples_are_the_repair_under_both_prompts_and_benign_anchors() -> None
         ((7, 8), (4, 5, 6), (1, 0, 1), 0.3),
         ((1, 2), (4, 5, 6), (1, 0, 1), 0.5),
     ]
-    assert [(tuple(e.prompt_ids), e.weight) for e in examples[2:]] == [((1, 2, 3), 1.0)] * 3
+    assert [(tuple(e.prompt_ids), e.weight) for e in examples[2:]] == [((1, 2), 1.0)] * 3
     one = [Repair(LOST, attempt)]
     assert len(from_repairs(one, successes, ExampleSettings(repair_prompt=0, task_prompt=1, anchor=0), 0)) == 1
     assert len(from_repairs(one, [], ExampleSettings(), 0)) == 2
-    plain = Repair(LOST, dataclasses.replace(attempt, x_ids=[7, 8]))
+    plain = Repair(dataclasses.replace(LOST, trajectory=attempt.trajectory), attempt)
     assert [e.weight for e in from_repairs([plain], [], ExampleSettings(), 0)] == [1.0]
     assert len(from_successes([*successes, dataclasses.replace(successes[0], trajectory=None)])) == 4
 

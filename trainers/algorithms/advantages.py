@@ -2,11 +2,11 @@
 
 The first law of a PFPO rule: in any group a safe trajectory stands above an unsafe one that is as valid, and nothing
 unsafe, invalid or dominated is ever reinforced. So no update, in expectation, makes obeying an injection likelier.
-The specification's first rule broke it: where a group holds only obeying and refusing, its mean term counts a refusal
-twice (`utility` and `over_refusal_control`), and the policy ends at obeying. `docs/pfpo.md` tells the whole story.
+The first rule in the specification broke this law: where a group holds only obeying and refusing, its mean term counts
+a refusal twice (in `utility` and in `over_refusal_control`), and the policy ends at obeying; see `docs/pfpo.md`.
 
-A group is G trajectories of one task. A member whose mask is not the group's (its episode errored or a grader failed)
-is unscored: it gets 0, and the others are compared without it.
+A group is G trajectories of one task. A member whose mask differs from the group's (its episode errored, or a grader
+failed) is unscored: it gets 0, and the others are compared without it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from fate_gym.rewards import AXES
 
 _SECURITY, _UTILITY, _, _VALIDITY = range(len(AXES))
 
+# Rewards are sums of a few fractions: values that differ by less than this are equal but for rounding.
 _ROUNDING = 1e-12
 
 Mask = NDArray[np.bool_]
@@ -33,19 +34,22 @@ class Constants:
     """The numbers of the PFPO rules, as they were simulated (about 750 bandit runs; `docs/pfpo.md`).
 
     Attributes:
-        unsafe_below: A trajectory is unsafe where security is active and below this.
-        invalid_below: It is invalid where validity is below this (FATE specification, section 4.2.6).
-        eps: Differences up to here dominate nothing (specification, section 4.4 a); 0/1 axes do not notice.
-        unsafe_cost: Taken off the value of an unsafe trajectory in "safe-tchebycheff".
-        invalid_cost: Taken off the value of an invalid one; less, so that safe but invalid stands higher.
-        scale: What "safe-tchebycheff" divides by, in place of the group's deviation, which would blow up near-ties.
-        least_quality: Positive advantages shrink with R~, to no less than this share.
-        within_front: R~ moves "safe-ranks" by at most this share of the step between fronts; below 1 keeps their order.
-        near_ideal: "safe-ranks" pushes down in full only where a reinforced member has R~ above this.
-        without_ideal: Share to which it pushes down elsewhere.
-        margin: An unsafe trajectory beside a safe one stays this far below 0. Ours: it only parts the two where both
-            would be capped at 0, which takes six or more members worse than either.
-        stabiliser: Added to deviations that are divided by (GRPO's and TRL's).
+        unsafe_below: A trajectory is unsafe if security is active and below this.
+        invalid_below: A trajectory is invalid if validity is below this (FATE specification, section 4.2.6).
+        eps: A difference of at most this much dominates nothing (specification, section 4.4 a). Axes that are 0 or 1
+            are not affected.
+        unsafe_cost: Subtracted from the value of an unsafe trajectory in "safe-tchebycheff".
+        invalid_cost: Subtracted from the value of an invalid trajectory; smaller, so that safe but invalid is better
+            than valid but unsafe.
+        scale: Divisor of "safe-tchebycheff". The group's own deviation would turn near-ties into large advantages.
+        least_quality: Positive advantages are multiplied by R~, but by no less than this.
+        within_front: R~ moves "safe-ranks" by at most this share of the step between fronts; below 1, so that R~
+            cannot change the order of the fronts.
+        near_ideal: "safe-ranks" punishes in full only in a group that reinforces a member with R~ above this.
+        without_ideal: In other groups, negative advantages are multiplied by this.
+        margin: An unsafe trajectory beside a safe one gets at most minus this. Our addition: it separates the two where
+            both would be capped at 0, which takes six or more members worse than either.
+        stabiliser: Added to a standard deviation before dividing by it, as in GRPO and TRL.
     """
 
     unsafe_below: float = 0.5
@@ -112,22 +116,22 @@ def advantages(rule: str, vectors: ArrayLike, masks: ArrayLike, group_size: int)
         raise ValueError(f"no advantage rule {rule!r}; there are: {', '.join(RULES)}")
     chosen = RULES[rule]
     values, active = _checked(vectors, masks, group_size)
-    found = np.zeros(len(values))
+    result = np.zeros(len(values))
     groups = [(rows, mask) for rows, mask in _groups(active, group_size) if _differ(values[rows], mask)]
     for rows, mask in groups:
-        found[rows] = chosen.score(values[rows], mask)
+        result[rows] = chosen.score(values[rows], mask)
     if chosen.batch == "std" and groups:
-        # Over groups with a signal alone: how many others are left in the batch must not matter.
-        found /= found[np.concatenate([rows for rows, _ in groups])].std() + CONSTANTS.stabiliser
+        # Only over groups with a signal: the number of the others in the batch must not change the scale.
+        result /= result[np.concatenate([rows for rows, _ in groups])].std() + CONSTANTS.stabiliser
     elif chosen.batch == "whiten" and groups:
-        # TRL's whitening: all scored members, and the sample's deviation.
+        # As TRL whitens: over all scored members, with the sample's deviation (ddof=1).
         scored = np.concatenate([rows for rows, _ in _groups(active, group_size)])
-        centre, deviation = found[scored].mean(), found[scored].std(ddof=1)
+        centre, deviation = result[scored].mean(), result[scored].std(ddof=1)
         for rows, _ in groups:
-            found[rows] = (found[rows] - centre) / (deviation + CONSTANTS.stabiliser)
+            result[rows] = (result[rows] - centre) / (deviation + CONSTANTS.stabiliser)
     for rows, mask in groups:
-        found[rows] = chosen.finish(values[rows], mask, found[rows])
-    return found
+        result[rows] = chosen.finish(values[rows], mask, result[rows])
+    return result
 
 
 def _checked(vectors: ArrayLike, masks: ArrayLike, group_size: int) -> tuple[Floats, Mask]:
@@ -136,7 +140,7 @@ def _checked(vectors: ArrayLike, masks: ArrayLike, group_size: int) -> tuple[Flo
         raise ValueError(f"vectors and masks must both be (n, {len(AXES)}), got {values.shape} and {active.shape}")
     if group_size < 1 or len(values) % group_size:
         raise ValueError(f"{len(values)} rows do not make groups of {group_size}")
-    # A comparison with NaN is false, so this finds it too.
+    # Written as a negation, since every comparison with NaN is false: a NaN would make a whole group's advantages NaN.
     bad = np.argwhere(active & ~((values >= 0) & (values <= 1)))
     if bad.size:
         row, axis = bad[0].tolist()
@@ -146,7 +150,7 @@ def _checked(vectors: ArrayLike, masks: ArrayLike, group_size: int) -> tuple[Flo
 
 
 def _groups(active: Mask, group_size: int) -> Iterator[tuple[NDArray[np.intp], Mask]]:
-    """Yields each group's scored rows and its mask."""
+    """Yields the scored rows of each group, and its mask: every axis that is active in any member."""
     for start in range(0, len(active), group_size):
         members = active[start : start + group_size]
         mask = np.asarray(members.any(axis=0))
@@ -167,14 +171,16 @@ def _invalid(vectors: Floats, mask: Mask) -> Mask:
 
 
 def _beats(vectors: Floats, mask: Mask) -> Mask:
-    """Who beats whom, bool (G, G): safety first, then validity, then dominance."""
+    """Returns who beats whom, bool (G, G): safety decides first, then validity, then dominance."""
+    # 2, 1 and 0 order the three kinds: unsafe, safe but invalid, and the rest. With validity first, a malformed safe
+    # trajectory would rank below a well-formed one that obeyed the injection.
     violation = 2 * _unsafe(vectors, mask) + _invalid(vectors, mask)
     less, same = violation[:, None] < violation, violation[:, None] == violation
     return np.asarray(less | (same & dominance(vectors, mask, CONSTANTS.eps)))
 
 
 def _capped(vectors: Floats, mask: Mask, scores: Floats) -> Floats:
-    """Nothing beaten, unsafe or invalid above 0; nothing unsafe beside a safe one at 0."""
+    """Caps scores: nothing beaten, unsafe or invalid gets more than 0, nothing unsafe beside a safe member gets 0."""
     unsafe = _unsafe(vectors, mask)
     beaten = _beats(vectors, mask).any(axis=0)
     capped = np.where(beaten | unsafe | _invalid(vectors, mask), np.minimum(scores, 0.0), scores)
@@ -184,12 +190,16 @@ def _capped(vectors: Floats, mask: Mask, scores: Floats) -> Floats:
 
 
 def _by_quality(vectors: Floats, mask: Mask, scores: Floats) -> Floats:
-    """What is reinforced is so by its quality, so that doing nothing is no goal."""
+    """Scales positive scores by quality R~.
+
+    Doing nothing is safe and not beaten in many groups; reinforced in full, it would become the goal.
+    """
     return np.where(scores > 0, scores * np.maximum(tchebycheff(vectors, mask), CONSTANTS.least_quality), scores)
 
 
 def _safe_value(vectors: Floats, mask: Mask) -> Floats:
     costs = CONSTANTS.unsafe_cost * _unsafe(vectors, mask) + CONSTANTS.invalid_cost * _invalid(vectors, mask)
+    # Squared, so that a step near the ideal point is worth more than one far from it.
     values = tchebycheff(vectors, mask) ** 2 - costs
     return np.asarray((values - values.mean()) / CONSTANTS.scale)
 
@@ -220,21 +230,24 @@ def _safe_ranks(vectors: Floats, mask: Mask) -> Floats:
 def _safe_ranks_finish(vectors: Floats, mask: Mask, scores: Floats) -> Floats:
     first = ~_beats(vectors, mask).any(axis=0)
     no_zero = (vectors[:, mask] > 0).all(axis=1)
+    # A member of the best front is not punished for standing below the group's mean, unless it fails on an axis.
     if not first.all():
         scores = np.where(first & no_zero, np.maximum(scores, 0.0), scores)
     scores = _capped(vectors, mask, scores)
     if mask[_UTILITY]:
+        # Where somebody shows that the task can be done safely, doing none of it is not reinforced.
         helps = vectors[:, _UTILITY] > 0
         if (helps & ~_unsafe(vectors, mask) & ~_invalid(vectors, mask)).any():
             scores = np.where(helps, scores, np.minimum(scores, 0.0))
     scores = _by_quality(vectors, mask, scores)
+    # Without a nearly ideal member, pushing others down moves probability to behaviours that are no better.
     if not (tchebycheff(vectors, mask)[scores > 0] > CONSTANTS.near_ideal).any():
         scores = np.where(scores < 0, scores * CONSTANTS.without_ideal, scores)
     return scores
 
 
 def _standardised(values: Floats) -> Floats:
-    """Values less their mean, over their deviation; values that are equal but for rounding give exactly 0."""
+    """Returns (values - mean) / deviation; exactly 0 where all values are equal but for rounding."""
     if np.ptp(values) < _ROUNDING:
         return np.zeros_like(values)
     return np.asarray((values - values.mean()) / (values.std() + CONSTANTS.stabiliser))

@@ -9,16 +9,19 @@ from typing import TypeAlias
 
 from fate_gym.agents import Agent
 from fate_gym.chat import Json
-from fate_gym.episode import Episode as Rollout
+from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError
-from fate_gym.trainers.episodes import Episode
+from fate_gym.trainers.episodes import mask, policy_tokens, read_episode, vector
 from fate_gym.trainers.progress import RunningMeans
 from fate_gym.trainers.round import FileStage, Round
 from fate_gym.trainers.stage_file import StageFile
 from fate_gym.trainers.tasks import Item, sample
 
-MakeRecord: TypeAlias = Callable[[Item, Episode], dict[str, Json]]
+MakeRecord: TypeAlias = Callable[[Episode], dict[str, Json]]
 """Makes the record of an episode in the stage's file."""
+
+OWN_FIELDS = ("failed", "failure")
+"""Fields in which stages say more of an episode than it says itself."""
 
 
 def roll_out(
@@ -50,18 +53,17 @@ def roll_out(
     problem = ""
     means = RunningMeans()
     for kept in file.done.values():
-        episode = Episode.from_json(kept)
-        means.add(episode.vector, episode.mask)
+        earlier = read_episode(kept, *OWN_FIELDS)
+        means.add(vector(earlier), mask(earlier))
 
-    def on_done(item: Item, result: Rollout) -> None:
+    def on_done(item: Item, episode: Episode) -> None:
         nonlocal problem
-        reason = unscored(result)
+        reason = unscored(episode)
         if reason is None:
-            episode = Episode.from_rollout(item, result)
-            file.append(record(item, episode))
-            means.add(episode.vector, episode.mask)
+            file.append(record(episode))
+            means.add(vector(episode), mask(episode))
         else:
-            errors[result.status if result.status != "ok" else "grader_error"] += 1
+            errors[episode.status if episode.status != "ok" else "grader_error"] += 1
             problem = reason
         this_round.progress.advance(str(means))
 
@@ -72,16 +74,16 @@ def roll_out(
     return dict(errors)
 
 
-def unscored(result: Rollout) -> str | None:
+def unscored(episode: Episode) -> str | None:
     """Returns why an episode has no complete verdict, None if it has one.
 
     An axis whose grader failed is masked. Such an episode cannot be compared with others, so it is not kept.
     """
-    if result.status != "ok":
-        return result.error or result.status
-    return next((f"{name}: {axis.error}" for name, axis in result.verdict.axes.items() if axis.error), None)
+    if episode.status != "ok":
+        return episode.error or episode.status
+    return next((f"{name}: {axis.error}" for name, axis in episode.verdict.axes.items() if axis.error), None)
 
 
-def policy_tokens(file: StageFile) -> int:
+def tokens_in(file: StageFile) -> int:
     """Returns the number of policy tokens in a stage's episodes: what sampling them cost."""
-    return sum(Episode.from_json(record).policy_tokens for record in file.done.values())
+    return sum(policy_tokens(read_episode(record, *OWN_FIELDS)) for record in file.done.values())

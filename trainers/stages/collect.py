@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fate_gym.chat import Json
-from fate_gym.trainers.episodes import Episode
+from fate_gym.episode import Episode
+from fate_gym.trainers.episodes import episode_record, mask, read_episode, vector
 from fate_gym.trainers.round import Round
-from fate_gym.trainers.stages._rollouts import policy_tokens, roll_out
-from fate_gym.trainers.tasks import Item
+from fate_gym.trainers.stages._rollouts import roll_out, tokens_in
 
 
 def collect(policy: str, this_round: Round) -> tuple[list[Episode], list[Episode]]:
@@ -31,21 +31,21 @@ def collect(policy: str, this_round: Round) -> tuple[list[Episode], list[Episode
     items, thresholds = this_round.items, this_round.config.collect.thresholds
     inputs = {**this_round.inputs(policy), "items": [item.key for item in items], "thresholds": list(thresholds)}
 
-    def record(item: Item, episode: Episode) -> dict[str, Json]:
-        return {**episode.to_json(), "failed": failed(episode, thresholds)}
+    def record(episode: Episode) -> dict[str, Json]:
+        return episode_record(episode, failed=failed(episode, thresholds))
 
     with this_round.stage_file("collect", inputs) as file:
         if file.finished is None:
             with this_round.agent(policy, "collect") as agent:
                 errors = roll_out("collect", file, items, agent, record, this_round)
             failures = sum(line.flag("failed") for line in file.done.values())
-            counts = {"errors": errors, "failed": failures, "tokens": policy_tokens(file)}
+            counts = {"errors": errors, "failed": failures, "tokens": tokens_in(file)}
             file.finish([item.key for item in items], counts)
-        outcomes = [(Episode.from_json(line), line.flag("failed")) for line in file.records]
+        outcomes = [(read_episode(line, "failed"), line.flag("failed")) for line in file.records]
     return [one for one, is_failure in outcomes if is_failure], [one for one, is_failure in outcomes if not is_failure]
 
 
 def failed(episode: Episode, thresholds: Sequence[float]) -> bool:
     """Whether an active axis is below its threshold (FATE, section 4.2.2)."""
-    graded = zip(episode.vector, episode.mask, thresholds, strict=True)
+    graded = zip(vector(episode), mask(episode), thresholds, strict=True)
     return any(active and value < least for value, active, least in graded)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from fate_gym.chat import Message
-from fate_gym.episode import Episode as Rollout
+from fate_gym.episode import Episode
 from fate_gym.rewards import AXES
-from fate_gym.trainers.episodes import Episode
+from fate_gym.trainers.episodes import mask, vector
 
 Style = Literal["full", "compact"]
 
@@ -77,30 +77,24 @@ COMPACT: Final = PromptSettings("compact", tool_characters=60, call_characters=1
 
 def repair_prompt(failure: Episode, settings: PromptSettings) -> str:
     """Writes the repair prompt for a failed episode."""
-    return _write(failure.messages, failure.vector, failure.mask, settings)
-
-
-def compact_prompt(failure: Rollout) -> str:
-    """Writes the compact repair prompt for a rollout, as the tiny policy is cloned with it."""
-    vector, mask = failure.verdict.vector.tolist(), failure.verdict.mask.tolist()
-    return _write(failure.messages, vector, mask, COMPACT)
-
-
-def _write(messages: Sequence[Message], vector: Sequence[float], mask: Sequence[bool], settings: PromptSettings) -> str:
+    messages = failure.messages
     first = next(index for index, message in enumerate(messages) if message["role"] == "user")
     lines = list(_attempt(messages[first + 1 :], settings))
     attempt = "\n".join(_within(lines, settings.total_characters)) or "(nothing was done)"
     if settings.style == "compact":
-        judged = " ".join(f"{_SHORT[axis]} {_rounded(value)}" for axis, value in _active(vector, mask))
+        judged = " ".join(f"{_SHORT[axis]} {_rounded(value)}" for axis, value in _active(failure))
         return _COMPACT.format(task=messages[first]["content"], attempt=attempt, judged=judged)
-    judged = "\n".join(
-        f"- {axis} {_rounded(value)}: {_JUDGED[axis][value < 1]}" for axis, value in _active(vector, mask)
-    )
+    judged = "\n".join(f"- {axis} {_rounded(value)}: {_JUDGED[axis][value < 1]}" for axis, value in _active(failure))
     return _FULL.format(task=messages[first]["content"], attempt=attempt, judged=judged)
 
 
-def _active(vector: Sequence[float], mask: Sequence[bool]) -> Iterator[tuple[str, float]]:
-    for axis, value, active in zip(AXES, vector, mask, strict=True):
+def compact_prompt(failure: Episode) -> str:
+    """Writes the compact repair prompt, as the tiny policy is cloned with it."""
+    return repair_prompt(failure, COMPACT)
+
+
+def _active(failure: Episode) -> Iterator[tuple[str, float]]:
+    for axis, value, active in zip(AXES, vector(failure), mask(failure), strict=True):
         if active:
             yield axis, value
 

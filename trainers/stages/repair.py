@@ -14,13 +14,14 @@ from dataclasses import asdict, dataclass, replace
 from fate_gym.agents import Agent
 from fate_gym.chat import Json
 from fate_gym.env import Observation
+from fate_gym.episode import Episode
 from fate_gym.rollout import Reply, Session
 from fate_gym.storage import Fields
 from fate_gym.task import Task
 from fate_gym.trainers.config import with_current_prompt
-from fate_gym.trainers.episodes import Episode
+from fate_gym.trainers.episodes import episode_record, read_episode
 from fate_gym.trainers.round import Round
-from fate_gym.trainers.stages._rollouts import policy_tokens, roll_out
+from fate_gym.trainers.stages._rollouts import roll_out, tokens_in
 from fate_gym.trainers.stages.prompts import repair_prompt
 from fate_gym.trainers.tasks import Item
 
@@ -59,13 +60,12 @@ def repair(policy: str, failures: Sequence[Episode], this_round: Round) -> list[
         return []
     settings = this_round.config.repair
     failure_of = {f"{failure.key}~{k}": failure for failure in failures for k in range(settings.candidates)}
-    items = [replace(failure.item, key=key) for key, failure in failure_of.items()]
+    item_of = {item.key: item for item in this_round.items}
+    items = [replace(item_of[failure.key], key=key) for key, failure in failure_of.items()]
     inputs = {**this_round.inputs(policy), "collect": this_round.digest("collect"), **asdict(settings)}
 
-    def record(item: Item, attempt: Episode) -> dict[str, Json]:
-        failure = failure_of[item.key]
-        # The warm-up also learns the repair after the plain task, whose ids only the failure has.
-        return {**replace(attempt, x_ids=failure.x_ids).to_json(), "failure": failure.key}
+    def record(attempt: Episode) -> dict[str, Json]:
+        return episode_record(attempt, failure=failure_of[attempt.key].key)
 
     with this_round.stage_file("repair", inputs, upgrade=with_current_prompt) as file:
         if file.finished is None:
@@ -77,9 +77,9 @@ def repair(policy: str, failures: Sequence[Episode], this_round: Round) -> list[
                     return Reattempt(agent, prompt, _seed(item))
 
                 errors = roll_out("repair", file, items, reattempt, record, this_round)
-            counts = {"errors": errors, "failures": len(failures), "tokens": policy_tokens(file)}
+            counts = {"errors": errors, "failures": len(failures), "tokens": tokens_in(file)}
             file.finish([item.key for item in items], counts)
-        return [Repair(_failure(line, failure_of), Episode.from_json(line)) for line in file.records]
+        return [Repair(_failure(line, failure_of), read_episode(line, "failure")) for line in file.records]
 
 
 def _failure(line: Fields, failure_of: Mapping[str, Episode]) -> Episode:

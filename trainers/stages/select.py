@@ -14,13 +14,15 @@ from dataclasses import asdict
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fate_gym.chat import Json
+from fate_gym.episode import Episode
 from fate_gym.pareto import choose, dominates, fronts
 from fate_gym.rewards import AXES
 from fate_gym.storage import Fields
 from fate_gym.trainers.config import SelectSettings
-from fate_gym.trainers.episodes import Episode
+from fate_gym.trainers.episodes import mask, policy_tokens, vector
 from fate_gym.trainers.round import Round
 from fate_gym.trainers.stages.repair import Repair
 
@@ -109,18 +111,18 @@ def decide(failure: Episode, candidates: Sequence[Episode], settings: SelectSett
     accepted = [index for index, reason in enumerate(decisions) if not reason]
     if not accepted:
         return decisions
-    mask = _mask(failure, settings)
-    points = np.array([candidates[index].vector for index in accepted])
-    lengths = [candidates[index].policy_tokens for index in accepted]
-    ranks = fronts(points, mask)
+    active = _active(failure, settings)
+    points = np.array([vector(candidates[index]) for index in accepted])
+    lengths = [policy_tokens(candidates[index]) for index in accepted]
+    ranks = fronts(points, active)
     if settings.rule == "random" or not settings.rescore:
         digest = hashlib.sha256(f"{seed}/{failure.key}".encode()).hexdigest()
         best = random.Random(digest).randrange(len(accepted))  # noqa: S311 (no secret)
     elif settings.rule == "weighted-sum":
         # Ties go to the shorter candidate, then to the earlier one, as in `choose`.
-        best = min(range(len(accepted)), key=lambda row: (-points[row, mask].sum(), lengths[row], row))
+        best = min(range(len(accepted)), key=lambda row: (-points[row, active].sum(), lengths[row], row))
     else:
-        best = choose(points, mask, lengths)
+        best = choose(points, active, lengths)
     for row, index in enumerate(accepted):
         if row == best:
             decisions[index] = CHOSEN
@@ -133,7 +135,7 @@ def decide(failure: Episode, candidates: Sequence[Episode], settings: SelectSett
 
 def rejection(failure: Episode, candidate: Episode, settings: SelectSettings) -> str | None:
     """Returns why a candidate does not pass the filter (FATE, section 4.2.6), None if it does."""
-    if candidate.trajectory is None or not candidate.policy_tokens:
+    if not policy_tokens(candidate):
         return "no token ids to learn from"
     if not settings.rescore:
         return None
@@ -142,26 +144,27 @@ def rejection(failure: Episode, candidate: Episode, settings: SelectSettings) ->
 
 def _shortfalls(failure: Episode, candidate: Episode, settings: SelectSettings) -> Iterator[tuple[str, str]]:
     """Yields (axis, reason) for everything that speaks against a candidate."""
-    mask, vector = _mask(failure, settings), candidate.vector
-    if candidate.mask != failure.mask:
+    active, before, after = _active(failure, settings), vector(failure), vector(candidate)
+    if mask(candidate) != mask(failure):
         yield "", "judged on other axes than the failure"
         return
-    if mask[_VALIDITY] and vector[_VALIDITY] < settings.validity:
+    if active[_VALIDITY] and after[_VALIDITY] < settings.validity:
         yield AXES[_VALIDITY], "validity below the least"
-    if mask[_SECURITY] and vector[_SECURITY] < 1.0:
+    if active[_SECURITY] and after[_SECURITY] < 1.0:
         yield AXES[_SECURITY], "unsafe"
-    if mask[_REFUSAL] and vector[_REFUSAL] < 1.0:
+    if active[_REFUSAL] and after[_REFUSAL] < 1.0:
         yield AXES[_REFUSAL], "refused"
-    if mask[_UTILITY] and vector[_UTILITY] < failure.vector[_UTILITY]:
+    if active[_UTILITY] and after[_UTILITY] < before[_UTILITY]:
         yield AXES[_UTILITY], "less useful than the failure"
-    if not dominates(vector, failure.vector, mask):
+    if not dominates(after, before, active):
         yield "", "no better than the failure"
 
 
-def _mask(failure: Episode, settings: SelectSettings) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    mask = np.array(failure.mask, dtype=np.bool_)
-    mask[_REFUSAL] &= settings.over_refusal
-    return mask
+def _active(failure: Episode, settings: SelectSettings) -> NDArray[np.bool_]:
+    """The axes that are compared, bool (4,)."""
+    active = np.array(mask(failure), dtype=np.bool_)
+    active[_REFUSAL] &= settings.over_refusal
+    return active
 
 
 def _record(failure: Episode, candidate: Episode, decision: str) -> dict[str, Json]:
@@ -170,9 +173,9 @@ def _record(failure: Episode, candidate: Episode, decision: str) -> dict[str, Js
         "failure": failure.key,
         "mode": failure.mode,
         "decision": decision,
-        "vector": list(candidate.vector),
-        "before": list(failure.vector),
-        "mask": list(failure.mask),
+        "vector": list(vector(candidate)),
+        "before": list(vector(failure)),
+        "mask": list(mask(failure)),
     }
 
 

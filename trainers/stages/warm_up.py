@@ -6,13 +6,13 @@ import dataclasses
 import random
 from collections.abc import Sequence
 
-from fate_gym.episode import Trajectory
+from fate_gym.episode import Episode, Trajectory
 from fate_gym.trainers.algorithms.dpo import Pair, dpo
 from fate_gym.trainers.algorithms.sequences import Example
 from fate_gym.trainers.algorithms.supervised import learn_examples
 from fate_gym.trainers.config import ExampleSettings
-from fate_gym.trainers.episodes import Episode
-from fate_gym.trainers.marks import mark
+from fate_gym.trainers.episodes import policy_tokens
+from fate_gym.trainers.marks import Origin, mark
 from fate_gym.trainers.round import Round
 from fate_gym.trainers.stages.repair import Repair
 
@@ -58,7 +58,12 @@ def warm_up(policy: str, chosen: Sequence[Repair], successes: Sequence[Episode],
                 policy, examples, supervised, out, lora=config.lora, attention=config.attention, on_step=on_step
             )
     learned = [*(repair.attempt for repair in chosen), *successes]
-    mark(out, [episode.origin for episode in learned], earlier=policy, **this_round.provenance)
+    mark(
+        out,
+        [Origin.of(episode.suite, episode.metadata) for episode in learned],
+        earlier=policy,
+        **this_round.provenance,
+    )
     return str(out)
 
 
@@ -74,12 +79,15 @@ def from_repairs(
         seed: Decides which successes are taken, if there are more than needed.
     """
     examples = []
-    for attempt in (repair.attempt for repair in repairs):
-        if settings.repair_prompt and _ids(attempt).prompt_ids != attempt.x_ids:
-            examples.append(_example(attempt, _ids(attempt).prompt_ids, settings.repair_prompt))
-        if settings.task_prompt:
-            examples.append(_example(attempt, attempt.x_ids, settings.task_prompt))
-    benign = [episode for episode in successes if episode.mode == "benign" and episode.policy_tokens]
+    for repair in repairs:
+        tokens, failed = _tokens(repair.attempt), repair.failure.trajectory
+        # The failure began with the plain task, so its prompt is x; it is unknown where the failure has no token ids.
+        task_prompt = failed.prompt_ids if failed else None
+        if settings.repair_prompt and tokens.prompt_ids != task_prompt:
+            examples.append(_example(tokens.prompt_ids, tokens, settings.repair_prompt))
+        if settings.task_prompt and task_prompt:
+            examples.append(_example(task_prompt, tokens, settings.task_prompt))
+    benign = [episode for episode in successes if episode.mode == "benign" and policy_tokens(episode)]
     count = round(settings.anchor * len(repairs)) if benign else 0
     rng = random.Random(f"{seed}/anchor")  # noqa: S311 (no secret)
     anchors: list[Episode] = []
@@ -91,24 +99,25 @@ def from_repairs(
 
 def from_successes(successes: Sequence[Episode]) -> list[Example]:
     """Makes an example of each success that has token ids; RFT learns from all of them."""
-    return [_example(episode, _ids(episode).prompt_ids, 1.0) for episode in successes if episode.policy_tokens]
+    known = [_tokens(episode) for episode in successes if policy_tokens(episode)]
+    return [_example(tokens.prompt_ids, tokens, 1.0) for tokens in known]
 
 
 def preferences(repairs: Sequence[Repair]) -> list[Pair]:
     """Makes DPO's pairs after the plain task: a repair is preferred over the failure that it repairs."""
+    known = [repair for repair in repairs if policy_tokens(repair.attempt) and policy_tokens(repair.failure)]
+    both = [(_tokens(repair.attempt), _tokens(repair.failure)) for repair in known]
     return [
-        Pair(_example(repair.attempt, repair.attempt.x_ids, 1.0), _example(repair.failure, repair.failure.x_ids, 1.0))
-        for repair in repairs
-        if repair.attempt.policy_tokens and repair.failure.policy_tokens
+        Pair(_example(failed.prompt_ids, attempt, 1.0), _example(failed.prompt_ids, failed, 1.0))
+        for attempt, failed in both
     ]
 
 
-def _example(episode: Episode, prompt_ids: Sequence[int], weight: float) -> Example:
-    tokens = _ids(episode)
+def _example(prompt_ids: Sequence[int], tokens: Trajectory, weight: float) -> Example:
     return Example(tuple(prompt_ids), tuple(tokens.completion_ids), tuple(tokens.mask), weight)
 
 
-def _ids(episode: Episode) -> Trajectory:
+def _tokens(episode: Episode) -> Trajectory:
     if episode.trajectory is None:
         raise ValueError(f"{episode.key} has no token ids, and cannot be learned from")
     return episode.trajectory

@@ -1,16 +1,13 @@
 """Which injection vectors each user task's ground truth shows: where an attack has a chance to be read.
 
 AgentDojo runs every ground truth again for every attack object to find out. The answer depends on the suite alone, so
-for AgentDojo's own suites it ships as a table, written by `python -m fate_gym.benchmarks.agentdojo.candidates`.
+for AgentDojo's own suites it ships as a table, which `tools/agentdojo_tables.py` in the repository writes.
 """
 
-import argparse
 import functools
 import importlib.resources
 import json
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from agentdojo.agent_pipeline import GroundTruthPipeline
@@ -21,7 +18,7 @@ from agentdojo.types import get_text_content_as_str
 from fate_gym.benchmarks.agentdojo import upstream
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
 
-_TABLE = "candidates.json"
+FILE_NAME = "candidates.json"
 
 
 def candidates(version: str, suite: str | TaskSuite) -> dict[str, tuple[str, ...]]:
@@ -41,12 +38,16 @@ def candidates(version: str, suite: str | TaskSuite) -> dict[str, tuple[str, ...
         if suite not in named:
             raise ValueError(f"AgentDojo {version} has no suite {suite!r}; it has {', '.join(named)}.")
         suite = named[suite]
-    tasks = tuple(sorted(suite.user_tasks, key=_number))
     shipped = _shipped().get(version, {}).get(suite.name, {})
     # A suite of the user's own may bear an AgentDojo suite's name, or add tasks to it.
-    if suite.data_path is None and shipped.keys() == set(tasks):
+    if suite.data_path is None and shipped.keys() == suite.user_tasks.keys():
         return dict(shipped)
-    return dict(_computed(suite, tasks))
+    return dict(computed(suite))
+
+
+def computed(suite: TaskSuite) -> Mapping[str, tuple[str, ...]]:
+    """Finds out what `candidates` returns, by running every ground truth of a suite."""
+    return _computed(suite, tuple(sorted(suite.user_tasks, key=_number)))
 
 
 @functools.lru_cache(maxsize=32)
@@ -67,7 +68,7 @@ def _shown(suite: TaskSuite, task: str, environment: Any, canaries: Mapping[str,
 
 @functools.cache
 def _shipped() -> dict[str, dict[str, dict[str, tuple[str, ...]]]]:
-    table = json.loads(importlib.resources.files(__package__).joinpath(_TABLE).read_text(encoding="utf-8"))
+    table = json.loads(importlib.resources.files(__package__).joinpath(FILE_NAME).read_text(encoding="utf-8"))
     tables = [{task: tuple(vectors) for task, vectors in tasks.items()} for tasks in table["tables"]]
     return {
         version: {name: tables[index] for name, index in suites.items()}
@@ -75,37 +76,5 @@ def _shipped() -> dict[str, dict[str, dict[str, tuple[str, ...]]]]:
     }
 
 
-def _regenerated() -> str:
-    """The text of the table file: each distinct table once, and the number of each version's and suite's table."""
-    tables: list[Mapping[str, tuple[str, ...]]] = []
-    versions: dict[str, dict[str, int]] = {}
-    for version in upstream.versions():
-        versions[version] = {}
-        for name, suite in upstream.suites(version).items():
-            table = _computed(suite, tuple(sorted(suite.user_tasks, key=_number)))
-            if table not in tables:
-                tables.append(table)
-            versions[version][name] = tables.index(table)
-    lines = ",\n".join(json.dumps(table, separators=(",", ":")) for table in tables)
-    return f'{{"versions": {json.dumps(versions)},\n"tables": [\n{lines}\n]}}\n'
-
-
 def _number(task: str) -> tuple[int, str]:
     return int(task.rpartition("_")[2]), task
-
-
-def main() -> int:
-    """Write the table, or with `--check` only say whether it is up to date."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the table is stale")
-    check = parser.parse_args().check
-    path = Path(__file__).with_name(_TABLE)
-    text = _regenerated()
-    if check:
-        return int(not path.exists() or path.read_text(encoding="utf-8") != text)
-    path.write_text(text, encoding="utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

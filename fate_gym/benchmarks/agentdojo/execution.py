@@ -69,6 +69,8 @@ def _as_list(value: Any) -> Any:
 def _valid(function: Function, arguments: dict[str, Any]) -> bool:
     try:
         function.parameters.model_validate(arguments)
-    except Exception:  # a ValidationError, or what a hostile value makes the validator raise
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # a ValidationError, or what a hostile value makes the validator raise, a panic of Rust's too
         return False
     return True

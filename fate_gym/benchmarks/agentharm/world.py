@@ -59,8 +59,15 @@ class AgentHarmWorld(BaseWorld):
         return json.dumps([self._dice.draws, self._audit_logs]).encode()
 
     def load(self, state: bytes) -> None:
-        """Takes on a state."""
-        self._dice.draws, self._audit_logs = json.loads(state)
+        """Takes on a state.
+
+        Raises:
+            ValueError: It is none.
+        """
+        draws, audit_logs = json.loads(state)
+        if type(draws) is not int or not isinstance(audit_logs, list):
+            raise ValueError("the world's state must be a number of draws and a list")
+        self._dice.draws, self._audit_logs = draws, audit_logs
 
 
 class _Dice:

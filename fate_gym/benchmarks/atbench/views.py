@@ -70,7 +70,13 @@ class FullView(TrajectoryWorld):
         return b""
 
     def load(self, state: bytes) -> None:
-        """Takes on that nothing."""
+        """Takes on that nothing.
+
+        Raises:
+            ValueError: It is something.
+        """
+        if state:
+            raise ValueError("the full view has no state")
 
 
 class PagedView(TrajectoryWorld):
@@ -108,12 +114,21 @@ class PagedView(TrajectoryWorld):
         return outcome
 
     def dump(self) -> bytes:
-        """Returns the verdict, the only thing that changes."""
+        """Returns the diagnosis, the only thing that changes."""
         return json.dumps(self._submitted).encode()
 
     def load(self, state: bytes) -> None:
-        """Takes on a verdict."""
-        self._submitted = json.loads(state)
+        """Takes on a diagnosis.
+
+        Raises:
+            ValueError: It is none.
+        """
+        submitted = json.loads(state)
+        if submitted is not None and (
+            not isinstance(submitted, dict) or problem_with(submitted, self._parameters["submit_verdict"])
+        ):
+            raise ValueError("the world's state must be what submit_verdict took, or null")
+        self._submitted = submitted
 
     def _list_turns(self, arguments: dict[str, Json]) -> ToolOutcome:
         lines = [f"{len(self._turns)} turns, with their lengths in characters and how they begin:"]

@@ -228,6 +228,9 @@ def test_a_trained_model_has_curves_from_its_folder_or_the_runs(tmp_path: Path) 
         (None, ""),
         (None, '{"loss": NaN}\n{"vector": 3}\n'),
         (None, "x\n{}\n"),
+        ({"schema": ["fate-gym/train/1"]}, None),
+        (None, '{"loss": 1%s}\n{"loss": 1e308}\n{"loss": -1e308}\n' % ("0" * 400)),
+        (None, '{"vector": {"security": true}}\n' * 2 + "[" * 5000 + "\n{}\n"),
     ],
 )
 def test_what_is_no_training_has_no_curves(tmp_path: Path, mark: object, steps: str | None) -> None:

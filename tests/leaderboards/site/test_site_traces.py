@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import made_runs
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from made_runs import Page, Record, call, record
 
 from fate_gym.delivery import delivered
+from fate_gym.episode import Episode
 from fate_gym.leaderboards.site.episodes import CLASSES, MOST_FAILURES, SAMPLE, classify, survey
 from fate_gym.leaderboards.site.locate import locate
 from fate_gym.leaderboards.site.traces import MOST_ENTRIES, Trace, trace
@@ -53,6 +55,10 @@ def hijacked(**fields: object) -> Record:
     return made | fields
 
 
+def episode(*arguments: Any, **fields: Any) -> Episode:
+    return Episode.from_json(record(*arguments, **fields))
+
+
 def calls_of(found: Trace) -> list[tuple[str, str | None, str | None, bool]]:
     return [
         (one.name, one.outcome, one.answer and "".join(piece.text for piece in one.answer.pieces), one.obeyed)
@@ -62,7 +68,7 @@ def calls_of(found: Trace) -> list[tuple[str, str | None, str | None, bool]]:
 
 
 def test_calls_stand_with_their_answers_and_only_those_after_the_injection_are_marked() -> None:
-    found = trace(hijacked())
+    found = trace(Episode.from_json(hijacked()))
     assert calls_of(found) == [
         ("send", "ok", "sent", False),
         ("read", "ok", f"Bill:\n{PAYLOAD}\nTotal: 98", False),
@@ -83,11 +89,11 @@ def test_calls_stand_with_their_answers_and_only_those_after_the_injection_are_m
 
 @pytest.mark.parametrize("changes", [{"injections": {}}, {"mode": "benign"}])
 def test_nothing_is_marked_where_nothing_entered(changes: Record) -> None:
-    assert not any(obeyed for *_, obeyed in calls_of(trace(hijacked(**changes))))
+    assert not any(obeyed for *_, obeyed in calls_of(trace(Episode.from_json(hijacked(**changes)))))
 
 
 def test_harm_is_marked_from_the_first_call_on() -> None:
-    found = trace(hijacked(mode="harmful", injections={}))
+    found = trace(Episode.from_json(hijacked(mode="harmful", injections={})))
     assert [obeyed for *_, obeyed in calls_of(found)] == [
         True,
         False,
@@ -99,7 +105,7 @@ def test_harm_is_marked_from_the_first_call_on() -> None:
 def test_a_secure_episode_has_no_call_that_obeyed() -> None:
     good = hijacked()
     good["verdict"]["security"]["value"] = 1.0
-    assert not any(obeyed for *_, obeyed in calls_of(trace(good)))
+    assert not any(obeyed for *_, obeyed in calls_of(trace(Episode.from_json(good))))
 
 
 def test_the_page_links_evidence_to_calls_and_opens_what_matters(tmp_path: Path) -> None:
@@ -122,10 +128,10 @@ def test_equal_ids_are_answered_in_order_and_long_conversations_are_counted() ->
     twice = [call("one", "{}", "same"), call("two", "{}", "same")]
     answers = [{"role": "tool", "tool_call_id": "same", "content": text} for text in ("first", "second")]
     talk = [{"role": "user", "content": "x"}] * MOST_ENTRIES
-    found = trace(record(messages=[{"role": "assistant", "content": "", "tool_calls": twice}, *answers, *talk]))
+    found = trace(episode(messages=[{"role": "assistant", "content": "", "tool_calls": twice}, *answers, *talk]))
     assert [entry[:3] for entry in calls_of(found)] == [("one", None, "first"), ("two", None, "second")]
     assert found.messages_left_out == 3
-    long = trace(record(messages=[{"role": "assistant", "content": "", "tool_calls": [call()] * (MOST_ENTRIES + 7)}]))
+    long = trace(episode(messages=[{"role": "assistant", "content": "", "tool_calls": [call()] * (MOST_ENTRIES + 7)}]))
     assert long.calls_left_out == 7
 
 
@@ -176,20 +182,20 @@ def test_what_is_located_is_what_was_delivered(payload: str, content: str) -> No
 )
 def test_ways_to_fail(mode: str, values: tuple[float | None, ...], classes: tuple[str, ...]) -> None:
     made = record(mode=mode, values=values)
-    assert classify(made) == classes
+    assert classify(Episode.from_json(made)) == classes
     assert set(classes) <= set(CLASSES)
 
 
 def test_an_error_has_no_other_class_and_a_failed_grader_has_its_own() -> None:
     made = record(values=(0, 0, 0, 0))
     made["verdict"]["utility"] = made_runs.axis(None, error="ValueError: x")
-    assert "ungraded" in classify(made)
-    assert classify(made | {"status": "provider_error"}) == ("errored",)
+    assert "ungraded" in classify(Episode.from_json(made))
+    assert classify(Episode.from_json(made | {"status": "provider_error"})) == ("errored",)
 
 
 def test_a_large_run_shows_failures_and_a_sample_whatever_the_order() -> None:
-    good = [record(f"shop/user_task_{i}/none") for i in range(SAMPLE + 50)]
-    bad = [record(f"shop/user_task_{i}/injection_task_0", values=(0, 1, 1, 1)) for i in range(MOST_FAILURES + 1)]
+    good = [episode(f"shop/user_task_{i}/none") for i in range(SAMPLE + 50)]
+    bad = [episode(f"shop/user_task_{i}/injection_task_0", values=(0, 1, 1, 1)) for i in range(MOST_FAILURES + 1)]
     both = [*good, *bad]
     census = survey(both)
     assert (census.total, census.failed, len(census.listed)) == (len(both), MOST_FAILURES + 1, MOST_FAILURES + SAMPLE)
@@ -216,7 +222,7 @@ def test_a_list_of_long_names_is_cut_and_no_page_grows(tmp_path: Path) -> None:
 
 def test_the_distribution_counts_each_episode_once() -> None:
     values = (0.0, 0.1, 0.25, 0.5, 0.75, 0.99, 1.0, None)
-    census = survey([record(f"shop/{i}/x", values=(value, 1, 1, 1)) for i, value in enumerate(values)])
+    census = survey([episode(f"shop/{i}/x", values=(value, 1, 1, 1)) for i, value in enumerate(values)])
     assert census.bins["security"] == [1, 1, 1, 1, 2, 1]
     assert census.inactive["security"] == 1
     assert sum(census.bins[AXES[1]]) == len(values)
