@@ -37,8 +37,7 @@ def check(text: str) -> None:
 
 def test_no_command_writes_to_a_stream_by_itself() -> None:
     folders = [Path(fate_gym.__file__).parent, *(ROOT / name for name in ("agents", "leaderboards", "trainers"))]
-    # `bandit` makes a page of the documentation; it is a script of the repository.
-    allowed = {"terminal.py", "bandit.py"}
+    allowed = {"terminal.py"}
     offences = [
         f"{path}:{line}"
         for folder in folders
