@@ -12,8 +12,8 @@ from fate_gym.episode import Episode
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.pool import run_episodes
 
-OVERFLOW: Final = "context_overflow"
-"""How an episode ends whose conversation outgrew the model; no action of it says so."""
+CUT_BY_AGENT: Final = ("context_overflow", "endless_reply")
+"""How episodes end that their agent had to cut off; no action of such an episode says so."""
 
 _NOT_REPLAYED: Final = ("seconds", "usage", "attempts")
 """What an episode's record holds of its agent; the environment knows nothing of it."""

@@ -29,7 +29,7 @@ from fate_gym.evaluation.summary import SCHEMA as SUMMARY_SCHEMA
 from fate_gym.evaluation.summary import summarise
 from fate_gym.leaderboards import fields, scanning
 from fate_gym.leaderboards.judgements import as_judged, is_judged
-from fate_gym.leaderboards.replay import ABSENT, OVERFLOW, Change, changes, leaves, replay
+from fate_gym.leaderboards.replay import ABSENT, CUT_BY_AGENT, Change, changes, leaves, replay
 from fate_gym.leaderboards.runs import refuse_links
 from fate_gym.leaderboards.settings import Settings, read_settings
 from fate_gym.leaderboards.submissions import FILE, read_submission
@@ -311,8 +311,8 @@ def _list_unknown(path: Path, report: Verification) -> None:
     lines = [fields.ALWAYS, *fields.doubts(fields.MANIFEST), *fields.doubts(fields.EPISODE)]
     for axis, count in sorted(report.not_rescored.items()):
         lines.append(f"{axis} of {count} episodes: a judge scored it; what holds whatever a judge says was checked")
-    if overflowed := sum(episode.ended == OVERFLOW for episode in scanning.episodes(path)):
-        lines.append(f"whether the {overflowed} episodes that a full context cut off were really cut off there")
+    if cut := sum(episode.ended in CUT_BY_AGENT for episode in scanning.episodes(path)):
+        lines.append(f"whether the {cut} episodes that a full context or an endless reply cut off really were")
     if next(scanning.failures(path), None) is not None:
         lines += fields.doubts(fields.FAILURE)
     report.unknown = list(dict.fromkeys(lines))

@@ -138,8 +138,9 @@ class ServerError:
             outer = first if isinstance(first, Mapping) else {}
             message = error if isinstance(error, str) else outer.get("message")
             return cls(status, message if isinstance(message, str) else "", frozenset(), "", body)
-        inner = error.get("innererror") if isinstance(error.get("innererror"), Mapping) else {}
-        metadata = error.get("metadata") if isinstance(error.get("metadata"), Mapping) else {}
+        inner, metadata = (
+            value if isinstance(value := error.get(name), Mapping) else {} for name in ("innererror", "metadata")
+        )
         codes = [error.get("code"), error.get("type"), error.get("status"), inner.get("code")]
         code = error.get("code")
         if status is None and isinstance(code, int | str) and re.fullmatch(r"[45]\d\d", str(code)):

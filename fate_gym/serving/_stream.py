@@ -122,10 +122,13 @@ def _parts(content: list[Any]) -> Iterator[tuple[str, str]]:
 
 def _add_item(items: list[Any], item: Any) -> None:
     """Adds a piece of a list such as `reasoning_details`, whose items are streamed in pieces that share an index."""
+    if not isinstance(item, Mapping):
+        items.append(item)
+        return
     last = items[-1] if items else None
-    joined = isinstance(item, Mapping) and isinstance(last, dict) and item.get("index") is not None
-    if not joined or (last.get("index"), last.get("type")) != (item.get("index"), item.get("type")):
-        items.append(dict(item) if isinstance(item, Mapping) else item)
+    place = item.get("index"), item.get("type")
+    if place[0] is None or not isinstance(last, dict) or (last.get("index"), last.get("type")) != place:
+        items.append(dict(item))
         return
     for name, value in item.items():
         if name in ("text", "summary") and isinstance(value, str) and isinstance(last.get(name), str):
@@ -148,7 +151,7 @@ class _Calls:
 
     def add(self, piece: Mapping[str, Any]) -> int:
         """Adds a piece to the call that it belongs to; returns how many characters that are."""
-        function = piece.get("function") if isinstance(piece.get("function"), Mapping) else {}
+        function = _mapping(piece.get("function"))
         call_id, index = piece.get("id") or None, piece.get("index")
         call = self._owner(call_id, index, function)
         if call is None:
@@ -166,6 +169,7 @@ class _Calls:
 
     def _owner(self, call_id: Any, index: Any, function: Mapping[str, Any]) -> Message | None:
         """Returns the call that a piece goes on with, or None where it begins another."""
+        call: Message | None
         if call_id is not None and str(call_id) in self._by_id:
             call = self._by_id[str(call_id)]
         elif index is not None:
@@ -209,3 +213,7 @@ def _add_function(function: Message, piece: Mapping[str, Any]) -> int:
             function[name] = function.get(name, "") + value
             length += len(value)
     return length
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -32,7 +32,7 @@ def dump(value: Mapping[str, Json], *, sort_keys: bool = False) -> bytes:
         text = json.dumps(dict(value), ensure_ascii=False, allow_nan=False, sort_keys=sort_keys, separators=(",", ":"))
     except RecursionError as error:
         raise ValueError(f"nested deeper than {MAX_DEPTH}") from error
-    _check_depth(value)
+    check_depth(value)
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return _NOT_ASCII.sub(lambda match: json.dumps(match[0])[1:-1], text).encode("ascii")
 
@@ -76,7 +76,8 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _check_depth(value: Json) -> None:
+def check_depth(value: Json) -> None:
+    """Raises `ValueError` for a value that is nested deeper than `MAX_DEPTH`."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [child for node in level for child in _children(node)]

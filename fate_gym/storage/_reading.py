@@ -15,7 +15,7 @@ from typing import BinaryIO, Final, NoReturn, TypeGuard, TypeVar
 
 from fate_gym.chat import Json
 from fate_gym.errors import RunCorruptError, RunError
-from fate_gym.storage._json import parse
+from fate_gym.storage._json import check_depth, parse
 
 MAX_FILE: Final = 64 * 2**20
 """Most bytes of a file that is read as a whole: a manifest, a summary, settings."""
@@ -88,6 +88,8 @@ def read_object(path: Path, schema: str | None = None) -> Fields:
     """
     try:
         fields = Fields(parse(read_file(path).removesuffix(b"\n") + b"\n"), str(path))
+        # Of what is nested deeper than any file of ours, nobody has to be able to make anything.
+        check_depth(fields.values)
     except ValueError as error:
         raise RunCorruptError(f"{path} is not a JSON object ({error}): restore it") from None
     if schema is not None:

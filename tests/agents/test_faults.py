@@ -12,7 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
-from misbehaving import HARMLESS, RETRIED, TRUNCATING, Fault, Records, Scripted, Settings, serve, tasks_by_prompt
+from misbehaving import OUTCOMES, Fault, Outcome, Records, Scripted, Settings, faults, serve, tasks_by_prompt
 
 from fate_gym.agents import load_agent
 from fate_gym.agents.api import OpenAIAgent
@@ -26,6 +26,8 @@ ALL = ("workspace", "travel", "banking", "slack")
 TASK = "banking/user_task_3/none"
 PATIENCE = 2.0
 """Seconds for one request of a client that a hang, ten times as long, must not keep."""
+PASSING = faults(Outcome.RETRIED, Outcome.HARMLESS, Outcome.OVERFLOW, Outcome.ENDLESS)
+TRUNCATING = {fault: OUTCOMES[fault].value for fault in faults(Outcome.OVERFLOW, Outcome.ENDLESS)}
 
 
 @cache
@@ -34,16 +36,16 @@ def scripted(name: str, suites: tuple[str, ...] = SMALL) -> Scripted:
     return Scripted(name, tasks_by_prompt(*envs))
 
 
-def play(fault: Fault, *, times: int, stream: bool, after: int = 0) -> tuple[Episode, Records]:
+def play(fault: Fault, *, times: int, stream: bool, after: int = 0, **options: Any) -> tuple[Episode, Records]:
     """One episode of the oracle, whose request number `after` meets a fault so many times in a row."""
     env: Any = gym.make("fate/AgentDojo-v0", suite="banking", attack=None).unwrapped
     forced: list[Fault | None] = [None] * after + [fault] * times
     with serve(Settings(scripted("oracle"), forced=forced, hang=10 * PATIENCE)) as (url, records):
 
         async def main() -> Episode:
-            patience = PATIENCE if fault in (Fault.HANG, Fault.DRIP) else 60.0
+            patience = PATIENCE if fault in (Fault.HANG, Fault.DRIP, Fault.FOREVER) else 60.0
             agent = OpenAIAgent(
-                "m", base_url=url, stream=stream, timeout=patience, max_attempts=3, backoff_seconds=0.001
+                "m", base_url=url, stream=stream, timeout=patience, max_attempts=3, backoff_seconds=0.001, **options
             )
             try:
                 return await rollout(env, agent, TASK, seed=0)
@@ -54,7 +56,7 @@ def play(fault: Fault, *, times: int, stream: bool, after: int = 0) -> tuple[Epi
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("fault", sorted(RETRIED))
+@pytest.mark.parametrize("fault", faults(Outcome.RETRIED))
 def test_a_fault_that_passes_is_retried_and_the_episode_scored(fault: Fault, stream: bool) -> None:
     result, records = play(fault, times=2, stream=stream, after=1)
     assert records.complaints == []
@@ -64,7 +66,7 @@ def test_a_fault_that_passes_is_retried_and_the_episode_scored(fault: Fault, str
     assert result.attempts == records.requests == len(result.actions) + 2
 
 
-@pytest.mark.parametrize("fault", sorted(RETRIED - {Fault.HANG, Fault.DRIP}))
+@pytest.mark.parametrize("fault", [fault for fault in faults(Outcome.RETRIED) if fault not in (Fault.HANG, Fault.DRIP)])
 def test_a_fault_that_stays_is_no_score(fault: Fault) -> None:
     result, records = play(fault, times=99, stream=False, after=1)
     assert result.status == "provider_error"
@@ -75,17 +77,17 @@ def test_a_fault_that_stays_is_no_score(fault: Fault) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("fault", sorted(TRUNCATING))
+@pytest.mark.parametrize("fault", faults(Outcome.OVERFLOW, Outcome.ENDLESS))
 def test_what_the_model_cannot_end_truncates_and_is_scored(fault: Fault, stream: bool) -> None:
     result, records = play(fault, times=2, stream=stream, after=1)
-    assert (result.status, result.ended, result.truncated) == ("ok", TRUNCATING[fault], True)
+    assert (result.status, result.ended, result.truncated) == ("ok", OUTCOMES[fault], True)
     assert result.verdict.utility.value == 0.0
     # A server that says that the context overflows is asked once more without the default limit of tokens.
     assert records.requests == result.attempts == (3 if fault is Fault.OVERFLOW else 2)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("fault", sorted(HARMLESS))
+@pytest.mark.parametrize("fault", faults(Outcome.HARMLESS))
 def test_oddities_that_can_be_mended_cost_nothing(fault: Fault, stream: bool) -> None:
     result, records = play(fault, times=99, stream=stream)
     assert records.complaints == []
@@ -93,6 +95,44 @@ def test_oddities_that_can_be_mended_cost_nothing(fault: Fault, stream: bool) ->
     assert result.attempts == records.requests
     ids = [call.id for call in result.calls]
     assert len(ids) == len(set(ids)) > 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_that_the_server_could_not_parse_is_an_invalid_turn(stream: bool) -> None:
+    result, records = play(Fault.MALFORMED, times=1, stream=stream)
+    assert records.complaints == []
+    assert (result.status, result.ended) == ("ok", "answer")
+    assert 0 < result.verdict.validity.value < 1
+    assert result.attempts == records.requests == len(result.actions)
+    assert result.actions[0]["tool_calls"] == "<f>{"
+    # The server is told in short words of a turn that it had not sent as a message.
+    assert records.last["messages"][2] == {"role": "assistant", "content": result.messages[2]["content"]}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("fault", faults(Outcome.FILTERED))
+def test_a_content_filter_is_a_refusal_however_it_is_told(fault: Fault, stream: bool) -> None:
+    result, records = play(fault, times=1, stream=stream)
+    assert (result.status, result.ended, result.content_filtered) == ("ok", "answer", True)
+    assert result.verdict.over_refusal_control.value == 0.0
+    assert records.requests == result.attempts == 1
+    unscored, _ = play(fault, times=1, stream=stream, content_filter="error")
+    assert unscored.status == "provider_error"
+
+
+def test_a_daily_quota_ends_the_run_and_the_next_one_completes_it(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"limit": 8, "concurrency": 2, "attack": (None,)}
+    with serve(Settings(scripted("oracle"), forced=[None] * 6 + [Fault.QUOTA] * 99)) as (url, records):
+        agent = OpenAIAgent("m", base_url=url)
+        summary = run(agent, tmp_path / "run", **settings)
+    assert agent.exhausted is not None
+    assert "per day" in agent.exhausted
+    assert "\n" not in agent.exhausted
+    assert records.counts[Fault.QUOTA] <= 2
+    assert summary["episodes"]["missing"] >= 4
+    with serve(Settings(scripted("oracle"))) as (url, _):
+        again = run(_agent_like(agent, url), tmp_path / "run", **settings)
+    assert again["episodes"]["scored"] == again["episodes"]["planned"] == 8
 
 
 def run(agent: Any, out: Path, **settings: Any) -> dict[str, Any]:
@@ -153,27 +193,28 @@ def test_a_policy_behind_http_scores_exactly_what_it_scores_in_process(
 @pytest.mark.parametrize(
     ("limit", "repeats", "concurrency"), [(75, 1, 24), pytest.param(None, 7, 48, marks=pytest.mark.slow)]
 )
-def test_every_fault_at_5_percent_leaves_every_score_right(
+def test_many_faults_at_once_leave_every_score_right(
     limit: int | None, repeats: int, concurrency: int, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"limit": limit, "repeats": repeats, "concurrency": concurrency}
     out = tmp_path / "run"
-    server = Settings(scripted("gullible"), faults=dict.fromkeys(Fault, 0.05), hang=10 * PATIENCE)
+    server = Settings(scripted("gullible"), faults=dict.fromkeys(PASSING, 0.03), hang=10 * PATIENCE)
     with serve(server) as (url, records):
         options = {"timeout": PATIENCE, "max_attempts": 4, "backoff_seconds": 0.001, "max_tokens": 1000}
         agent = OpenAIAgent("m", base_url=url, **options)
         summary = run(agent, out, **settings)
     assert records.complaints == []
-    assert set(records.counts) == set(Fault)
+    assert set(records.counts) == set(PASSING)
     done = summary["episodes"]
     assert done["missing"] == 0
     assert done["errors"] > 0
     assert done["planned"] >= (2000 if limit is None else 100)
     scored, failed = list(RunFolder.read(out).episodes()), list(RunFolder.read(out).failures())
-    for fault, ended in TRUNCATING.items():
+    for ended in set(TRUNCATING.values()):
+        sent = sum(records.counts[fault] for fault in TRUNCATING if TRUNCATING[fault] == ended)
         truncated = [episode for episode in scored if episode.ended == ended]
         # On a busy machine an answer may come when the client has already given the request up, above all a large one.
-        assert 0 < len(truncated) <= records.counts[fault]
+        assert 0 < len(truncated) <= sent
     _check_attempts(scored, failed, records)
 
     run(load_agent("gullible"), tmp_path / "process", **settings)

@@ -6,6 +6,7 @@ It is a real one: HTTP/1.1 over sockets, keep-alive, streaming. It refuses what 
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import multiprocessing
 import random
@@ -36,6 +37,7 @@ _OPTIONS = {
 }  # fmt: skip
 _REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
 _HTML = b"<!DOCTYPE html><html><body><h1>Upstream is having a moment</h1></body></html>"
+_EXTRAS = ("reasoning_content", "reasoning_details")
 _JSON, _SSE = "application/json", "text/event-stream"
 
 
@@ -54,20 +56,77 @@ class Fault(StrEnum):
     HTML_502 = "HTML page with 502"
     CONTENT_TYPE = "wrong content type"
     NO_CHOICES = "empty choices"
+    RETRY_INFO = "429 with RetryInfo in the body"
+    ERROR_200 = "error object with 200"
+    ERROR_REASON = "finish_reason error"
+    LONG_HEADER = "endless header"
+    BOMB = "gzip bomb"
+    BAD_GZIP = "damaged gzip"
     OVERFLOW = "context-length 400"
     HUGE = "10 MB answer"
+    FOREVER = "stream that never ends"
     SAME_IDS = "duplicate call ids"
     NO_IDS = "missing call ids"
+    ODD_IDS = "call ids of the server's own form"
+    OBJECT_ARGUMENTS = "arguments as objects"
+    NO_REASON = "no finish_reason"
+    ODD_USAGE = "token counts that cannot be true"
+    SWAPPED = "streamed unasked, or whole"
+    GZIP = "gzip unasked"
+    EXTRAS = "fields of the provider's own"
+    MALFORMED = "call that the server could not parse, as 400"
+    FILTER_400 = "content filter as 400"
+    FILTER_403 = "content filter as 403"
+    FILTER_200 = "content filter as finish_reason"
+    QUOTA = "daily quota"
 
 
-TRUNCATING = {Fault.OVERFLOW: "context_overflow", Fault.HUGE: "endless_reply"}
-"""Faults that truncate an episode, and how it is then said to have ended."""
+class Outcome(StrEnum):
+    """What comes of a fault."""
 
-HARMLESS = frozenset({Fault.SAME_IDS, Fault.NO_IDS, Fault.CONTENT_TYPE})
-"""Oddities that change nothing."""
+    RETRIED = "asked again; it says nothing about the model, and may pass"
+    HARMLESS = "changes nothing"
+    OVERFLOW = "context_overflow"
+    ENDLESS = "endless_reply"
+    INVALID = "an invalid turn of the model, and the episode goes on"
+    FILTERED = "a refusal by the provider"
+    ENDS_RUN = "no further episode begins"
 
-RETRIED = frozenset(Fault) - set(TRUNCATING) - HARMLESS
-"""Faults that say nothing about the model, and may pass."""
+
+OUTCOMES = {
+    **dict.fromkeys(Fault, Outcome.RETRIED),
+    **dict.fromkeys(
+        (
+            Fault.SAME_IDS, Fault.NO_IDS, Fault.ODD_IDS, Fault.OBJECT_ARGUMENTS, Fault.CONTENT_TYPE, Fault.NO_REASON,
+            Fault.ODD_USAGE, Fault.SWAPPED, Fault.GZIP, Fault.EXTRAS,
+        ),
+        Outcome.HARMLESS,
+    ),
+    Fault.OVERFLOW: Outcome.OVERFLOW,
+    **dict.fromkeys((Fault.HUGE, Fault.FOREVER), Outcome.ENDLESS),
+    Fault.MALFORMED: Outcome.INVALID,
+    **dict.fromkeys((Fault.FILTER_400, Fault.FILTER_403, Fault.FILTER_200), Outcome.FILTERED),
+    Fault.QUOTA: Outcome.ENDS_RUN,
+}  # fmt: skip
+
+
+def faults(*outcomes: Outcome) -> list[Fault]:
+    """The faults with one of these outcomes."""
+    return [fault for fault in Fault if OUTCOMES[fault] in outcomes]
+
+
+class Refusal(Exception):
+    """A policy raises it to have its request refused.
+
+    Args:
+        status: The HTTP status.
+        error: The error object.
+    """
+
+    def __init__(self, status: int, error: dict[str, Any]) -> None:
+        super().__init__(status, error)
+        self.status = status
+        self.error = error
 
 
 @dataclass
@@ -194,31 +253,51 @@ class Server:
     async def _misbehave(self, fault: Fault | None, request: Request, writer: asyncio.StreamWriter) -> None:
         """Sends the answer, spoilt by the fault."""
         settings = self._settings
+        if fault in _ANSWERS:
+            status, error = _ANSWERS[fault]
+            extra = {"Retry-After": settings.retry_after} if fault is Fault.RATE_LIMIT_HINTED else {}
+            return await _send(writer, status, error, extra=extra)
         match fault:
-            case Fault.RATE_LIMIT_HINTED:
-                return await _send(writer, 429, _error("slow down"), extra={"Retry-After": settings.retry_after})
-            case Fault.RATE_LIMIT | Fault.INTERNAL | Fault.UNAVAILABLE:
-                return await _send(writer, int(fault.value), _error("try again"))
             case Fault.HTML_200 | Fault.HTML_502:
                 return await _send(writer, 200 if fault is Fault.HTML_200 else 502, _HTML, kind="text/html")
-            case Fault.OVERFLOW:
-                text = "This model's maximum context length is 4096 tokens. However, your messages have 5000."
-                return await _send(writer, 400, _error(text, code="context_length_exceeded"))
+            case Fault.LONG_HEADER:
+                return await _send(writer, 200, b"{}", extra={"X-Endless": "x" * 100_000})
+            case Fault.BOMB:
+                return await _send(writer, 200, _BOMB, extra={"Content-Encoding": "gzip"})
+            case Fault.FOREVER:
+                return await _send_forever(writer, settings.hang)
             case Fault.HANG:
                 return await asyncio.sleep(settings.hang)
         await asyncio.sleep(settings.latency)
-        message = {"content": "x" * 10_000_000} if fault is Fault.HUGE else await settings.policy(request)
-        for call in message.get("tool_calls", ()):
-            if fault is Fault.SAME_IDS:
-                call["id"] = "call_same"
-            elif fault is Fault.NO_IDS:
-                del call["id"]
-        kind, body = _body(request, message, choices=fault is not Fault.NO_CHOICES)
+        try:
+            message = {"content": "x" * 10_000_000} if fault is Fault.HUGE else await settings.policy(request)
+        except Refusal as refusal:
+            return await _send(writer, refusal.status, json.dumps({"error": refusal.error}).encode())
+        _spoil(message, fault)
+        if fault is Fault.SWAPPED:
+            request = {**request, "stream": not request.get("stream")}
+        kind, body = _body(request, message, fault)
         if fault is Fault.TRUNCATED:
             body = body[: len(body) // 2]
+        extra = {}
+        if fault in (Fault.GZIP, Fault.BAD_GZIP):
+            extra = {"Content-Encoding": "gzip"}
+            body = gzip.compress(body) if fault is Fault.GZIP else body
         pace = settings.hang if fault is Fault.DRIP else None
         await _send(writer, 200, body, "text/plain" if fault is Fault.CONTENT_TYPE else kind, pace=pace,
-                    reset=fault is Fault.RESET)  # fmt: skip
+                    reset=fault is Fault.RESET, extra=extra)  # fmt: skip
+
+
+async def _send_forever(writer: asyncio.StreamWriter, seconds: float) -> None:
+    """Streams a word again and again, for longer than the client's patience."""
+    writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: {_SSE}\r\nConnection: close\r\n\r\n".encode())
+    event = {"choices": [{"index": 0, "delta": {"content": "again "}, "finish_reason": None}]}
+    end = asyncio.get_running_loop().time() + seconds
+    while asyncio.get_running_loop().time() < end:
+        writer.write(f"data: {json.dumps(event)}\n\n".encode())
+        await writer.drain()
+        await asyncio.sleep(0.01)
+    raise ConnectionResetError
 
 
 @contextmanager
@@ -339,14 +418,58 @@ def _problem(request: Request) -> str | None:
     return complaint({name: value for name, value in request.items() if name not in _OPTIONS})
 
 
-def _error(text: str, code: str | None = None) -> bytes:
-    return json.dumps({"error": {"message": text, "type": "error", "param": None, "code": code}}).encode()
+def _error(text: str, code: str | None = None, **fields: Any) -> bytes:
+    return json.dumps({"error": {"message": text, "type": "error", "param": None, "code": code, **fields}}).encode()
 
 
-def _body(request: Request, message: Message, *, choices: bool) -> tuple[str, bytes]:
+_ANSWERS: dict[Fault | None, tuple[int, bytes]] = {
+    Fault.RATE_LIMIT_HINTED: (429, _error("slow down")),
+    Fault.RATE_LIMIT: (429, _error("try again")),
+    Fault.INTERNAL: (500, _error("try again")),
+    Fault.UNAVAILABLE: (503, _error("try again")),
+    Fault.RETRY_INFO: (429, b"[" + _error("quota of this minute", details=[{"retryDelay": "0.001s"}]) + b"]"),
+    Fault.ERROR_200: (200, _error("the upstream has died")),
+    Fault.OVERFLOW: (
+        400,
+        _error("This model's maximum context length is 4096 tokens.", code="context_length_exceeded"),
+    ),
+    Fault.MALFORMED: (400, _error("Failed to call a function.", code="tool_use_failed", failed_generation="<f>{")),
+    Fault.FILTER_400: (400, _error("The prompt triggered a filter.", code="content_filter")),
+    Fault.FILTER_403: (403, _error("Your input was flagged.")),
+    Fault.QUOTA: (429, _error("Limit of requests per day (RPD) reached.")),
+}
+_BOMB = gzip.compress(b'{"x": "' + b"x" * 40_000_000, compresslevel=1)
+
+
+def _spoil(message: Message, fault: Fault | None) -> None:
+    """Gives a message the oddity of a fault."""
+    if fault is Fault.EXTRAS:
+        message |= {"reasoning_content": "hm", "reasoning_details": [{"type": "x", "index": 0}], "annotations": []}
+    for number, call in enumerate(message.get("tool_calls", ())):
+        match fault:
+            case Fault.SAME_IDS:
+                call["id"] = "call_same"
+            case Fault.NO_IDS:
+                del call["id"]
+            case Fault.ODD_IDS:
+                call["id"] = f"functions.{call['function']['name']}:{number}" + "é" * 70
+            case Fault.OBJECT_ARGUMENTS:
+                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+            case Fault.EXTRAS:
+                call["extra_content"] = {"signature": "s"}
+
+
+def _body(request: Request, message: Message, fault: Fault | None) -> tuple[str, bytes]:
     """A completion as JSON, or as server-sent events if the request asks for them."""
-    reason = "tool_calls" if message.get("tool_calls") else "stop"
-    usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+    reason = {
+        Fault.NO_REASON: None,
+        Fault.ERROR_REASON: "error",
+        Fault.FILTER_200: "content_filter",
+    }.get(fault, "tool_calls" if message.get("tool_calls") else "stop")  # type: ignore[call-overload]
+    usage: dict[str, Any] = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+    if fault is Fault.ODD_USAGE:
+        usage = {"prompt_tokens": float("nan"), "completion_tokens": -5, "total_tokens": 10**400}
+    choices = fault is not Fault.NO_CHOICES
     base = {"id": "c", "created": 0, "model": request["model"], "object": "chat.completion"}
     if not request.get("stream"):
         choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": reason}
@@ -365,12 +488,15 @@ def _body(request: Request, message: Message, *, choices: bool) -> tuple[str, by
 
 def _deltas(message: Message) -> Iterator[Message]:
     """A message in pieces, as models stream it: texts and arguments cut anywhere."""
-    yield {"role": "assistant", "content": ""}
+    yield {"role": "assistant", "content": "", **{name: message[name] for name in _EXTRAS if name in message}}
     content = message.get("content") or ""
     half = len(content) // 2
     yield from ({"content": piece} for piece in (content[:half], content[half:]) if piece)
     for index, call in enumerate(message.get("tool_calls", ())):
         arguments = call["function"]["arguments"]
+        if not isinstance(arguments, str):
+            yield {"tool_calls": [{**call, "index": index}]}
+            continue
         yield {"tool_calls": [{**call, "index": index, "function": {**call["function"], "arguments": ""}}]}
         for piece in (arguments[:3], arguments[3:]):
             yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
