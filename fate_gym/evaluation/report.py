@@ -235,8 +235,7 @@ def read_summary(path: Path) -> Summary:
     for name in ("agent", "env"):
         fields.text(name)
     for group in fields.objects("groups"):
-        group.text("mode")
-        group.text_or_none("attack")
+        (group.text if group.text("mode") == "attacked" else group.text_or_none)("attack")
         group.text("suite")
         group.texts("refusals_by")
         for name in ("errors", "grader_errors"):
