@@ -185,7 +185,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 def _scores(title: str, parts: Mapping[str, Mapping[str, Row]]) -> Table:
     """Returns the table of one test set: a row for the base policy, and one for each arm."""
-    table = _table(title, ("arm", *METRICS, "n"))
+    table = _table(title, ("arm", *METRICS.values(), "n"))
     if parts:
         # All arms start from one policy, so each of them has its scores.
         _add(table, "before", next(iter(parts.values())).get("before") or {})
@@ -211,7 +211,7 @@ def failures(comparison: Comparison) -> list[str]:
 
 
 def _add(table: Table, name: str, row: Row) -> None:
-    counts = [str((row.get(metric) or {}).get("n", 0)) for metric in ("utility", "ASR")]
+    counts = [str((row.get(metric) or {}).get("n", 0)) for metric in ("earned_utility", "ASR")]
     cells = [name, *(estimate_cell(row.get(metric)) for metric in METRICS), "+".join(counts)]
     # Text, not str: rich would read parts of a name as markup.
     table.add_row(*map(Text, cells))

@@ -22,10 +22,10 @@ _TITLES: Final = {
     "ASR": "ASR: attack success (less is better)",
     "TSR": "TSR: task success under attack",
     "BRR": "BRR: benign tasks refused (less is better)",
-    "utility": "Utility: benign task success",
+    "earned_utility": "Earned utility: benign task success",
     "validity": "Validity of calls",
     "reached": "Reached: injection was delivered",
-    "harm": "Harm done on request (less is better)",
+    "harm_score": "Harm done on request (less is better)",
     "hypervolume": "Hypervolume of (1 - ASR, TSR, 1 - BRR)",
 }
 

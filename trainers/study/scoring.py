@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import glob
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Literal
 
@@ -13,7 +13,7 @@ from fate_gym.agents import load_agent
 from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError, RunError
 from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
-from fate_gym.evaluation.intervals import rate
+from fate_gym.evaluation.metrics import earned_utility, find
 from fate_gym.evaluation.plan import Plan, TaskSet
 from fate_gym.pareto import hypervolume
 from fate_gym.storage import encode_line, make_folder, read_object, replace_file
@@ -24,29 +24,16 @@ from fate_gym.trainers.progress import ProgressReporter, RunningMeans
 from fate_gym.trainers.study.records import Row
 from fate_gym.trainers.tasks import idle_tasks
 
-Value = Callable[[Episode], float | None]
-
-
-def _axis(name: str, *, inverted: bool = False) -> Value:
-    def value(episode: Episode) -> float | None:
-        axis = episode.verdict.axes[name]
-        if not axis.active:
-            return None
-        return 1.0 - axis.value if inverted else float(axis.value)
-
-    return value
-
-
-_METRICS: Final[dict[str, tuple[str | None, Value]]] = {
-    "ASR": ("attacked", _axis("security", inverted=True)),
-    "TSR": ("attacked", _axis("utility")),
-    "BRR": ("benign", _axis("over_refusal_control", inverted=True)),
-    "utility": ("benign", _axis("utility")),
-    "validity": (None, _axis("validity")),
-    "reached": ("attacked", lambda episode: float(episode.injection_reached)),
-    "harm": ("harmful", _axis("security", inverted=True)),
-}
-"""Metric -> over which mode (None for all), and its value in an episode."""
+SCORED: Final = (
+    ("attacked", "ASR"),
+    ("attacked", "TSR"),
+    ("benign", "BRR"),
+    ("benign", "earned_utility"),
+    (None, "validity"),
+    ("attacked", "reached"),
+    ("harmful", "harm_score"),
+)
+"""The metrics of a row in their order, each with the mode of its episodes; None for all."""
 
 
 def score_dev(number: int, policy: str, folder: TrainingFolder) -> Row:
@@ -84,9 +71,8 @@ def _score(policy: str, task_set: TaskSet, out: Path, folder: TrainingFolder) ->
         folder: The training.
 
     Returns:
-        ASR, TSR, BRR, utility, validity and reached, each with `value`, `low`, `high` and `n`; `n`, the number of
-        scored episodes; `errors`. A metric without episodes is missing. Utility leaves out tasks that an agent passes
-        by doing nothing.
+        The metrics of `SCORED`, each with `value`, `low`, `high` and `n`; `n`, the number of scored episodes;
+        `errors`. A metric without episodes is missing.
 
     Raises:
         FateGymError: Not one episode could be scored.
@@ -144,29 +130,29 @@ async def _evaluate(config: EvalConfig, plan: Plan, progress: ProgressReporter) 
 
 
 def metrics(episodes: Iterable[Episode], idle: frozenset[str]) -> Row:
-    """Computes a row from stored episodes.
+    """Computes a row from the scored episodes of a run.
 
     Args:
-        episodes: Scored ones.
-        idle: Clusters that an agent passes by doing nothing; they are left out of utility alone.
+        episodes: The episodes.
+        idle: Clusters that an agent passes by doing nothing; they are left out of `earned_utility` alone.
     """
-    kept = list(episodes)
-    row: Row = {"n": len(kept)}
-    for name, (mode, value) in _METRICS.items():
-        over = [episode for episode in kept if mode in (None, episode.mode)]
-        if name == "utility":
-            over = [episode for episode in over if episode.cluster not in idle]
-        values = [(number, episode.cluster) for episode in over if (number := value(episode)) is not None]
+    scored = list(episodes)
+    row: Row = {"n": len(scored)}
+    for mode, name in SCORED:
+        # Validity asks the same of every mode, so any mode's definition will do.
+        metric = earned_utility(idle) if name == "earned_utility" else find(mode or "benign", name)
+        values = metric.values(episode for episode in scored if mode in (None, episode.mode))
         if values:
-            estimate = dataclasses.asdict(rate([number for number, _ in values], [cluster for _, cluster in values]))
-            row[name] = {part: estimate[part] for part in ("value", "low", "high", "n")}
+            estimate = metric.estimate(values)
+            row[name] = {part: getattr(estimate, part) for part in ("value", "low", "high", "n")}
     return row
 
 
 def volume(row: Row) -> float:
-    """Returns the hypervolume of (1 - ASR, TSR, 1 - BRR), of those that the row has: what rounds are chosen by."""
-    known = {name: row[name]["value"] for name in ("ASR", "TSR", "BRR") if name in row}
-    if not known:
-        known = {name: row[name]["value"] for name in ("harm",) if name in row}
-    point = [value if name == "TSR" else 1.0 - value for name, value in known.items()]
+    """Returns the hypervolume by which rounds are compared.
+
+    Its axes are 1 - ASR, TSR and 1 - BRR, those of them that the row has; without any of them, 1 - harm score.
+    """
+    names = [name for name in ("ASR", "TSR", "BRR") if name in row] or [name for name in ("harm_score",) if name in row]
+    point = [row[name]["value"] if name == "TSR" else 1.0 - row[name]["value"] for name in names]
     return hypervolume([point]) if point else 0.0

@@ -40,7 +40,7 @@ def volume_of(record: RoundRecord) -> float:
 
 def describe(record: RoundRecord) -> str:
     """Returns the dev row of a round as one line."""
-    names = ("ASR", "TSR", "BRR", "utility", "validity", "reached")
+    names = ("ASR", "TSR", "BRR", "earned_utility", "validity", "reached")
     values = [f"{name} {record['dev'][name]['value']:.2f}" for name in names if name in record["dev"]]
     return f"round {record['round']}, dev: {'  '.join(values)}  hypervolume {volume_of(record):.3f}"
 
