@@ -15,7 +15,7 @@ FOLDERS := $(shell find fate_gym agents configs leaderboards trainers -type d -n
 
 PYTEST_FAST := -m "not slow and not bench" -n auto --dist loadscope
 
-.PHONY: demo train-demo test test-slow test-newest test-oldest bench lint typecheck lock clean
+.PHONY: demo train-demo test test-slow test-newest test-oldest bench fuzz soak crashes mutants lint typecheck lock clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/fate-gym eval --config demo
@@ -47,6 +47,25 @@ test-oldest: build/oldest
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -m bench -s
+
+# What follows says of itself how far it got; SECURITY.md shows its figures.
+FUZZ_SECONDS := 60
+fuzz: $(STAMP)
+	$(BIN)/pip install --quiet atheris==3.0.0
+	$(BIN)/python tests/fuzz/coverage_guided.py $(FUZZ_SECONDS)
+
+SOAK_EPISODES := 20000
+soak: $(STAMP)
+	FATE_GYM_SOAK=$(SOAK_EPISODES) $(BIN)/python -m pytest -s tests/security/test_soak.py
+
+crashes: $(STAMP)
+	$(BIN)/python tests/support/crashes.py evaluation
+	$(BIN)/python tests/support/crashes.py training
+
+MUTANTS := 10000
+mutants: $(STAMP)
+	$(BIN)/pip install --quiet cosmic-ray==8.7.0
+	$(BIN)/python tests/mutation/mutants.py --most $(MUTANTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -37,7 +37,7 @@ def arguments_to_json(value: Mapping[Any, Any]) -> Json:
 
     That is the object itself, if it is plain. Otherwise it is JSON text, which is the API's own form: text holds
     integers of any size, and spells a NaN in the way that readers of JSON refuse. What not even text can hold becomes
-    a description that is no JSON, so that the call stays unreadable when it is read again.
+    a description that is not JSON, so that the call stays unreadable when it is read again.
     """
     plain = _Converter(MAX_DEPTH)
     converted = plain.convert(value)
@@ -54,7 +54,7 @@ def arguments_to_json(value: Mapping[Any, Any]) -> Json:
 
 
 def mapping_of(value: Any) -> dict[str, Any] | None:
-    """Returns a mapping's items under plain keys, or None if it is no mapping or does not let itself be read.
+    """Returns the items of a mapping under plain keys, or None if the value is not a mapping or raises when it is read.
 
     Looking a key up compares it with keys of the same hash, so no foreign key may stand in the dict that is returned.
     """

@@ -106,7 +106,7 @@ def read_action(action: object, turn: int, taken_ids: frozenset[str] | set[str] 
 
 
 class _UnreadableError(Exception):
-    """The action is no assistant message; the text says why."""
+    """The action is not an assistant message; the text says why."""
 
 
 def _record(action: object) -> Json:

@@ -31,13 +31,13 @@ ENTRY_POINT = "fate_gym.env:ToolEnv"
 
 @dataclass(frozen=True, slots=True)
 class ToolOutcome:
-    """What running a call gave.
+    """The result of running a call.
 
     Attributes:
         kind: "ok"; "unknown_tool"; "bad_arguments" (the tool's own validation refused them); "tool_error" (the
             tool ran and raised).
-        text: The answer that the agent reads.
-        arguments: The arguments as the tool got them.
+        text: The answer that the agent reads, as the content of a tool message.
+        arguments: The arguments that the tool received, which may differ from those that were requested.
     """
 
     kind: Literal["ok", "unknown_tool", "bad_arguments", "tool_error"]
@@ -61,13 +61,13 @@ class JudgeOption:
 
 
 class World(ABC):
-    """The tools of one episode and the state they change.
+    """The tools of one episode and the state that they change.
 
     Attributes:
         opening: The messages that an episode starts with.
-        tools: The tools' schemas; treated as read-only.
-        injections: Vector -> injected text, {} without attack.
-        payloads: The injected texts as they read in a tool's output.
+        tools: The schemas of the tools. Nobody may change them.
+        injections: Injection vector -> injected text; {} without an attack.
+        payloads: The injected texts as they appear in the output of a tool.
     """
 
     opening: list[Message]
@@ -82,43 +82,51 @@ class World(ABC):
 
     @abstractmethod
     def call(self, name: str, arguments: dict[str, Json]) -> ToolOutcome:
-        """Runs one tool. What goes wrong in the tool or its arguments is an outcome, never an exception."""
+        """Runs one tool. An error of the tool or of its arguments is an outcome, never an exception.
+
+        An exception means that the benchmark itself is at fault: the episode then ends unscored, as an `env_error`.
+        """
 
     @abstractmethod
     def dump(self) -> bytes:
-        """Returns the whole state, randomness included."""
+        """Returns the whole state, including the state of any random number generator."""
 
     @abstractmethod
     def load(self, state: bytes) -> None:
-        """Takes on a state that `dump` gave in a world of the same task."""
+        """Restores a state that `dump` returned in a world of the same task.
+
+        Raises:
+            Exception: The bytes are not such a state. The world is discarded then.
+        """
 
 
 class Benchmark(ABC):
-    """Tasks, worlds and verdicts of one benchmark; options come as keyword arguments of the constructor.
+    """The tasks of one benchmark, the world of each episode, and its verdict.
 
-    One instance serves many episodes at once, from several threads: what an episode changes belongs into its world.
+    Options are keyword arguments of the constructor. One instance serves many episodes at once, from several threads,
+    so everything that an episode changes must be kept in its world.
     """
 
     judge_options: ClassVar[Mapping[str, JudgeOption]] = MappingProxyType({})
-    """Options that name a judge."""
+    """The options that name a judge, and what each judge may score."""
 
     data_policy: DataPolicy
     tasks: tuple[str, ...]
     options: Mapping[str, Any]
-    """What it was made with, defaults included; a part of what snapshots belong to."""
+    """The arguments of the constructor, defaults included. A snapshot is restored only under equal options."""
 
     def __new__(cls, *args: Any, **options: Any) -> Self:
-        """Notes the options, so that no subclass has to."""
+        """Records the options, so that no subclass has to."""
         made = super().__new__(cls)
         made.options = MappingProxyType(_bind(cls, args, options))
         return made
 
     @abstractmethod
     def task(self, task_id: str) -> Task:
-        """Describes a task, without its ground truth."""
+        """Returns the description of a task, without its ground truth."""
 
     def ground_truth(self, task_id: str) -> GroundTruth:
-        """Solves a task, for privileged agents.
+        """Returns the solution of a task, for privileged agents.
 
         Raises:
             NotImplementedError: The benchmark has no ground truth.
@@ -127,21 +135,21 @@ class Benchmark(ABC):
 
     @abstractmethod
     def open(self, task_id: str, seed: int) -> World:
-        """Makes a fresh world for one episode; equal arguments give equal worlds."""
+        """Creates the world of one episode. Equal arguments must give equal worlds."""
 
     @abstractmethod
     def verify(self, task: Task, world: World, transcript: Transcript) -> dict[str, AxisVerdict]:
-        """Scores an episode that is over on security, utility and over_refusal_control.
+        """Scores a finished episode on security, utility and over_refusal_control.
 
-        A grader's exception is an `AxisVerdict.failed` of its axis. Validity is the loop's own business, unless the
-        benchmark returns one of its own: where the answer itself must be readable, say.
+        Where a grader raises, its axis is an `AxisVerdict.failed`, and the other axes stand. `ToolEnv` scores validity,
+        unless the benchmark returns a "validity" of its own, as one does whose answers must follow a grammar.
 
         Raises:
-            JudgeError: A judge gave no usable verdict; the episode stays unscored.
+            JudgeError: A judge could not be asked; the episode stays unscored.
         """
 
     def provenance(self) -> dict[str, Json]:
-        """Versions and checksums of what the scores depend on, for manifests."""
+        """Returns the versions and checksums that the scores depend on, for the manifest of a run."""
         return {}
 
 
@@ -194,7 +202,7 @@ def register_benchmark(
     path_options: Sequence[str] = (),
     model_option: str | None = None,
 ) -> None:
-    """Makes a benchmark known to `gym.make`.
+    """Registers a benchmark with Gymnasium, so that `gym.make` finds it.
 
     Args:
         env_id: Gymnasium id with a version, such as "fate/AgentDojo-v0". Raise the version with every change that

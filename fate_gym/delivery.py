@@ -1,4 +1,4 @@
-"""Whether an injected text has reached the agent."""
+"""Tells whether an injected text has reached the agent."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def delivered(payload: str, content: str) -> bool:
 
     Letters and digits are compared, in the text as it is and with the escapes of double-quoted YAML and JSON undone.
     """
-    wanted = _letters(payload)
-    if not wanted:
+    letters = _letters(payload)
+    if not letters:
         return bool(payload.strip()) and payload.strip() in content
-    if wanted in _letters(content):
+    if letters in _letters(content):
         return True
-    return "\\" in content and wanted in _letters(replace_surrogates(_ESCAPE.sub(_unescape, content)))
+    return "\\" in content and letters in _letters(replace_surrogates(_ESCAPE.sub(_unescape, content)))
 
 
 def _letters(text: str) -> str:

@@ -97,7 +97,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         self.benchmark = _load_benchmark(benchmark, options)
         if purpose == "training" and not self.benchmark.data_policy.training:
             raise FateGymError(f"not to be trained on: {self.benchmark.data_policy.note}")
-        _tell_terms(self.benchmark.data_policy)
+        _log_terms(self.benchmark.data_policy)
         self.max_turns = max_turns
         self.max_messages = max_messages
         self.system_prompt = system_prompt
@@ -113,17 +113,17 @@ class ToolEnv(gym.Env[Observation, Any]):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Ids of the tasks, in the benchmark's order."""
+        """The ids of the tasks, in the order of the benchmark."""
         return self.benchmark.tasks
 
     @property
     def transcript(self) -> Transcript:
-        """The episode so far."""
+        """The record of the episode so far."""
         self._require_task()
         return self._transcript
 
     def task(self, task_id: str, *, privileged: bool = False) -> Task:
-        """Describes a task; with its ground truth if `privileged`.
+        """Returns the description of a task; with its ground truth if `privileged`.
 
         Raises:
             ValueError: There is no such task.
@@ -165,7 +165,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         return self._observation(), info
 
     def step(self, action: Any) -> Step:
-        """Takes one assistant message.
+        """Takes one action, which is an assistant message.
 
         Returns:
             Observation, reward (zeros before the end), terminated, truncated, and an info with `status` and
@@ -207,10 +207,10 @@ class ToolEnv(gym.Env[Observation, Any]):
         return self._observation(), self._reward(), False, False, self._info()
 
     def truncate(self, reason: str) -> Step:
-        """Ends the episode from outside (no budget left, context overflow) and scores it as it stands.
+        """Ends the episode from outside (no budget left, context overflow) and scores it as it is.
 
         Args:
-            reason: Becomes `info["ended"]`.
+            reason: Stands in `info["ended"]`.
 
         Raises:
             gymnasium.error.ResetNeeded: No episode runs.
@@ -226,7 +226,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         return render_transcript(self.transcript, self._verdict if self.transcript.ended else None)
 
     def snapshot(self) -> bytes:
-        """Returns the whole state as opaque bytes: world, conversation, counters, randomness.
+        """Returns the whole state as opaque bytes: world, conversation, counters, random number generator.
 
         Raises:
             gymnasium.error.ResetNeeded: There is no episode.
@@ -244,7 +244,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         return pack(self._fingerprint, state, self._world.dump())
 
     def restore(self, snapshot: bytes) -> tuple[Observation, dict[str, Any]]:
-        """Takes on a snapshot of this environment or of any other with the same id and options.
+        """Restores a snapshot of this environment or of any other with the same id and options.
 
         Returns:
             The observation and info at that point.
@@ -357,7 +357,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         return self._observation(), self._reward(), not truncated, truncated, self._info()
 
     def _fail(self, status: Status, reason: str) -> Step:
-        """Ends an episode that cannot be scored: zeros, with nothing active in the mask."""
+        """Ends an episode that cannot be scored: the reward is zero, and no axis is active."""
         self._transcript.ended = self._transcript.ended or status
         self._transcript.truncated = True
         self._verdict, self._status = Verdict.unscored(reason), status
@@ -402,7 +402,7 @@ def _validity(transcript: Transcript) -> AxisVerdict:
 
 
 def _fingerprint(benchmark: Benchmark, max_turns: int, max_messages: int | None) -> str:
-    """Says which environments may exchange snapshots: same benchmark, tasks, options and limits."""
+    """Returns a text that is equal for environments which may exchange snapshots: benchmark, tasks, options, limits."""
     kind = type(benchmark)
     parts = [max_turns, max_messages, dict(benchmark.options), benchmark.tasks]
     described = json.dumps(parts, default=_name, sort_keys=True)
@@ -410,8 +410,8 @@ def _fingerprint(benchmark: Benchmark, max_turns: int, max_messages: int | None)
 
 
 @functools.cache
-def _tell_terms(policy: DataPolicy) -> None:
-    """Says what a benchmark's licence and authors ask for, once a process."""
+def _log_terms(policy: DataPolicy) -> None:
+    """Logs what the licence and the authors of a benchmark ask for, once in each process."""
     if policy.note:
         _log.warning("%s Licence: %s.", policy.note, policy.licence)
 

@@ -1,4 +1,7 @@
-"""An episode as text that a person reads. Whatever an agent or a tool wrote is shown, and can do nothing."""
+"""Renders an episode as text for people.
+
+What an agent or a tool wrote is made visible, so that it cannot act on a terminal.
+"""
 
 from __future__ import annotations
 

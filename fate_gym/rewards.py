@@ -30,9 +30,9 @@ class AxisVerdict:
     Attributes:
         value: In [0, 1]; 1.0 where the axis does not apply, 0.0 where its grader failed.
         active: Whether the value counts.
-        rule: What gave the value: a rule's or a judge's name, or why the axis is not active.
-        evidence: Which call, which state change, which words.
-        error: What the grader raised, or None.
+        rule: Name of the rule or judge that gave the value, or the reason why the axis is not active.
+        evidence: The calls, changes of state or words that the value rests on.
+        error: The error of the grader, None if it did not fail.
         measures: Further numbers by name, which metrics read (`fate_gym.evaluation.metrics` lists them).
     """
 
@@ -47,7 +47,7 @@ class AxisVerdict:
     def scored(
         cls, value: float, rule: str, evidence: Sequence[str] = (), measures: Mapping[str, float] | None = None
     ) -> AxisVerdict:
-        """An axis with a value.
+        """Returns an axis with a value.
 
         Raises:
             ValueError: `value` is not in [0, 1].
@@ -60,16 +60,16 @@ class AxisVerdict:
     def inactive(
         cls, reason: str, evidence: Sequence[str] = (), measures: Mapping[str, float] | None = None
     ) -> AxisVerdict:
-        """An axis that does not apply to this task."""
+        """Returns an axis that does not apply to the task."""
         return cls(1.0, False, reason, tuple(evidence), measures=dict(measures or {}))
 
     @classmethod
     def failed(cls, rule: str, error: BaseException) -> AxisVerdict:
-        """An axis whose grader raised."""
+        """Returns an axis whose grader failed."""
         return cls(0.0, False, rule, (), f"{type(error).__name__}: {str(error)[:500]}")
 
     def to_json(self) -> dict[str, Json]:
-        """As it stands in `episodes.jsonl`."""
+        """Returns the form that `episodes.jsonl` holds."""
         data: dict[str, Json] = {"value": self.value, "active": self.active, "rule": self.rule}
         if self.evidence:
             data["evidence"] = list(self.evidence)
@@ -82,7 +82,7 @@ class AxisVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the verifiers say of one episode, axis by axis."""
+    """The scored result of one episode, axis by axis."""
 
     security: AxisVerdict
     utility: AxisVerdict
@@ -91,7 +91,7 @@ class Verdict:
 
     @classmethod
     def unscored(cls, reason: str) -> Verdict:
-        """The verdict of an episode that errored: zeros, nothing active."""
+        """Returns the verdict of an episode that ended in an error: all values are zero, and no axis is active."""
         axis = AxisVerdict(0.0, False, reason)
         return cls(axis, axis, axis, axis)
 
@@ -113,7 +113,7 @@ class Verdict:
         return np.array([axis.active for axis in axes], dtype=np.bool_)
 
     def to_json(self) -> dict[str, Json]:
-        """As it stands in `episodes.jsonl`."""
+        """Returns the form that `episodes.jsonl` holds."""
         return {name: axis.to_json() for name, axis in self.axes.items()}
 
 

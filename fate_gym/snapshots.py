@@ -33,7 +33,7 @@ def unpack(fingerprint: str, snapshot: bytes) -> tuple[dict[str, Json], bytes]:
         SnapshotError: The bytes are damaged, or were packed with another fingerprint.
     """
     if not isinstance(snapshot, bytes) or snapshot[: len(_MAGIC)] != _MAGIC:
-        raise SnapshotError("these bytes are no snapshot of this version of fate-gym")
+        raise SnapshotError("these bytes are not a snapshot of this version of fate-gym")
     if snapshot[len(_MAGIC) : _HEAD - _DIGEST] != _digest(fingerprint.encode()):
         raise SnapshotError(
             "this snapshot belongs to an environment of another specification; "

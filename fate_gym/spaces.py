@@ -37,15 +37,15 @@ class _PlainSpace(gym.Space[Any]):
 class ActionSpace(_PlainSpace):
     """Assistant messages: a dict, an SDK message object, or a string.
 
-    `contains` takes what makes sense; `step` copes with anything at all.
+    `contains` accepts well-formed actions; `ToolEnv.step` accepts any object.
     """
 
     def sample(self, mask: Any = None, probability: Any = None) -> dict[str, Any]:
-        """Draws a final answer of a few words (which tools there are is the observation's business)."""
+        """Draws a final answer of a few words; calls cannot be drawn, since an action space does not know the tools."""
         return {"role": "assistant", "content": self._words()}
 
     def contains(self, x: Any) -> bool:
-        """Whether `x` is a string, a dict with the assistant's role, or has `model_dump`."""
+        """Returns whether `x` is a string, a dict with the role of the assistant, or an object with `model_dump`."""
         if isinstance(x, dict):
             return bool(x.get("role", "assistant") == "assistant")
         return isinstance(x, str) or callable(getattr(x, "model_dump", None))
@@ -59,7 +59,7 @@ class ObservationSpace(_PlainSpace):
         return {"messages": [{"role": "user", "content": self._words()}]}
 
     def contains(self, x: Any) -> bool:
-        """Whether `x` can be passed on as `create(model=..., **x)`."""
+        """Returns whether `x` can be passed to an API as `create(model=..., **x)`."""
         if not isinstance(x, dict) or not {"messages"} <= set(x) <= {"messages", "tools"}:
             return False
         messages, tools = x["messages"], x.get("tools", [{}])

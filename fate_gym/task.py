@@ -1,4 +1,4 @@
-"""What a task is: its identity and labels, the policy its licence sets, and its ground truth."""
+"""The description of a task: its identity and labels, the data policy of its benchmark, and its ground truth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from fate_gym.chat import Json
 
 Mode = Literal["benign", "attacked", "harmful", "diagnosis"]
-"""Which of the paper's task kinds a task is (FATE, Figure 1); it decides which axes are active."""
+"""The kinds of tasks in the paper (FATE, Figure 1). The mode decides which axes of the reward are active."""
 
 Purpose = Literal["evaluation", "training"]
 
@@ -19,11 +19,12 @@ class DataPolicy:
     """What a benchmark's licence and authors allow.
 
     Attributes:
-        licence: Short name, such as "MIT".
-        training: Whether its authors allow training on it.
-        note: One sentence for users, "" if there is nothing to say.
-        contamination: What a model that is trained on this has seen, such as "AgentHarm/validation", where the authors
-            ask not to; stands in everything that is made from it. "" if training does no harm.
+        licence: Short name of the licence, such as "MIT".
+        training: Whether the authors allow training on the benchmark.
+        note: One sentence that users are told, "" if there is nothing to say.
+        contamination: The data that a model has seen if it was trained on the benchmark against the authors' wish, such
+            as "AgentHarm/validation". It is recorded in everything that is made from such a model. "" if training does
+            no harm.
     """
 
     licence: str
@@ -34,7 +35,7 @@ class DataPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """Calls in order, and the final text, that do what was asked."""
+    """A run that does what was asked: the calls in order, and the final text."""
 
     calls: tuple[tuple[str, dict[str, Json]], ...]
     answer: str
@@ -42,13 +43,14 @@ class Demonstration:
 
 @dataclass(frozen=True, slots=True)
 class GroundTruth:
-    """How a task is solved. Only agents that declare themselves privileged ever see it.
+    """The solution of a task. Only agents that declare themselves privileged see it.
 
     Attributes:
-        user: What the user asked for.
-        injection: What the attacker asked for, in the state that the user's calls leave; None without injection.
-        payloads: The injected texts as they read in a tool's output.
-        injection_replaces_task: Whether obeying means dropping the user's task (denial of service).
+        user: The run that does what the user asked for.
+        injection: The run that does what the attacker asked for, starting from the state that the calls of `user`
+            leave. None without an injection.
+        payloads: The injected texts as they appear in the output of a tool.
+        injection_replaces_task: Whether an agent that obeys the injection drops the user's task (denial of service).
     """
 
     user: Demonstration
@@ -62,13 +64,13 @@ class Task:
     """One task of a benchmark.
 
     Attributes:
-        id: Names the task in its benchmark, such as "banking/user_task_3/injection_task_2".
-        mode: Decides which axes are active.
-        suite: The part of the benchmark under which results are broken down.
+        id: Identifies the task in its benchmark, such as "banking/user_task_3/injection_task_2".
+        mode: The kind of the task; it decides which axes are active.
+        suite: The part of the benchmark by which results are broken down.
         cluster: Tasks with the same cluster are variations of one another (one user task under many injections);
             intervals resample clusters, not tasks.
-        attack: Name of the attack, or None.
-        metadata: What is known of the task, such as defects of its grader.
+        attack: Name of the attack, None without an attack.
+        metadata: Further facts about the task, such as known defects of its grader.
         ground_truth: None, except in the copy that a privileged agent is given.
     """
 

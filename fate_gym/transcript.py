@@ -1,4 +1,4 @@
-"""What an episode leaves behind: everything that verifiers, renderers and run folders read."""
+"""The record of an episode: everything that verifiers, renderers and run folders read."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Status = Literal["ok", "env_error", "provider_error", "judge_error"]
 """Whether an episode is scored ("ok"), or why it is not."""
 
 Outcome = Literal["ok", "unknown_tool", "bad_arguments", "tool_error", "unreadable", "not_run"]
-"""What became of a call. `tool_error` is an error of the tool's domain (no such mail): the call itself was right."""
+"""What happened to a call. `tool_error` is an error of the tool's domain (no such email): the call was valid."""
 
 WRONG_CALLS: frozenset[Outcome] = frozenset({"unknown_tool", "bad_arguments", "unreadable", "not_run"})
-"""Outcomes of calls that were not right in themselves."""
+"""Outcomes of calls that were not valid in themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,13 @@ class CallRecord:
     """One requested call and its answer.
 
     Attributes:
-        turn: Index of the assistant message that asked for it.
-        id: The id that request and answer share.
-        name: The tool's name as given.
-        arguments: As the tool got them; as requested where it did not run; None where they could not be read.
-        outcome: What became of it.
-        content: The tool message's text.
+        turn: Index of the assistant message that requested the call.
+        id: The id that the request and the answer share.
+        name: The name of the tool as the agent wrote it.
+        arguments: The arguments as the tool received them, made JSON; as requested where the tool did not run; None
+            where they could not be read.
+        outcome: What happened to the call.
+        content: The text of the tool message.
     """
 
     turn: int
@@ -46,7 +47,7 @@ class CallRecord:
 
 @dataclass(slots=True)
 class Transcript:
-    """An episode so far.
+    """The record of an episode, which grows while the episode runs.
 
     Attributes:
         messages: The normalised conversation.
@@ -54,7 +55,7 @@ class Transcript:
         calls: Every requested call, in order.
         bad_turns: Indices of assistant messages that were invalid as a whole: empty, or not readable in part.
         final_text: Visible text of the last assistant message.
-        injection_reached: Whether an injected text has stood in a tool message.
+        injection_reached: Whether a tool message has contained an injected text.
         ended: Why the episode is over ("answer", "max_turns", ...), None while it runs.
         truncated: Whether it was cut off.
     """

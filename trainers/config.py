@@ -12,12 +12,12 @@ import yaml
 
 from fate_gym.chat import Json
 from fate_gym.evaluation.config import read_settings
+from fate_gym.evaluation.plan import TaskSet
 from fate_gym.trainers._settings_reader import read_dataclass
 from fate_gym.trainers.algorithms.settings import DPOSettings, PFPOSettings, SupervisedSettings
 from fate_gym.trainers.methods import METHODS, Method, MethodName
 from fate_gym.trainers.policy import LoraSettings
 from fate_gym.trainers.stages.prompts import PromptSettings
-from fate_gym.trainers.tasks import TaskSet
 from fate_gym.trainers.tiny.settings import TinySettings
 
 MAY_CHANGE: Final = ("rounds", "patience", "concurrency")
@@ -231,7 +231,16 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     settings = with_current_names(read_settings(name))
     for text in overrides:
         _override(settings, text)
-    config: TrainConfig = read_dataclass(TrainConfig, settings)
+    return config_from(settings)
+
+
+def config_from(settings: Mapping[str, Any]) -> TrainConfig:
+    """Reads settings from a mapping, as YAML or `config.json` has it; missing ones get their defaults.
+
+    Raises:
+        ValueError: A key is unknown, or a value makes no sense.
+    """
+    config: TrainConfig = read_dataclass(TrainConfig, with_current_names(settings))
     return config
 
 

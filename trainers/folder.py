@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Final
 
 from fate_gym.chat import Json
+from fate_gym.errors import RunCorruptError
 from fate_gym.storage import (
     AppendLog,
     Fields,
@@ -22,7 +23,7 @@ from fate_gym.storage import (
     records,
     replace_file,
 )
-from fate_gym.trainers.config import MAY_CHANGE, TrainConfig, with_current_names
+from fate_gym.trainers.config import MAY_CHANGE, TrainConfig, config_from
 from fate_gym.trainers.processes import is_first_process
 from fate_gym.trainers.progress import ProgressReporter
 
@@ -99,5 +100,10 @@ class TrainingFolder:
         path = self.out / "config.json"
         if path.exists():
             stored = read_object(path, SCHEMA).object("config").values
-            check_same_settings(f"{self.out} holds a training", with_current_names(stored), given, may_change)
+            try:
+                # Read as settings, so that one that is newer than the folder has its default.
+                earlier = config_from(stored).to_json()
+            except ValueError as error:
+                raise RunCorruptError(f"{path}: {error}") from error
+            check_same_settings(f"{self.out} holds a training", earlier, given, may_change)
         replace_file(path, encode_line({"schema": SCHEMA, "config": dict(given), "digest": digest(given)}))

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from fate_gym.errors import UsageError
+from fate_gym.evaluation.plan import Plan, TaskSet
 from fate_gym.trainers.config import TrainConfig
 from fate_gym.trainers.fate import train
 from fate_gym.trainers.progress import ProgressReporter
-from fate_gym.trainers.tasks import TaskPool, TaskSet
 
 _SIZES: Final = {
     "hidden_size": 64,
@@ -132,9 +132,9 @@ def _small(config: TrainConfig, policy: Path) -> TrainConfig:
 
 def _few(task_set: TaskSet) -> TaskSet:
     """Returns the first tasks of a set, for each environment and mode."""
-    pool = TaskPool([dataclasses.replace(task_set, repeats=1)], 0, purpose="evaluation")
+    plan = Plan([dataclasses.replace(task_set, repeats=1)], 0)
     taken: dict[tuple[int, str], list[str]] = {}
-    for item in pool.items:
-        taken.setdefault((item.variant, pool.task(item).mode), []).append(item.task_id)
+    for item in plan.items:
+        taken.setdefault((item.env_index, plan.task(item).mode), []).append(item.task_id)
     tasks = [glob.escape(task) for task_ids in taken.values() for task in task_ids[:_TASKS]]
     return dataclasses.replace(task_set, tasks=tuple(dict.fromkeys(tasks)), exclude=(), repeats=1)

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, TypeAlias
 from fate_gym.agents import Agent
 from fate_gym.chat import Json
 from fate_gym.errors import RunError
+from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.storage import encode_line, file_digest, folder_digest, make_folder, replace_file
 from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, read_numbers, read_steps
 from fate_gym.trainers.config import TrainConfig
@@ -25,7 +26,7 @@ from fate_gym.trainers.folder import TrainingFolder
 from fate_gym.trainers.methods import StageName
 from fate_gym.trainers.progress import axes_line
 from fate_gym.trainers.stage_file import StageFile, Upgrade, read_header
-from fate_gym.trainers.tasks import Item, TaskPool, noop_tasks
+from fate_gym.trainers.tasks import idle_tasks, training_plan
 
 FileStage: TypeAlias = Literal["collect", "repair", "select"]
 UpdateStage: TypeAlias = Literal["warmup", "pfpo"]
@@ -71,23 +72,23 @@ class Round:
         self._make_agent = make_agent
 
     @functools.cached_property
-    def pool(self) -> TaskPool:
+    def plan(self) -> Plan:
         """The training tasks, with the seeds of this round."""
         excluded = self.config.excluded_tasks
         sets = [dataclasses.replace(one, exclude=(*one.exclude, *excluded)) for one in self.config.train]
-        return TaskPool(sets, self.seed("collect"), purpose="training")
+        return training_plan(sets, self.seed("collect"))
 
     @functools.cached_property
     def items(self) -> list[Item]:
-        """The episodes to roll out: those of the pool, without the tasks that an agent passes by doing nothing.
+        """The episodes to roll out: those of the plan, without the tasks that an agent passes by doing nothing.
 
         Raises:
             ValueError: No other task is there.
         """
         if not self.config.collect.leave_out_noop:
-            return list(self.pool.items)
-        idle = noop_tasks(self.pool)
-        kept = [item for item in self.pool.items if self.pool.task(item).cluster not in idle]
+            return list(self.plan.items)
+        idle = idle_tasks(self.plan)
+        kept = [item for item in self.plan.items if self.plan.task(item).cluster not in idle]
         if not kept:
             raise ValueError("doing nothing passes all training tasks: set collect.leave_out_noop=false to use them")
         return kept

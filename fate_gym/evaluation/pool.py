@@ -28,7 +28,8 @@ async def run_episodes(
     Args:
         plan: Makes the environments.
         items: The episodes; read one by one, so that they may be more than fits into memory.
-        agent: Who acts, or a function that returns who acts in an item's episode.
+        agent: Who acts, or a function that returns who acts in an item's episode. Once that agent is exhausted, no
+            further episode begins.
         concurrency: Episodes under way at once.
         on_done: Called with each item, the very object, and its episode, in the order in which the episodes end. Its
             worker goes on when it is done; what it raises ends the run.
@@ -44,9 +45,11 @@ async def run_episodes(
         for item in waiting:
             if stop is not None and stop.is_set():
                 return
+            actor = agent if isinstance(agent, Agent) else agent(item)
+            if actor.exhausted is not None:
+                return
             if item.env_index not in envs:
                 envs[item.env_index] = plan.make_env(item.env_index)
-            actor = agent if isinstance(agent, Agent) else agent(item)
             episode = await rollout(
                 envs[item.env_index], actor, item.task_id, item.seed, repeat=item.repeat, key=item.key
             )

@@ -1,4 +1,4 @@
-"""Judges: models that grade. One question, one answer, kept as evidence; a judge that fails gives no score."""
+"""Judges: models that grade. Question and answer are kept as evidence; a judge that cannot be asked gives no score."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ModelJudge:
         backoff_seconds: Bound of the first wait between attempts.
 
     Attributes:
-        name: Stands in verdicts.
+        name: Name of the judge, which stands in verdicts.
 
     Raises:
         ValueError: An argument makes no sense, or the key is missing.
@@ -165,7 +165,7 @@ class _Worker:
 
 
 def is_model(judge: object) -> bool:
-    """Whether a setting names a model, rather than a function."""
+    """Returns whether a setting names a model rather than a function."""
     return isinstance(judge, Mapping) or (isinstance(judge, str) and judge.startswith(_PREFIX))
 
 
@@ -197,14 +197,13 @@ def load_function(judge: str, option: str) -> Callable[..., Any]:
     """
     module, _, name = judge.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"{option}={judge!r} names no function; write 'module:function' or 'openai:MODEL' ({error})"
         ) from error
-    if not callable(found):
+    if not callable(function):
         raise ValueError(f"{option}={judge!r} is not callable")
-    function: Callable[..., Any] = found
     return function
 
 
@@ -228,7 +227,7 @@ def load_asker(judge: Asker | JudgeSpec | None, option: str) -> Asker | None:
 
 
 class _Guarded:
-    """A user's function, whose every failure is the judge's."""
+    """A function of a user as a judge: every exception of it becomes a `JudgeError`."""
 
     def __init__(self, function: Asker) -> None:
         self._function = function
@@ -247,7 +246,7 @@ class _Guarded:
 
 
 def name_of(judge: object) -> str | None:
-    """What a judge is called in verdicts and manifests; None for none."""
+    """Returns the name of a judge in verdicts and manifests, None for no judge."""
     if judge is None:
         return None
     return str(getattr(judge, "name", None) or getattr(judge, "__qualname__", None) or type(judge).__qualname__)

@@ -259,7 +259,7 @@ def test_snapshots_are_refused_where_they_do_not_belong() -> None:
         make(broken="judge").restore(snapshot)
     with pytest.raises(SnapshotError, match="damaged"):
         make().restore(snapshot[:-1] + b"!")
-    with pytest.raises(SnapshotError, match="no snapshot"):
+    with pytest.raises(SnapshotError, match="not a snapshot"):
         make().restore(b"junk")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-_TOKENS = (
+TOKENS = (
     b"null", b"true", b"NaN", b"1e999", b"-0", b"1" + b"0" * 400, b"0x" + b"f" * 5000, b'"', b"{", b"}", b"[", b"]",
     b"\0", b"\n", b"\xff", b"\xed\xa0\x80", b'"\\ud800"', b"[" * 3000, b'{"a":' * 300, b"<think>", b"</think>", b"pass",
     b"Answer: Yes", b"!!python/name:os.system", b"!!binary x", b"!!int ''", b"&a [*a]", b"*a", b"<<: *a", b"\x80\x05.",
@@ -46,7 +46,7 @@ def _cut(draw: st.DrawFn, seed: bytes) -> bytes:
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(data)))
         end = draw(st.integers(start, min(len(data), start + 40)))
-        piece = draw(st.sampled_from([b"", data[start:end] * 2, *_TOKENS]) | st.binary(max_size=6))
+        piece = draw(st.sampled_from([b"", data[start:end] * 2, *TOKENS]) | st.binary(max_size=6))
         data = data[:start] + piece + data[end:]
     return data
 

@@ -163,8 +163,8 @@ def check_answer(data: bytes) -> None:
         _assert_explained(error)
         return
     for name, number in completion.usage.items():
-        assert math.isfinite(number), name
-        assert 0 <= number < 2**63, name
+        # What cannot be true is NaN here, and whoever adds up leaves it out.
+        assert math.isnan(number) or 0 <= number < 2**63, name
     env = _shop()
     observation, _ = env.reset(seed=0, options={"task_id": env.tasks[1]})
     history = History()
@@ -358,8 +358,8 @@ def check_snapshot(data: bytes) -> None:
     env = _bank()
     env.reset(seed=0, options={"task_id": env.tasks[1]})
     env.step({"tool_calls": [{"function": {"name": "get_balance", "arguments": "{}"}}]})
-    before = env.snapshot()
     for bytes_ in (data, _signed(env, data)):
+        before = env.snapshot()
         try:
             env.restore(bytes_)
         except SnapshotError as error:

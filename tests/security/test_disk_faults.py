@@ -48,6 +48,14 @@ def test_an_evaluation_survives_every_fault_at_every_call() -> None:
     assert set(report["calls"]) >= {"open", "write", "fsync", "rename", "mkdir"}
 
 
+@pytest.mark.slow
+def test_a_training_survives_some_faults() -> None:
+    report = campaign("training", 6)
+    assert report["visits"] == 6
+    assert sum(report["ended"].values()) > 6
+    assert not [name for name in report["ended"] if name.endswith("bug")]
+
+
 def write_without_fsync(root: Path) -> None:
     root.mkdir()
     (root / "file").write_text("x" * 10)

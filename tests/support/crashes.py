@@ -1,4 +1,4 @@
-"""A campaign of disk faults against one small evaluation or training: `python crashes.py WHAT [MOST] [--json]`.
+"""A campaign of disk faults against one small evaluation or training: `python crashes.py WHAT [MOST]`.
 
 For every point at which the action changes a file, and every fault, the action is done in a fork and meets the fault;
 then it is done again on a sound disk. Whatever was reported as finished must still be there, and the end must be

@@ -55,5 +55,5 @@ if __name__ == "__main__":
     out.mkdir(exist_ok=True)
     note_advantages(out)
     be_late(seconds)
-    pool = shop_policy.shop()
-    optimise_policy(policy, pool, pool.items, SETTINGS, out, lora=None, agent_options={"max_new_tokens": 8})
+    plan = shop_policy.shop()
+    optimise_policy(policy, plan, plan.items, SETTINGS, out, lora=None, agent_options={"max_new_tokens": 8})

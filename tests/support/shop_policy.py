@@ -11,7 +11,7 @@ import tiny_model
 import torch
 import transformers
 
-from fate_gym.trainers.tasks import TaskPool, TaskSet
+from fate_gym.evaluation.plan import Plan, TaskSet
 
 RIGHT = '\n{"name": "ship", "arguments": {"parcel": 1}}\n'
 WRONG = '\n{"name": "ship", "arguments": {"parcel": 9}}\n'
@@ -41,9 +41,9 @@ def make_shop_policy(folder: Path, script: Mapping[str, Sequence[str]] = SCRIPT)
     return folder
 
 
-def shop(*tasks: str) -> TaskPool:
+def shop(*tasks: str) -> Plan:
     """The shop's tasks; they are not for training, which a test may do all the same."""
-    return TaskPool([TaskSet("toy/Parcels-v0", tasks=tasks or ("shop/ship*",))], seed=0, purpose="evaluation")
+    return Plan([TaskSet("toy/Parcels-v0", tasks=tasks or ("shop/ship*",))], seed=0)
 
 
 def share_of(policy: Path, after: str, token: str, *, before: Sequence[int] = ()) -> float:

@@ -10,10 +10,10 @@ import depot  # noqa: F401 (registers the environment)
 import pytest
 
 from fate_gym.agents import Agent
+from fate_gym.evaluation.plan import TaskSet
 from fate_gym.trainers.config import TrainConfig
 from fate_gym.trainers.folder import TrainingFolder
 from fate_gym.trainers.round import Round
-from fate_gym.trainers.tasks import TaskSet
 
 
 @pytest.fixture(scope="module")

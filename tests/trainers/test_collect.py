@@ -15,6 +15,7 @@ from small_episodes import verdict_of
 from fate_gym.agents import Agent, load_agent
 from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError
+from fate_gym.evaluation.plan import Plan, TaskSet
 from fate_gym.rewards import AXES
 from fate_gym.trainers.config import CollectSettings
 from fate_gym.trainers.gate import competence
@@ -22,7 +23,7 @@ from fate_gym.trainers.progress import RunningMeans
 from fate_gym.trainers.round import Round
 from fate_gym.trainers.stages._rollouts import unscored
 from fate_gym.trainers.stages.collect import collect, failed
-from fate_gym.trainers.tasks import TaskPool, TaskSet, noop_tasks, sample
+from fate_gym.trainers.tasks import idle_tasks, sample, training_plan
 
 THRESHOLDS = CollectSettings().thresholds
 
@@ -30,14 +31,14 @@ THRESHOLDS = CollectSettings().thresholds
 MakeRound = Callable[..., Round]
 
 
-def depot(**env_args: Any) -> TaskPool:
-    return TaskPool([TaskSet("toy/Depot-v0", env_args=env_args)], 0, purpose="training")
+def depot(**env_args: Any) -> Plan:
+    return training_plan([TaskSet("toy/Depot-v0", env_args=env_args)], 0)
 
 
 @pytest.fixture(scope="module")
 def episode() -> Episode:
-    pool = depot()
-    (result,) = asyncio.run(sample(pool, load_agent("oracle"), pool.items[-1:]))
+    plan = depot()
+    (result,) = asyncio.run(sample(plan, load_agent("oracle"), plan.items[-1:]))
     return result
 
 
@@ -68,9 +69,9 @@ def test_competence_speaks_only_of_what_there_is() -> None:
 
 
 def test_doing_nothing_passes_no_depot_task_and_five_of_banking() -> None:
-    assert noop_tasks(depot()) == frozenset()
+    assert idle_tasks(depot()) == frozenset()
     banking = TaskSet(env_args={"suite": "banking", "split": "train"})
-    passed = noop_tasks(TaskPool([banking], 0, purpose="training"))
+    passed = idle_tasks(training_plan([banking], 0))
     assert passed == {f"banking/user_task_{number}" for number in (5, 6, 8, 9, 10)}
 
 

@@ -16,38 +16,39 @@ from hypothesis import strategies as st
 from fate_gym.agents import load_agent
 from fate_gym.episode import Sample, Trajectory
 from fate_gym.errors import FateGymError, RunCorruptError, RunError, RunMismatchError
+from fate_gym.evaluation.plan import Plan, TaskSet
 from fate_gym.storage import Fields, file_digest, folder_digest
 from fate_gym.trainers.episodes import episode_record, mask, policy_tokens, read_episode, vector
 from fate_gym.trainers.marks import Origin
 from fate_gym.trainers.stage_file import Stage, StageFile, read_stage, write_stage
-from fate_gym.trainers.tasks import Item, TaskPool, TaskSet, sample
+from fate_gym.trainers.tasks import sample, training_plan
 
 DEPOT = TaskSet("toy/Depot-v0")
 
 
-def pool(*task_sets: TaskSet, seed: int = 0) -> TaskPool:
-    return TaskPool(task_sets or (DEPOT,), seed, purpose="training")
+def plan(*task_sets: TaskSet, seed: int = 0) -> Plan:
+    return training_plan(task_sets or (DEPOT,), seed)
 
 
 # Pools.
 
 
-def test_a_pool_holds_every_task_and_repeat_with_a_seed_of_its_own() -> None:
-    items = pool(dataclasses.replace(DEPOT, repeats=2)).items
+def test_a_plan_holds_every_task_and_repeat_with_a_seed_of_its_own() -> None:
+    items = plan(dataclasses.replace(DEPOT, repeats=2)).items
     assert len(items) == 24
     assert len({item.key for item in items}) == len({item.seed for item in items}) == 24
-    assert [item.seed for item in items] != [item.seed for item in pool(DEPOT, seed=1).items]
+    assert [item.seed for item in items] != [item.seed for item in plan(DEPOT, seed=1).items]
 
 
 def test_sets_take_patterns_and_leave_some_out() -> None:
-    chosen = pool(dataclasses.replace(DEPOT, tasks=("*/ship/*",), exclude=("*/0", "*/1")))
+    chosen = plan(dataclasses.replace(DEPOT, tasks=("*/ship/*",), exclude=("*/0", "*/1")))
     assert [item.task_id for item in chosen.items] == [f"depot/ship/{n}" for n in range(2, 6)]
 
 
-def test_sets_share_a_pool_and_keep_their_environments() -> None:
-    mixed = pool(DEPOT, TaskSet(attack=("none", "tool_knowledge"), env_args={"suite": "banking", "split": "dev"}))
+def test_sets_share_a_plan_and_keep_their_environments() -> None:
+    mixed = plan(DEPOT, TaskSet(attack=("none", "tool_knowledge"), env_args={"suite": "banking", "split": "dev"}))
     agentdojo = [item for item in mixed.items if item.task_id.startswith("banking")]
-    assert {item.variant for item in agentdojo} == {1, 2}
+    assert {item.env_index for item in agentdojo} == {1, 2}
     assert {mixed.task(item).attack for item in agentdojo} == {None, "tool_knowledge"}
 
 
@@ -55,52 +56,32 @@ def test_sets_share_a_pool_and_keep_their_environments() -> None:
     ("task_sets", "message"),
     [
         ([DEPOT, DEPOT], "two task sets hold none/depot/ship/0#0"),
-        ([dataclasses.replace(DEPOT, exclude=("*",))], "no task is left"),
+        ([dataclasses.replace(DEPOT, exclude=("*",))], "no task of toy/Depot-v0 is left"),
         ([dataclasses.replace(DEPOT, tasks=("nowhere",))], "no task of toy/Depot-v0 is left"),
     ],
 )
-def test_pools_that_make_no_sense(task_sets: list[TaskSet], message: str) -> None:
+def test_plans_that_make_no_sense(task_sets: list[TaskSet], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pool(*task_sets)
+        plan(*task_sets)
 
 
 def test_what_may_not_be_trained_on_is_not() -> None:
     shop = TaskSet("toy/Parcels-v0")
-    assert TaskPool([shop], 0, purpose="evaluation").items
+    assert Plan([shop], 0).items
     with pytest.raises(FateGymError, match="not to be trained on"):
-        TaskPool([shop], 0, purpose="training")
+        plan(shop)
     with pytest.raises(FateGymError, match="not to be trained on"):
-        TaskPool([dataclasses.replace(shop, env_args={"purpose": "evaluation"})], 0, purpose="training")
+        plan(dataclasses.replace(shop, env_args={"purpose": "evaluation"}))
 
 
 # Sampling.
 
 
-def test_results_come_in_the_order_of_the_items_whoever_acts() -> None:
-    depot_pool = pool()
-    ended: list[Item] = []
-    agents = {"benign": load_agent("oracle"), "attacked": load_agent("refuser")}
-    results = asyncio.run(
-        sample(
-            depot_pool,
-            lambda item: agents[depot_pool.task(item).mode],
-            depot_pool.items,
-            concurrency=3,
-            on_done=lambda item, result: ended.append(item),
-        )
-    )
-    assert [result.task_id for result in results] == [item.task_id for item in depot_pool.items]
-    assert [result.verdict.utility.value for result in results] == [1.0] * 6 + [0.0] * 6
-    assert set(ended) == set(depot_pool.items)
-
-
-def test_an_error_of_the_callback_ends_the_sampling() -> None:
-    def full(item: Item, result: Any) -> None:
-        raise OSError("no space left on device")
-
-    depot_pool = pool()
-    with pytest.raises(OSError, match="no space left"):
-        asyncio.run(sample(depot_pool, load_agent("noop"), depot_pool.items, on_done=full))
+def test_episodes_come_in_the_order_of_their_items() -> None:
+    depot_plan = plan()
+    items = [*reversed(depot_plan.items), dataclasses.replace(depot_plan.items[0])]
+    episodes = asyncio.run(sample(depot_plan, load_agent("refuser"), items, concurrency=3))
+    assert [episode.key for episode in episodes] == [item.key for item in items]
 
 
 # Trajectories.
@@ -133,10 +114,10 @@ def test_a_past_that_was_rewritten_is_no_trajectory() -> None:
 
 
 def test_episodes_come_back_as_they_were_written() -> None:
-    depot_pool = pool(dataclasses.replace(DEPOT, env_args={"mark": "depot"}))
-    (bare,) = asyncio.run(sample(depot_pool, load_agent("oracle"), depot_pool.items[-1:]))
+    depot_plan = plan(dataclasses.replace(DEPOT, env_args={"mark": "depot"}))
+    (bare,) = asyncio.run(sample(depot_plan, load_agent("oracle"), depot_plan.items[-1:]))
     assert (bare.trajectory, policy_tokens(bare)) == (None, 0)
-    assert bare.key == depot_pool.items[-1].key
+    assert bare.key == depot_plan.items[-1].key
     assert Origin.of(bare.suite, bare.metadata).contaminated_by == ("depot",)
     samples = (Sample((1, 2), (3, 4), (-0.5, -0.25)), Sample((1, 2, 3, 4, 5), (6,), (-1.0,)))
     episode = dataclasses.replace(bare, trajectory=Trajectory.join(samples))
@@ -148,8 +129,8 @@ def test_episodes_come_back_as_they_were_written() -> None:
 
 
 def test_episodes_of_version_1_are_still_read() -> None:
-    depot_pool = pool(dataclasses.replace(DEPOT, env_args={"mark": "depot"}))
-    (now,) = asyncio.run(sample(depot_pool, load_agent("gullible"), depot_pool.items[-1:]))
+    depot_plan = plan(dataclasses.replace(DEPOT, env_args={"mark": "depot"}))
+    (now,) = asyncio.run(sample(depot_plan, load_agent("gullible"), depot_plan.items[-1:]))
     now = dataclasses.replace(now, trajectory=Trajectory([1], [2], [1], [-0.5]))
     same = ("key", "task_id", "seed", "mode", "suite", "attack", "cluster", "status", "ended", "verdict", "messages")
     written = now.to_json(tokens=True)

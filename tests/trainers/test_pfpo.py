@@ -44,9 +44,9 @@ def small(**changes: Any) -> PFPOSettings:
 def trainer_over(base: Path, out: Path, settings: PFPOSettings, **hooks: Any) -> PFPOTrainer:
     """The trainer that `optimise` builds, with hooks of a test's own."""
     model, tokenizer = load_policy(base, lora=False)
-    pool = shop_policy.shop()
+    plan = shop_policy.shop()
     sampler = GroupSampler(
-        pool, pool.items, settings.rule, settings.group_size, settings.refills, settings.concurrency, settings.seed
+        plan, plan.items, settings.rule, settings.group_size, settings.refills, settings.concurrency, settings.seed
     )
     rollouts = Rollouts(sampler, tokenizer, settings.passes, AGENT)
     return PFPOTrainer(
@@ -190,8 +190,8 @@ class Broken(Agent):
 
 @pytest.fixture(scope="module")
 def sampler() -> GroupSampler:
-    pool = shop_policy.shop()
-    return GroupSampler(pool, pool.items, "safe-tchebycheff", 4, refills=3, concurrency=16, seed=0)
+    plan = shop_policy.shop()
+    return GroupSampler(plan, plan.items, "safe-tchebycheff", 4, refills=3, concurrency=16, seed=0)
 
 
 def over(base: Path) -> LocalAgent:
@@ -203,8 +203,8 @@ def test_groups_without_a_signal_are_sampled_anew_from_other_tasks(tmp_path: Pat
 
     # Ships the wrong parcel where nothing is wrong with that, and so teaches nothing on the benign task.
     always = shop_policy.make_shop_policy(tmp_path, {**shop_policy.SCRIPT, "\n": [DONE]})
-    pool = shop_policy.shop()
-    dead = GroupSampler(pool, pool.items, "safe-tchebycheff", 4, refills=3, concurrency=16, seed=0)
+    plan = shop_policy.shop()
+    dead = GroupSampler(plan, plan.items, "safe-tchebycheff", 4, refills=3, concurrency=16, seed=0)
     agent = over(always)
     groups, tally = dead.draw(agent, [0, 1], step=0, first_slot=0)
     assert not any(group.signal for group in groups)
@@ -269,10 +269,10 @@ def test_tasks_come_round_in_whole_passes() -> None:
 @pytest.mark.parametrize("lora", [LoraSettings(rank=8, alpha=16), None])
 def test_a_policy_learns_not_to_obey(base: Path, tmp_path: Path, lora: LoraSettings | None) -> None:
     settings = small(steps=4, groups=4, learning_rate=3e-2 if lora else 1e-2, micro_batch=64, refills=1)
-    pool = shop_policy.shop()
+    plan = shop_policy.shop()
     seen: list[dict[str, Any]] = []
     numbers = optimise_policy(
-        base, pool, pool.items, settings, tmp_path, lora=lora, agent_options=AGENT, on_step=seen.append
+        base, plan, plan.items, settings, tmp_path, lora=lora, agent_options=AGENT, on_step=seen.append
     )
     before, after = (shop_policy.share_of(policy, CALL, WRONG) for policy in (base, tmp_path))
     assert 0.4 < before < 0.6
@@ -286,9 +286,9 @@ def test_a_policy_learns_not_to_obey(base: Path, tmp_path: Path, lora: LoraSetti
     assert numbers["rollouts"] == 64 + 4 * numbers["refilled"]
     assert set(numbers["vector"]) == set(AXES)
     assert (tmp_path / "adapter").exists() == (lora is not None)
-    assert optimise_policy(base, pool, pool.items, settings, tmp_path, lora=lora, agent_options=AGENT) == numbers
+    assert optimise_policy(base, plan, plan.items, settings, tmp_path, lora=lora, agent_options=AGENT) == numbers
     with pytest.raises(RunMismatchError, match="  items: stored"):
-        optimise_policy(base, pool, pool.items[:1], settings, tmp_path, lora=lora, agent_options=AGENT)
+        optimise_policy(base, plan, plan.items[:1], settings, tmp_path, lora=lora, agent_options=AGENT)
 
 
 REFUSAL = "I cannot help with that request."
@@ -306,11 +306,11 @@ OBEYS_OR_REFUSES = {
 @pytest.mark.parametrize(("rule", "refuses_more"), [("safe-tchebycheff", True), ("safe-ranks", True), ("gdpo", False)])
 def test_where_only_obeying_and_refusing_exist_pfpo_refuses(tmp_path: Path, rule: str, refuses_more: bool) -> None:
     policy = shop_policy.make_shop_policy(tmp_path / "policy", OBEYS_OR_REFUSES)
-    pool = shop_policy.shop("shop/ship-attacked")
+    plan = shop_policy.shop("shop/ship-attacked")
     settings = small(steps=6, groups=4, group_size=8, learning_rate=5e-3, rule=rule, micro_batch=32)
     out = tmp_path / "out"
     numbers = optimise_policy(
-        policy, pool, pool.items, settings, out, lora=None, agent_options={**AGENT, "max_new_tokens": 12}
+        policy, plan, plan.items, settings, out, lora=None, agent_options={**AGENT, "max_new_tokens": 12}
     )
     assert numbers["unscored"] == 0
     before, after = (shop_policy.share_of(folder, "\n", REFUSAL) for folder in (policy, out))
@@ -319,9 +319,9 @@ def test_where_only_obeying_and_refusing_exist_pfpo_refuses(tmp_path: Path, rule
 
 def test_gradient_checkpointing_changes_no_numbers(base: Path, tmp_path: Path) -> None:
     lora = LoraSettings(rank=8, alpha=16)
-    pool = shop_policy.shop()
+    plan = shop_policy.shop()
     plain, sparing = (
-        optimise_policy(base, pool, pool.items, settings, tmp_path / name, lora=lora, agent_options=AGENT)
+        optimise_policy(base, plan, plan.items, settings, tmp_path / name, lora=lora, agent_options=AGENT)
         for name, settings in (("plain", small()), ("sparing", small(gradient_checkpointing=True)))
     )
     assert plain["rollouts"] == sparing["rollouts"]
@@ -339,11 +339,11 @@ def test_a_killed_training_ends_as_an_unbroken_one(
     base: Path, tmp_path: Path, passes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = small(steps=3, passes=passes, save_every=1, micro_batch=4, refills=1)
-    pool = shop_policy.shop()
+    plan = shop_policy.shop()
 
     def train(name: str, **options: Any) -> dict[str, Any]:
         out = tmp_path / name
-        return optimise_policy(base, pool, pool.items, settings, out, lora=None, agent_options=AGENT, **options)
+        return optimise_policy(base, plan, plan.items, settings, out, lora=None, agent_options=AGENT, **options)
 
     def kill(record: dict[str, Any]) -> None:
         if record["step"] == 2 * passes:
@@ -383,11 +383,11 @@ def test_settings_need_sensible_numbers(wrong: dict[str, Any]) -> None:
 
 
 def test_tasks_and_processes_must_fit(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = shop_policy.shop()
+    plan = shop_policy.shop()
     with pytest.raises(ValueError, match="no tasks"):
-        optimise_policy(base, pool, [], small(), tmp_path / "out", lora=None)
+        optimise_policy(base, plan, [], small(), tmp_path / "out", lora=None)
     with pytest.raises(ValueError, match="agent_options hold top_p"):
-        optimise_policy(base, pool, pool.items, small(), tmp_path / "out", lora=None, agent_options={"top_p": 0.9})
+        optimise_policy(base, plan, plan.items, small(), tmp_path / "out", lora=None, agent_options={"top_p": 0.9})
     assert not (tmp_path / "out").exists()
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(ValueError, match="groups=2 do not divide among 3 processes"):

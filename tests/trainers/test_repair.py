@@ -18,6 +18,7 @@ from small_episodes import verdict_of
 from fate_gym.agents import as_agent
 from fate_gym.agents.local import LocalAgent
 from fate_gym.episode import Episode
+from fate_gym.evaluation.plan import Item, Plan, TaskSet
 from fate_gym.rewards import AXES
 from fate_gym.rollout import Agent, Reply
 from fate_gym.trainers.config import RepairSettings
@@ -26,7 +27,7 @@ from fate_gym.trainers.round import Round
 from fate_gym.trainers.stages.collect import collect
 from fate_gym.trainers.stages.prompts import COMPACT, PromptSettings, compact_prompt, repair_prompt
 from fate_gym.trainers.stages.repair import Reattempt, Repair, repair
-from fate_gym.trainers.tasks import Item, TaskPool, TaskSet, sample
+from fate_gym.trainers.tasks import sample, training_plan
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,21 +44,21 @@ async def naive(observation: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def pool() -> TaskPool:
-    return TaskPool([TaskSet("toy/Depot-v0")], 0, purpose="training")
+def plan() -> Plan:
+    return training_plan([TaskSet("toy/Depot-v0")], 0)
 
 
 @pytest.fixture(scope="module")
-def attacked(pool: TaskPool) -> Episode:
+def attacked(plan: Plan) -> Episode:
     """An attacked episode in which the injection was read and obeyed."""
-    item = next(item for item in pool.items if pool.task(item).mode == "attacked")
-    (result,) = asyncio.run(sample(pool, as_agent(naive), [item]))
+    item = next(item for item in plan.items if plan.task(item).mode == "attacked")
+    (result,) = asyncio.run(sample(plan, as_agent(naive), [item]))
     assert result.verdict.security.value == 0.0
     return result
 
 
-def item_of(pool: TaskPool, episode: Episode) -> Item:
-    return next(item for item in pool.items if item.key == episode.key)
+def item_of(plan: Plan, episode: Episode) -> Item:
+    return next(item for item in plan.items if item.key == episode.key)
 
 
 # The prompt.
@@ -119,8 +120,8 @@ def test_nothing_of_the_graders_reaches_the_prompt(attacked: Episode, settings: 
     assert not [line for line in unquoted if parcels.PAYLOAD in line]
 
 
-def test_cloning_reads_what_training_reads(pool: TaskPool, attacked: Episode) -> None:
-    (result,) = asyncio.run(sample(pool, as_agent(naive), [item_of(pool, attacked)]))
+def test_cloning_reads_what_training_reads(plan: Plan, attacked: Episode) -> None:
+    (result,) = asyncio.run(sample(plan, as_agent(naive), [item_of(plan, attacked)]))
     assert compact_prompt(result) == repair_prompt(attacked, COMPACT)
 
 
@@ -147,10 +148,10 @@ class Reader(Agent):
         return Reply({"tool_calls": [{"function": {"name": "ship", "arguments": {"parcel": 1}}}]})
 
 
-def test_a_reattempt_changes_the_first_user_message_and_nothing_else(pool: TaskPool, attacked: Episode) -> None:
-    plain, told, item = Reader(), Reader(), item_of(pool, attacked)
-    asyncio.run(sample(pool, plain, [item]))
-    (result,) = asyncio.run(sample(pool, Reattempt(told, "Try again.", 7), [item]))
+def test_a_reattempt_changes_the_first_user_message_and_nothing_else(plan: Plan, attacked: Episode) -> None:
+    plain, told, item = Reader(), Reader(), item_of(plan, attacked)
+    asyncio.run(sample(plan, plain, [item]))
+    (result,) = asyncio.run(sample(plan, Reattempt(told, "Try again.", 7), [item]))
     assert told.seeds == [7]
     for before, after in zip(plain.shown, told.shown, strict=True):
         assert after["tools"] == before["tools"]

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from fate_gym.episode import Episode, Trajectory
 from fate_gym.errors import FateGymError
+from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.rewards import AXES
 from fate_gym.rollout import Agent
 from fate_gym.trainers.algorithms.advantages import advantages
-from fate_gym.trainers.tasks import Item, TaskPool, sample
+from fate_gym.trainers.tasks import sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class GroupSampler:
     """Samples the groups of a step.
 
     Attributes:
-        pool: The environments.
+        plan: Makes the environments.
         items: The tasks.
         rule: The advantage rule; a group has a signal if the rule gives its members different advantages.
         group_size: G.
@@ -86,7 +87,7 @@ class GroupSampler:
         seed: Together with step and slot it decides every sample.
     """
 
-    pool: TaskPool
+    plan: Plan
     items: Sequence[Item]
     rule: str
     group_size: int
@@ -116,7 +117,7 @@ class GroupSampler:
                 for slot, task in drawn.items()
                 for member in range(self.group_size)
             ]
-            rollouts = asyncio.run(sample(self.pool, agent, members, concurrency=self.concurrency))
+            rollouts = asyncio.run(sample(self.plan, agent, members, concurrency=self.concurrency))
             for index, slot in enumerate(drawn):
                 group = self._group(rollouts[index * self.group_size :][: self.group_size])
                 _count(tally, group, first=attempt == 0)

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.rewards import AXES
 from fate_gym.storage import Fields
 from fate_gym.trainers.algorithms.advantages import RULES
@@ -22,12 +23,11 @@ from fate_gym.trainers.algorithms.groups import GroupSampler
 from fate_gym.trainers.algorithms.settings import PFPOSettings
 from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, UpdateFolder
 from fate_gym.trainers.policy import LoraSettings, load_policy, lora_config, save_policy
-from fate_gym.trainers.tasks import Item, TaskPool
 
 
 def optimise_policy(
     policy: str,
-    pool: TaskPool,
+    plan: Plan,
     items: Sequence[Item],
     settings: PFPOSettings,
     out: Path,
@@ -44,7 +44,7 @@ def optimise_policy(
 
     Args:
         policy: Weights to start from; they are also the reference of the KL.
-        pool: The environments.
+        plan: Makes the environments.
         items: The tasks to sample groups of.
         settings: Hyperparameters of the update.
         out: The update's folder.
@@ -79,7 +79,7 @@ def optimise_policy(
     from fate_gym.trainers.algorithms.trl_trainer import PFPOTrainer, Rollouts, by_rule, trl_config
 
     sampler = GroupSampler(
-        pool, items, settings.rule, settings.group_size, settings.refills, settings.concurrency, settings.seed
+        plan, items, settings.rule, settings.group_size, settings.refills, settings.concurrency, settings.seed
     )
     rollouts = Rollouts(sampler, tokenizer, settings.passes, agent_options or {})
     trainer = PFPOTrainer(

@@ -11,11 +11,12 @@ from fate_gym.agents import Agent
 from fate_gym.chat import Json
 from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError
+from fate_gym.evaluation.plan import Item
+from fate_gym.evaluation.pool import run_episodes
 from fate_gym.trainers.episodes import mask, policy_tokens, read_episode, vector
 from fate_gym.trainers.progress import RunningMeans
 from fate_gym.trainers.round import FileStage, Round
 from fate_gym.trainers.stage_file import StageFile
-from fate_gym.trainers.tasks import Item, sample
 
 MakeRecord: TypeAlias = Callable[[Episode], dict[str, Json]]
 """Makes the record of an episode in the stage's file."""
@@ -56,7 +57,7 @@ def roll_out(
         earlier = read_episode(kept, *OWN_FIELDS)
         means.add(vector(earlier), mask(earlier))
 
-    def on_done(item: Item, episode: Episode) -> None:
+    async def keep(item: Item, episode: Episode) -> None:
         nonlocal problem
         reason = unscored(episode)
         if reason is None:
@@ -68,7 +69,8 @@ def roll_out(
         this_round.progress.advance(str(means))
 
     with this_round.progress.stage(stage, len(items), len(items) - len(waiting)):
-        asyncio.run(sample(this_round.pool, agent, waiting, concurrency=this_round.config.concurrency, on_done=on_done))
+        concurrency = this_round.config.concurrency
+        asyncio.run(run_episodes(this_round.plan, waiting, agent, concurrency=concurrency, on_done=keep))
     if items and not file.done:
         raise FateGymError(f"not one episode of stage {stage} could be scored; one of them: {problem}")
     return dict(errors)

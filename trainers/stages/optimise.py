@@ -27,13 +27,13 @@ def optimise(warmed: str, this_round: Round) -> str:
     if config.pfpo is None or not method.optimises:
         return warmed
     # A group has seeds of its own, so of the repeats of a task one item is enough: the first.
-    items = {(item.variant, item.task_id): item for item in reversed(this_round.items)}
+    items = {(item.env_index, item.task_id): item for item in reversed(this_round.items)}
     settings = dataclasses.replace(config.pfpo, rule=method.rule or config.pfpo.rule, seed=this_round.seed("pfpo"))
     out = this_round.path / "pfpo"
     with this_round.update("pfpo", settings.steps) as on_step:
         optimise_policy(
             warmed,
-            this_round.pool,
+            this_round.plan,
             list(reversed(items.values())),
             settings,
             out,
@@ -42,6 +42,6 @@ def optimise(warmed: str, this_round: Round) -> str:
             attention=config.attention,
             on_step=on_step,
         )
-    tasks = [this_round.pool.task(item) for item in this_round.items]
+    tasks = [this_round.plan.task(item) for item in this_round.items]
     mark(out, [Origin.of(task.suite, task.metadata) for task in tasks], earlier=warmed, **this_round.provenance)
     return str(out)

@@ -15,6 +15,7 @@ from fate_gym.agents import Agent
 from fate_gym.chat import Json
 from fate_gym.env import Observation
 from fate_gym.episode import Episode
+from fate_gym.evaluation.plan import Item
 from fate_gym.rollout import Reply, Session
 from fate_gym.storage import Fields
 from fate_gym.task import Task
@@ -23,7 +24,6 @@ from fate_gym.trainers.episodes import episode_record, read_episode
 from fate_gym.trainers.round import Round
 from fate_gym.trainers.stages._rollouts import roll_out, tokens_in
 from fate_gym.trainers.stages.prompts import repair_prompt
-from fate_gym.trainers.tasks import Item
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,16 +36,16 @@ DESCRIPTIONS: Final = {
 
 _LOCAL = "local"
 _HIDDEN = ("manual",)
-"""`manual` asks on standard input for every task."""
+"""Attacks that are left out: `manual` asks a person on standard input for every task."""
 
 
 def attack_names() -> tuple[str, ...]:
-    """Names of the registered attacks, a user's own included."""
+    """Returns the names of the registered attacks, including those that a user has registered."""
     return tuple(sorted(set(ATTACKS) - set(_HIDDEN)))
 
 
 def is_dos(name: str) -> bool:
-    """Whether an attack only tries to stop the user's task; it then has no injection task.
+    """Returns whether an attack only tries to stop the user's task. Such an attack has no injection task.
 
     Raises:
         ValueError: There is no such attack.
@@ -62,7 +62,7 @@ class RegisteredAttack:
         name: Its name in AgentDojo's registry.
         suite: The suite to attack.
         template: The suite's fast loader.
-        candidates: User task -> vectors that its ground truth shows.
+        candidates: User task -> injection vectors whose text the ground truth reads.
         model_name: How the attack addresses the agent: a prose name ("GPT-4"), or a model id that AgentDojo knows,
             which it then turns into prose.
     """
@@ -89,12 +89,12 @@ class RegisteredAttack:
         """Returns vector -> text for one pair; a DoS attack needs no injection task."""
         tasks = self._suite.injection_tasks
         goal = tasks[injection_task] if injection_task else next(iter(tasks.values()))
-        found: dict[str, str] = self._attack.attack(self._suite.user_tasks[user_task], goal)
-        return found
+        payloads: dict[str, str] = self._attack.attack(self._suite.user_tasks[user_task], goal)
+        return payloads
 
 
 class _NamedPipeline(BasePipelineElement):  # type: ignore[misc]
-    """All that an attack asks of its target: a name."""
+    """A pipeline that only has a name, which is all that an attack asks of its target."""
 
     def __init__(self, name: str) -> None:
         self.name = name

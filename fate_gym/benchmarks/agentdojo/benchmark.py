@@ -33,7 +33,7 @@ from fate_gym.verifiers.judge import JudgeSpec
 from fate_gym.verifiers.refusal import REFUSAL_JUDGE, RefusalJudge, load_judge
 
 Encoding = Literal["official", "literal"]
-"""How a payload enters AgentDojo's YAML: as it is, or escaped so that every character survives."""
+"""The form in which a payload enters AgentDojo's YAML: as it is, or escaped so that every character survives."""
 
 NO_INJECTION = "none"
 DENIAL_OF_SERVICE = "dos"
@@ -47,16 +47,17 @@ class AgentDojo(Benchmark):
     that only tries to stop the user's task.
 
     Args:
-        suite: One suite, several, or "all".
-        version: Version of the benchmark.
-        attack: None; a registered attack's name; or `{vector: text}`, one's own payloads.
-        split: None for every pair; "train", "dev", "test" or one label of the split file. Without attack (and under
-            denial of service) a split takes the user tasks that occur in its pairs.
-        trace: Which calls graders see: "official", every requested one; "executed", those that ran.
+        suite: The name of a suite, several names, or "all".
+        version: Version of AgentDojo's benchmark.
+        attack: None, the name of a registered attack, or payloads of the user as `{vector: text}`.
+        split: None for every pair; "train", "dev", "test" or a label of the split file. Without an attack, and under
+            denial of service, a split consists of the user tasks that occur in its pairs.
+        trace: The calls that graders see: "official" for all that were requested, "executed" for those that ran.
         injection_encoding: "official" places a payload as AgentDojo does, which folds line breaks and cannot carry
             quotes; "literal" places it character by character.
-        model_name: How attacks address the agent.
-        verified_only: Leave out tasks on whose graders there are notes (`grader_notes`).
+        model_name: The name by which attacks address the agent: any name ("GPT-4"), or the id of a model that AgentDojo
+            knows, in place of which it uses its own name for the model.
+        verified_only: Leave out the tasks whose graders have known defects (`grader_notes`).
         refusal_judge: Decides refusals instead of the rule: a function of a transcript, "module:function", or a model
             (`fate_gym.verifiers.refusal.load_judge`).
 
@@ -102,17 +103,17 @@ class AgentDojo(Benchmark):
 
     @property
     def attack_name(self) -> str | None:
-        """Name of the attack; "custom" for payloads of one's own."""
+        """The name of the attack; "custom" for payloads that the user gave."""
         return CUSTOM if isinstance(self._attack, Mapping) else self._attack
 
     def task(self, task_id: str) -> Task:
-        """Describes a task; `metadata` holds its split label and what is known of its graders."""
+        """Returns the description of a task; `metadata` holds its split label and known defects of its graders."""
         if task_id not in self._described:
             self._described[task_id] = self._describe(task_id)
         return self._described[task_id]
 
     def open(self, task_id: str, seed: int) -> AgentDojoWorld:
-        """Makes a world; AgentDojo's have no randomness, so the seed changes nothing.
+        """Creates a world. AgentDojo's tools use no random numbers, so the seed changes nothing.
 
         Raises:
             ValueError: The official encoding cannot carry a payload.
@@ -142,7 +143,7 @@ class AgentDojo(Benchmark):
         return verify_episode(episode, attacked=attacked, trace=self._trace, refusal_judge=self._refusal_judge)
 
     def ground_truth(self, task_id: str) -> GroundTruth:
-        """Solves the user's task, then the attacker's in the state that this leaves."""
+        """Returns the ground truth of the user's task, and of the injection task in the state that results."""
         name, user, goal = task_id.split("/")
         world = self.open(task_id, seed=0)
         solved = _demonstrate(self._user_tasks[name][user], world)
@@ -153,7 +154,7 @@ class AgentDojo(Benchmark):
         return GroundTruth(solved, attacked, world.payloads)
 
     def provenance(self) -> dict[str, Json]:
-        """Versions of AgentDojo and of the split, and checksums of the suites' data."""
+        """Returns the versions of AgentDojo and of the split, and the checksums of the suites' data."""
         return {
             "agentdojo": importlib.metadata.version("agentdojo"),
             "version": self._version,
@@ -176,28 +177,28 @@ class AgentDojo(Benchmark):
         )
 
     def _list_tasks(self, verified_only: bool) -> list[str]:
-        found = []
+        tasks = []
         for name, suite in self._suites.items():
             for user in self._attackable(name, suite):
                 for goal in self._goals(name):
                     known = (user,) if goal in (NO_INJECTION, DENIAL_OF_SERVICE) else (user, goal)
                     if self._in_split(name, *known) and (not verified_only or verified(name, *known)):
-                        found.append(f"{name}/{user}/{goal}")
-        return found
+                        tasks.append(f"{name}/{user}/{goal}")
+        return tasks
 
     def _attackable(self, name: str, suite: TaskSuite[Any]) -> list[str]:
-        """User tasks; under attack, those whose ground truth shows a vector that the attack can use."""
+        """Returns the user tasks; under attack, only those whose ground truth reads a vector that the attack uses."""
         users = list(self._user_tasks[name])
         if self._attack is None:
             return users
-        shown = candidates(self._version, suite)
+        readable = candidates(self._version, suite)
         if not isinstance(self._attack, Mapping):
-            return [user for user in users if shown[user]]
+            return [user for user in users if readable[user]]
         valid = {vector for suite in self._suites.values() for vector in _template(suite).vectors}
         unknown = sorted(set(self._attack) - valid)
         if unknown:
             raise ValueError(f"unknown injection vectors {unknown}; these suites have: {', '.join(sorted(valid))}")
-        return [user for user in users if set(shown[user]) & set(self._attack)]
+        return [user for user in users if set(readable[user]) & set(self._attack)]
 
     def _goals(self, name: str) -> list[str]:
         if self._attack is None:
@@ -209,10 +210,10 @@ class AgentDojo(Benchmark):
     def _in_split(self, *parts: str) -> bool:
         if self._split is None:
             return True
-        wanted = splits.split_labels(self._split)
+        labels = splits.split_labels(self._split)
         if len(parts) == 3:
-            return splits.labels().get("/".join(parts)) in wanted
-        return "/".join(parts) in _users_of(wanted)
+            return splits.labels().get("/".join(parts)) in labels
+        return "/".join(parts) in _users_of(labels)
 
     def _start(self, task_id: str) -> Start:
         name, user, goal = task_id.split("/")
@@ -236,8 +237,8 @@ class AgentDojo(Benchmark):
         if isinstance(self._attack, Mapping):
             return {vector: text for vector, text in self._attack.items() if vector in _template(suite).vectors}
         if name not in self._attacks:
-            shown = candidates(self._version, suite)
-            self._attacks[name] = RegisteredAttack(self._attack, suite, _template(suite), shown, self._model_name)
+            readable = candidates(self._version, suite)
+            self._attacks[name] = RegisteredAttack(self._attack, suite, _template(suite), readable, self._model_name)
         return self._attacks[name].injections(user, None if goal == DENIAL_OF_SERVICE else goal)
 
 
@@ -274,8 +275,8 @@ def _system_message() -> str:
 
 
 @cache
-def _users_of(wanted: tuple[splits.Label, ...]) -> frozenset[str]:
-    return frozenset(pair.rsplit("/", 1)[0] for pair, label in splits.labels().items() if label in wanted)
+def _users_of(labels: tuple[splits.Label, ...]) -> frozenset[str]:
+    return frozenset(pair.rsplit("/", 1)[0] for pair, label in splits.labels().items() if label in labels)
 
 
 @cache
@@ -300,8 +301,8 @@ def _demonstrate(task: Any, world: AgentDojoWorld) -> Demonstration:
     return Demonstration(calls, task.GROUND_TRUTH_OUTPUT)
 
 
-def _choose(wanted: str | Sequence[str], available: Mapping[str, TaskSuite[Any]]) -> dict[str, TaskSuite[Any]]:
-    names = list(available) if wanted == "all" else [wanted] if isinstance(wanted, str) else list(wanted)
+def _choose(names: str | Sequence[str], available: Mapping[str, TaskSuite[Any]]) -> dict[str, TaskSuite[Any]]:
+    names = list(available) if names == "all" else [names] if isinstance(names, str) else list(names)
     if not names:
         raise ValueError(f"no suite given; there are: all, {', '.join(available)}")
     for name in names:

@@ -1,4 +1,4 @@
-"""Which injection vectors each user task's ground truth shows: where an attack has a chance to be read.
+"""The injection vectors that the ground truth of each user task reads: only there can an attack be noticed.
 
 AgentDojo runs every ground truth again for every attack object to find out. The answer depends on the suite alone, so
 for AgentDojo's own suites it ships as a table, which `tools/agentdojo_tables.py` in the repository writes.
@@ -22,9 +22,9 @@ FILE_NAME = "candidates.json"
 
 
 def candidates(version: str, suite: str | TaskSuite) -> dict[str, tuple[str, ...]]:
-    """User task -> the injection vectors that its ground truth shows, as `BaseAttack.get_injection_candidates`.
+    """Returns user task -> the injection vectors that its ground truth reads, as `BaseAttack.get_injection_candidates`.
 
-    Upstream raises for a task that shows none; here it has an empty tuple.
+    Upstream raises for a task that reads none; here such a task has an empty tuple.
 
     Args:
         version: AgentDojo's benchmark version.

@@ -1,4 +1,4 @@
-"""What is known of AgentDojo's own graders: where a verdict may be wrong, by task.
+"""Known defects of AgentDojo's own graders: the tasks whose verdicts may be wrong.
 
 Verdicts stay AgentDojo's; these notes let a user leave such tasks out (`verified_only=True`) or report them apart.
 They were established on v1.2.2; `noop_passes` and `unproven` are re-established by the tests.
@@ -58,5 +58,5 @@ def notes(suite: str, task_id: str) -> tuple[Note, ...]:
 
 
 def verified(suite: str, *task_ids: str) -> bool:
-    """Tells whether none of these tasks has a note; a crash that is masked does no harm to verdicts."""
+    """Returns whether none of these tasks has a note that may change a verdict; a crash only masks its axis."""
     return all(note == "may_crash" for task_id in task_ids for note in notes(suite, task_id))

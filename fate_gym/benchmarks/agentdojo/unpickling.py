@@ -37,8 +37,8 @@ class EnvironmentUnpickler(pickle.Unpickler):
         if name in _PLAIN.get(module, ()):
             return super().find_class(module, name)
         if module.partition(".")[0] in self._packages and module in sys.modules:
-            found = super().find_class(module, name)
+            cls = super().find_class(module, name)
             # The module of the class is looked at too: a module's globals hold what it imports.
-            if isinstance(found, type) and issubclass(found, BaseModel | enum.Enum) and found.__module__ == module:
-                return found
+            if isinstance(cls, type) and issubclass(cls, BaseModel | enum.Enum) and cls.__module__ == module:
+                return cls
         raise pickle.UnpicklingError(f"{module}.{name} has no place in an environment")

@@ -1,4 +1,4 @@
-"""The world of one AgentDojo episode: tools, and a state that comes to life with the first call."""
+"""The world of one AgentDojo episode: its tools, and a state that is loaded at the first call."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fate_gym.chat import Json, Message, ToolSchema
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Everything that episodes of one task begin with; shared between them and never changed."""
+    """What every episode of one task begins with. Episodes share it, and nobody may change it."""
 
     opening: list[Message]
     tools: list[ToolSchema]
@@ -30,7 +30,7 @@ class AgentDojoWorld(World):
     """One episode's world.
 
     Args:
-        start: What the episode begins with.
+        start: The opening, tools and injections of the task.
         functions: The suite's tools by name.
         template: Makes and loads states.
         user_task: May have an `init_environment` of its own.
@@ -55,7 +55,7 @@ class AgentDojoWorld(World):
 
     @property
     def environment(self) -> TaskEnvironment:
-        """The state; made on first use, since many episodes end without a call."""
+        """The state. It is loaded on first use, since many episodes end without a call."""
         if self._environment is None:
             self._environment = self.initial_environment()
         return self._environment
@@ -73,5 +73,5 @@ class AgentDojoWorld(World):
         return b"" if self._environment is None else pickle.dumps(self._environment, protocol=5)
 
     def load(self, state: bytes) -> None:
-        """Takes on a state."""
+        """Restores a state."""
         self._environment = self._template.load(state) if state else None

@@ -75,11 +75,11 @@ class _File(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """A file's contents.
+    """The contents of a file.
 
     Attributes:
-        canary: The GUID by which its text is found again where it should not be.
-        records: In the file's order.
+        canary: The GUID by which copies of the text can be found where they should not be.
+        records: The records in the order of the file.
     """
 
     canary: str
@@ -90,7 +90,7 @@ def read_records(file: DataFile, config: Config) -> Records:
     """Reads a file of one part.
 
     Raises:
-        DataError: It is no such file; in one line.
+        DataError: The file is not of this form; the message is one line.
     """
     try:
         content = json.loads(file.content)

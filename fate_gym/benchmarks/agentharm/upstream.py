@@ -1,4 +1,4 @@
-"""What inspect_evals supplies: AgentHarm's tools, graders and prompts, loaded on first use (which takes seconds)."""
+"""AgentHarm's tools, graders and prompts from inspect_evals, loaded on first use, which takes seconds."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ Grader: TypeAlias = Callable[[dict[str, Any], list[Any]], Awaitable[dict[str, An
 """(record with "semantic_judge", inspect's chat messages) -> criterion -> bool or number."""
 
 STATE = ("random", "audit_logs")
-"""Names in tools' modules whose objects a call changes; each world puts its own in their place."""
+"""Globals of the tools' modules that a call changes; each world has objects of its own in their place."""
 
 _IMPORT_WARNING = "`__get_validators__` is deprecated"
-"""inspect_evals meets it in a package of its own; nobody who uses fate-gym can mend it."""
+"""inspect_evals triggers it in one of its dependencies; a user of fate-gym can do nothing about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class Tool:
     @property
     def parameters(self) -> dict[str, Json]:
         """JSON schema of the arguments."""
-        found: dict[str, Json] = self.schema["function"]["parameters"]
-        return found
+        parameters: dict[str, Json] = self.schema["function"]["parameters"]
+        return parameters
 
     def complaint(self, arguments: Mapping[str, Json]) -> str | None:
         """Returns what inspect would say of wrong arguments, or None."""
@@ -137,7 +137,7 @@ def package(kind: Kind) -> Package:
 
 
 def _fenced_graders(module: ModuleType) -> dict[str, Grader]:
-    """The graders of a module, among globals in which the judge reads what it judges inside a fence."""
+    """Returns the graders of a module, with globals in which the judge is asked with a fence around what it judges."""
     own = dict(vars(module))
     for name, value in vars(module).items():
         if isinstance(value, FunctionType) and value.__module__ == module.__name__:
@@ -215,7 +215,7 @@ def _imported() -> Iterator[None]:
 
 
 def _at_home(namespace: Mapping[str, Any], root: Path) -> dict[str, Any]:
-    """A copy of a module's names whose bundled files are found from any directory; upstream's only from `root`."""
+    """Returns a copy of a module's globals that finds bundled files from any directory, not only from `root`."""
     own = dict(namespace)
     if "files" in own:
         own["files"] = {name: str(root / path) for name, path in own["files"].items()}
@@ -225,7 +225,7 @@ def _at_home(namespace: Mapping[str, Any], root: Path) -> dict[str, Any]:
 
 
 def _with_globals(function: FunctionType, namespace: dict[str, Any]) -> FunctionType:
-    """The same function among other globals: nothing in upstream's modules is ever changed."""
+    """Returns the same function with other globals, so that nothing in upstream's modules is ever changed."""
     twin = FunctionType(function.__code__, namespace, function.__name__, function.__defaults__, function.__closure__)
     twin.__kwdefaults__ = function.__kwdefaults__
     return twin

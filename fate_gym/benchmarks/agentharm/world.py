@@ -24,7 +24,7 @@ class AgentHarmWorld(BaseWorld):
     Args:
         opening: The messages that the episode starts with.
         tools: By name, in the order in which they are offered.
-        seed: Of what the tools draw.
+        seed: Seeds the random numbers that the tools use.
     """
 
     def __init__(self, opening: list[Message], tools: Mapping[str, Tool], seed: int) -> None:
@@ -33,7 +33,7 @@ class AgentHarmWorld(BaseWorld):
         self.injections: Mapping[str, str] = {}
         self.payloads = ()
         self._tools = tools
-        self._dice = _Dice(seed)
+        self._random = _CountedRandom(seed)
         self._audit_logs: list[dict[str, str]] = []
 
     def call(self, name: str, arguments: dict[str, Json]) -> ToolOutcome:
@@ -49,28 +49,28 @@ class AgentHarmWorld(BaseWorld):
         except (ValueError, OverflowError) as error:
             return ToolOutcome("bad_arguments", f"Unable to convert an argument: {error}", arguments)
         try:
-            text = tool.run(converted, {"random": self._dice, "audit_logs": self._audit_logs})
+            text = tool.run(converted, {"random": self._random, "audit_logs": self._audit_logs})
         except Exception as error:
             return ToolOutcome("tool_error", str(error) or type(error).__name__, arguments)
         return ToolOutcome("ok", shortened(name, text), arguments)
 
     def dump(self) -> bytes:
-        """Returns the state: what the tools wrote down, and how often they drew."""
-        return json.dumps([self._dice.draws, self._audit_logs]).encode()
+        """Returns the state: what the tools recorded, and how many random draws they made."""
+        return json.dumps([self._random.draws, self._audit_logs]).encode()
 
     def load(self, state: bytes) -> None:
-        """Takes on a state.
+        """Restores a state.
 
         Raises:
-            ValueError: It is none.
+            ValueError: The bytes are not a state.
         """
         draws, audit_logs = json.loads(state)
         if type(draws) is not int or not isinstance(audit_logs, list):
             raise ValueError("the world's state must be a number of draws and a list")
-        self._dice.draws, self._audit_logs = draws, audit_logs
+        self._random.draws, self._audit_logs = draws, audit_logs
 
 
-class _Dice:
+class _CountedRandom:
     """Stands in place of the module `random`; each draw has a seed of its own, so that a count is the whole state."""
 
     def __init__(self, seed: int) -> None:

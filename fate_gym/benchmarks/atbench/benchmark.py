@@ -28,7 +28,7 @@ _VIEWS: Final[dict[str, type[TrajectoryWorld]]] = {"full": FullView, "paged": Pa
 
 
 class ATBench(Benchmark):
-    """ATBench (Li et al., 2026): whole recorded trajectories, one gold verdict each.
+    """ATBench (Li et al., 2026): whole recorded trajectories, each with one gold diagnosis.
 
     Task ids are `CONFIG/KEY`, the key being a hash of the trajectory as it is shown; tasks stand in the order of their
     keys. So neither an id nor its place tells anything of the label, in whatever order a file is, and both stay when
@@ -43,8 +43,8 @@ class ATBench(Benchmark):
         view: "full" shows all in one message, to be answered by one message: the published protocol. "paged" reads
             the same out through tools, for trajectories that are longer than a context, and stands in results under
             a suite of its own.
-        labels: Whether an unsafe verdict needs its three labels. None for the view's own way: not in the full view
-            (the published task of verdicts), yes in the paged one.
+        labels: Whether a diagnosis of unsafe needs its three labels. None for the view's default: False in the full
+            view (the published coarse task), True in the paged one.
         data_dir: A folder with `CONFIG/test.json`, instead of the one in FATE_GYM_ATBENCH_DIR or the hub's cache.
 
     Raises:
@@ -83,7 +83,7 @@ class ATBench(Benchmark):
         return Task(id=task_id, mode="diagnosis", suite=suite, cluster=task_id, metadata=metadata)
 
     def ground_truth(self, task_id: str) -> GroundTruth:
-        """Gives the gold verdict; where a gold label is missing, the first of its dimension."""
+        """Returns the gold diagnosis; where a gold label is missing, the first of its dimension."""
         row = self._rows[task_id]
         labels = _gold(row) if self._labels else {}
         if self._view == "full":
@@ -92,11 +92,11 @@ class ATBench(Benchmark):
         return GroundTruth(Demonstration((("submit_verdict", arguments),), ""))
 
     def open(self, task_id: str, seed: int) -> TrajectoryWorld:
-        """Opens a trajectory; there is no randomness, so the seed changes nothing."""
+        """Creates the world of a trajectory. It uses no random numbers, so the seed changes nothing."""
         return _VIEWS[self._view](self._rows[task_id], labels=self._labels)
 
     def verify(self, task: Task, world: BaseWorld, transcript: Transcript) -> dict[str, AxisVerdict]:
-        """Compares the verdict with the gold one (`scoring` says how)."""
+        """Compares the diagnosis with the gold one (`scoring` says how)."""
         if not isinstance(world, TrajectoryWorld):
             raise TypeError(f"expected a TrajectoryWorld, got {type(world).__name__}")
         return score(world, transcript)

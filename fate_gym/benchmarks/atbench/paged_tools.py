@@ -85,12 +85,12 @@ def _misfit(value: Json, schema: Mapping[str, Any]) -> str | None:
     """Says what a value must be where it is not, None where it is."""
     match schema["type"]:
         case "integer":
-            fits, wanted = type(value) is int and value >= schema["minimum"], f"a whole number from {schema['minimum']}"
+            fits, form = type(value) is int and value >= schema["minimum"], f"a whole number from {schema['minimum']}"
         case "array":
             fits = isinstance(value, list) and all(_misfit(item, schema["items"]) is None for item in value)
-            wanted = f"a list of whole numbers from {schema['items']['minimum']}"
+            form = f"a list of whole numbers from {schema['items']['minimum']}"
         case _ if "enum" in schema:
-            fits, wanted = value in schema["enum"], f"one of {', '.join(schema['enum'])}"
+            fits, form = value in schema["enum"], f"one of {', '.join(schema['enum'])}"
         case _:
-            fits, wanted = isinstance(value, str) and 1 <= len(value) <= _MAX_TEXT, f"1 to {_MAX_TEXT} characters long"
-    return None if fits else wanted
+            fits, form = isinstance(value, str) and 1 <= len(value) <= _MAX_TEXT, f"1 to {_MAX_TEXT} characters long"
+    return None if fits else form

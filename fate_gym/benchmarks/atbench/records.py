@@ -50,10 +50,10 @@ class Row:
     """One recorded trajectory.
 
     Attributes:
-        key: A hash of what may be shown, so that it tells nothing of the label nor of the place in the file.
+        key: A hash of what the agent may see, so that the key reveals neither the label nor the position in the file.
         tools: The agent's tools.
         conversations: Turns, in one conversation mostly.
-        unsafe: The gold verdict.
+        unsafe: The gold label of the whole trajectory.
         gold: Dimension -> gold label, of unsafe rows; None where the data has no label of the taxonomy.
     """
 
@@ -92,7 +92,7 @@ def read_rows(path: Path, content: bytes) -> Table:
         content: The file's bytes.
 
     Raises:
-        DataError: The file is no JSON list of such records; the message names file, record and field.
+        DataError: The file is not a JSON list of such records; the message names file, record and field.
     """
     try:
         records = json.loads(content)
@@ -101,7 +101,7 @@ def read_rows(path: Path, content: bytes) -> Table:
     if not isinstance(records, list) or not records:
         raise DataError(f"{path} must hold a JSON list with at least one record")
     seen: set[Json] = set()
-    found: dict[str, Row] = {}
+    by_key: dict[str, Row] = {}
     replaced = 0
     for number, data in enumerate(records):
         record = _Record(f"{path}, record {number}", data)
@@ -112,11 +112,11 @@ def read_rows(path: Path, content: bytes) -> Table:
             raise DataError(f"{path}, record {number}, field tool_used: parameters are nested too deeply") from error
         replaced += row.unsafe and data["risk_source"] == _REPLACED
         key, twin = row.key, 1
-        while key in found:
+        while key in by_key:
             twin += 1
             key = f"{row.key}-{twin}"
-        found[key] = row if key == row.key else Row(key, row.tools, row.conversations, row.unsafe, row.gold)
-    rows = tuple(found[key] for key in sorted(found))
+        by_key[key] = row if key == row.key else Row(key, row.tools, row.conversations, row.unsafe, row.gold)
+    rows = tuple(by_key[key] for key in sorted(by_key))
     masked = Counter(name for row in rows for name, label in row.gold.items() if label is None)
     return Table(rows, {name: masked[name] for name in DIMENSIONS}, replaced)
 
@@ -222,8 +222,8 @@ def _shown(value: Json) -> Json:
 
 
 def _key(tools: tuple[Tool, ...], conversations: tuple[tuple[Turn, ...], ...]) -> str:
-    shown = [
+    visible = [
         [[tool.name, tool.description, tool.parameters] for tool in tools],
         [[[turn.role, turn.content, turn.thought, turn.action] for turn in turns] for turns in conversations],
     ]
-    return hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:_DIGITS]
+    return hashlib.sha256(json.dumps(visible, sort_keys=True).encode()).hexdigest()[:_DIGITS]

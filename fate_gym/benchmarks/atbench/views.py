@@ -28,7 +28,7 @@ class TrajectoryWorld(World):
 
     Args:
         row: The trajectory.
-        labels: Whether an unsafe verdict needs its three labels.
+        labels: Whether a diagnosis of unsafe needs its three labels.
     """
 
     injections = MappingProxyType[str, str]({})
@@ -40,10 +40,10 @@ class TrajectoryWorld(World):
 
     @abstractmethod
     def diagnosis(self, transcript: Transcript) -> Diagnosis:
-        """Returns the verdict that an episode which is over has brought.
+        """Returns the diagnosis of a finished episode.
 
         Raises:
-            InvalidAnswerError: It brought none.
+            InvalidAnswerError: The agent gave none.
         """
 
 
@@ -66,14 +66,14 @@ class FullView(TrajectoryWorld):
         return ToolOutcome("unknown_tool", "There are no tools here: answer in text.", arguments)
 
     def dump(self) -> bytes:
-        """Returns nothing, for nothing changes."""
+        """Returns no bytes, since nothing changes."""
         return b""
 
     def load(self, state: bytes) -> None:
-        """Takes on that nothing.
+        """Accepts the empty state.
 
         Raises:
-            ValueError: It is something.
+            ValueError: The state is not empty.
         """
         if state:
             raise ValueError("the full view has no state")
@@ -92,7 +92,7 @@ class PagedView(TrajectoryWorld):
 
     @property
     def finished(self) -> bool:
-        """Whether a verdict has been submitted."""
+        """Whether a diagnosis has been submitted."""
         return self._submitted is not None
 
     def diagnosis(self, transcript: Transcript) -> Diagnosis:
@@ -118,10 +118,10 @@ class PagedView(TrajectoryWorld):
         return json.dumps(self._submitted).encode()
 
     def load(self, state: bytes) -> None:
-        """Takes on a diagnosis.
+        """Restores a submitted diagnosis, or that there is none yet.
 
         Raises:
-            ValueError: It is none.
+            ValueError: The state is neither.
         """
         submitted = json.loads(state)
         if submitted is not None and (
@@ -151,16 +151,16 @@ class PagedView(TrajectoryWorld):
         return _page(f"turn {number}, {turn.role}", render_turn(turn), arguments)
 
     def _read_tool(self, arguments: dict[str, Json]) -> ToolOutcome:
-        found = [render_tool(tool) for tool in self.row.tools if tool.name == arguments["name"]]
-        if not found:
+        matches = [render_tool(tool) for tool in self.row.tools if tool.name == arguments["name"]]
+        if not matches:
             return ToolOutcome("tool_error", "The agent had no such tool; list_turns names its tools.", arguments)
-        return _page("tool", "\n\n".join(found), arguments)
+        return _page("tool", "\n\n".join(matches), arguments)
 
     def _search(self, arguments: dict[str, Json]) -> ToolOutcome:
-        wanted = re.compile(re.escape(arguments["text"]), re.IGNORECASE)
+        pattern = re.compile(re.escape(arguments["text"]), re.IGNORECASE)
         places = [(f"turn {number}", render_turn(turn)) for number, turn in enumerate(self._turns, start=1)]
         places += [(f"tool {tool.name}", render_tool(tool)) for tool in self.row.tools]
-        hits = [(place, text, match) for place, text in places for match in wanted.finditer(text)]
+        hits = [(place, text, match) for place, text in places for match in pattern.finditer(text)]
         lines = [f"{len(hits)} places; shown: {min(len(hits), _MAX_HITS)}"]
         for place, text, match in hits[:_MAX_HITS]:
             excerpt = text[max(0, match.start() - _CONTEXT) : match.end() + _CONTEXT]
