@@ -190,13 +190,15 @@ class Round:
             return None
         if stage == "warmup" or stage == "pfpo":
             counts = read_numbers(self.path / stage)
+            if counts is None:
+                return None
         else:
             name, schema = FILES[stage]
             counts = read_header(self.path / name, schema).object("counts")
         # What sums and tables rely on is checked here, so that nobody else meets a damaged file.
-        for required in _REQUIRED[stage] if counts else ():
+        for required in _REQUIRED[stage]:
             counts.integer(required)
-        return counts and counts.values
+        return counts.values
 
 
 def _step_line(step: Mapping[str, Any]) -> str:

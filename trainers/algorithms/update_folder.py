@@ -56,7 +56,7 @@ class UpdateFolder:
         make_folder(out)
         self._check_settings({"schema": SCHEMA, **settings})
         numbers = read_numbers(out)
-        self.finished: Numbers | None = numbers and numbers.values
+        self.finished: Numbers | None = None if numbers is None else numbers.values
         self.checkpoint = _last_complete(self.checkpoints)
 
     @property
