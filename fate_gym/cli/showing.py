@@ -48,12 +48,12 @@ def _show_run(folder: RunFolder, *, every: bool) -> None:
     for remark in remarks(folder.episodes(), folder.failures()):
         out.line(remark)
     listed = [episode for episode in folder.episodes() if every or not _perfect(episode)]
-    shown = listed if every else listed[:_LISTED]
+    printed = listed if every else listed[:_LISTED]
     out.text(f"\n{'episodes' if every else 'episodes below a perfect score'}: {len(listed)}")
-    for line in [*map(_line, shown), *map(_failure_line, folder.failures())]:
+    for line in [*map(_line, printed), *map(_failure_line, folder.failures())]:
         out.line(line)
-    if len(shown) < len(listed):
-        out.line(f"... and {len(listed) - len(shown)} more (--all)")
+    if len(printed) < len(listed):
+        out.line(f"... and {len(listed) - len(printed)} more (--all)")
 
 
 def _perfect(episode: Episode) -> bool:
@@ -69,17 +69,17 @@ def _failure_line(failure: Episode) -> str:
     return f"{failure.key}  {failure.status}: {failure.error}"
 
 
-def _find(folder: RunFolder, wanted: str) -> Episode:
+def _find(folder: RunFolder, name: str) -> Episode:
     """Finds the episode that is meant, and fails where several or none could be."""
-    records = {record.key: record for record in folder.failures() if wanted in record.key}
-    records.update({record.key: record for record in folder.episodes() if wanted in record.key})
-    for matches in ([wanted], [key for key in records if key.endswith((wanted, f"{wanted}#0"))], list(records)):
+    records = {record.key: record for record in folder.failures() if name in record.key}
+    records.update({record.key: record for record in folder.episodes() if name in record.key})
+    for matches in ([name], [key for key in records if key.endswith((name, f"{name}#0"))], list(records)):
         if len(matches) == 1 and matches[0] in records:
             return records[matches[0]]
     if not records:
-        raise UsageError(f"{folder.path} holds no episode whose key contains {wanted!r}; `fate-gym show RUN --all`")
+        raise UsageError(f"{folder.path} holds no episode whose key contains {name!r}; `fate-gym show RUN --all`")
     some = ", ".join(sorted(records)[:5])
-    raise UsageError(f"{len(records)} episodes of {folder.path} have {wanted!r} in their key: {some}, ...")
+    raise UsageError(f"{len(records)} episodes of {folder.path} have {name!r} in their key: {some}, ...")
 
 
 def _show_episode(episode: Episode) -> None:
