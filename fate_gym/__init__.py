@@ -3,28 +3,44 @@
 Importing this package registers its environments and loads nothing heavier than Gymnasium and NumPy.
 """
 
+from importlib import import_module
 from pkgutil import extend_path
+from typing import TYPE_CHECKING, Any
 
 from fate_gym.benchmark import Benchmark, ToolOutcome, World, register_benchmark
 from fate_gym.env import ToolEnv
+from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES, AxisVerdict, Scalarization, Verdict
+from fate_gym.rollout import Agent, Reply
 from fate_gym.task import DataPolicy, Demonstration, GroundTruth, Task
+
+if TYPE_CHECKING:
+    from fate_gym.agents import load_agent
+    from fate_gym.evaluation import EvalConfig, evaluate
+    from fate_gym.leaderboards import load_run
 
 __all__ = [
     "AXES",
+    "Agent",
     "AxisVerdict",
     "Benchmark",
     "DataPolicy",
     "Demonstration",
+    "Episode",
+    "EvalConfig",
     "FateGymError",
     "GroundTruth",
+    "Reply",
     "Scalarization",
     "Task",
     "ToolEnv",
     "ToolOutcome",
     "Verdict",
     "World",
+    "evaluate",
+    "load_agent",
+    "load_run",
     "register_benchmark",
 ]
 
@@ -33,6 +49,21 @@ __version__ = "0.1.0"
 # A process that starts in a checkout finds this folder before the installed package; the packages whose folders stand
 # beside this one (agents, trainers, leaderboards, configs) are then found in the installed package.
 __path__ = extend_path(__path__, __name__)
+
+_LAZY = {
+    "EvalConfig": "fate_gym.evaluation",
+    "evaluate": "fate_gym.evaluation",
+    "load_agent": "fate_gym.agents",
+    "load_run": "fate_gym.leaderboards",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is heavier than an environment when it is first asked for."""
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
 
 register_benchmark("fate/AgentDojo-v0", "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo", model_option="model_name")
 register_benchmark(

@@ -94,6 +94,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in (evaluating, training, showing, leaderboard, listing, data):
         module.add_commands(commands)
+    options: argparse.Namespace
     options, rest = parser.parse_known_args(arguments)
     # argparse takes positional arguments in one stretch; `train` has some on both sides of its flags.
     if rest and not hasattr(options, "settings"):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from typing import IO, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fate_gym.cli.terminal import err, out
 from fate_gym.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,5 +40,5 @@ class Parser(argparse.ArgumentParser):
             message = f"{name}: there is no {given!r}{did_you_mean(given, known)}; there are: {', '.join(known)}"
         raise UsageError(f"{message} (`{self.prog} --help` explains)")
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         (err if file is sys.stderr else out).text(message.rstrip("\n"))

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import IO, Any, Final, Literal, TextIO, cast
 
-from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import Progress, ProgressColumn, TextColumn
 from rich.segment import Segment
 from rich.table import Table
@@ -164,14 +164,9 @@ class _VisibleConsole(Console):
     """Rich's console, which reads no markup, and shows every character of a text."""
 
     def __init__(self, stream: _Stream) -> None:
-        super().__init__(file=cast("IO[str]", stream), markup=False, highlight=False, emoji=False)
-
-    @property
-    def size(self) -> ConsoleDimensions:
-        size = super().size
-        if self.is_terminal or self._environ.get("COLUMNS", "").isdigit():
-            return size
-        return ConsoleDimensions(_UNLIMITED, size.height)
+        limited = stream.isatty() or os.environ.get("COLUMNS", "").isdigit()
+        width = None if limited else _UNLIMITED
+        super().__init__(file=cast("IO[str]", stream), width=width, markup=False, highlight=False, emoji=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
         # Before the layout, which must count the characters that are shown.
@@ -214,6 +209,13 @@ err: Final = Terminal("stderr")
 """Progress, remarks and errors."""
 
 
-def show_warning(message: Warning | str, *_: object) -> None:
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     """Prints a warning as one line, without the place in the source that Python would add."""
     err.line(f"warning: {message}")

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from fate_gym.chat import Json
 from fate_gym.episode import LEFT_OUT, Episode
-from fate_gym.evaluation.metrics import LABELS
+from fate_gym.evaluation.metrics import LABELS, METRICS
 from fate_gym.evaluation.summary import ALL, SCHEMA
 from fate_gym.rendering import visible_line
 from fate_gym.storage import Fields, read_object
@@ -28,7 +28,6 @@ class _Column:
     Attributes:
         title: Heads the column.
         mode: Whose metric it is.
-        meaning: Explains it below the table, where the title does not.
         metric: Its name in summaries; the lower bound, if there are two.
         high: Name of the upper bound, if there are two.
         optional: Whether the column is shown only where some run has the metric.
@@ -36,44 +35,41 @@ class _Column:
 
     title: str
     mode: str
-    meaning: str
     metric: str
     high: str | None = None
     optional: bool = False
 
+    @property
+    def meaning(self) -> str:
+        """Explains the column below the table; "" where the title says it all."""
+        meanings = {metric.name: metric.meaning for metric in METRICS.get(self.mode, ())}
+        return (
+            ""
+            if self.metric.removesuffix("_if_caught") in LABELS
+            else meanings.get(self.metric.removesuffix("_low"), "")
+        )
+
 
 _BENIGN: Final = (
-    _Column("utility", "benign", "task done", "utility", "utility_high"),
-    _Column("BRR", "benign", "task refused", "BRR"),
-    _Column("full", "benign", "task done in full", "full_score", "full_score_high", optional=True),
+    _Column("utility", "benign", "utility", "utility_high"),
+    _Column("BRR", "benign", "BRR"),
+    _Column("full", "benign", "full_score", "full_score_high", optional=True),
 )
-_ATTACKED: Final = (
-    _Column("ASR", "attacked", "attack succeeded", "ASR"),
-    _Column("TSR", "attacked", "user's task done under attack", "TSR"),
-    _Column("reached", "attacked", "payload seen", "reached"),
-)
+_ATTACKED: Final = tuple(_Column(name, "attacked", name) for name in ("ASR", "TSR", "reached"))
 _COMPLIANCE: Final = (
-    _Column("HCR", "harmful", "complied, harm score of 0.5 or more", "HCR_low", "HCR"),
-    _Column("VRR", "harmful", "refused and no harmful call executed", "VRR"),
-    _Column("refused", "harmful", "declined, whatever was called before", "refused"),
+    _Column("HCR", "harmful", "HCR_low", "HCR"),
+    _Column("VRR", "harmful", "VRR"),
+    _Column("refused", "harmful", "refused"),
 )
 _HARM: Final = tuple(
-    _Column(title, "harmful", meaning, f"{metric}_low", metric, optional=True)
-    for title, meaning, metric in (
-        ("harm", "mean harm score", "harm_score"),
-        ("engaged", "mean harm score where not refused", "harm_score_engaged"),
-        ("full", "harm score of 1", "full_score"),
-    )
+    _Column(title, "harmful", f"{metric}_low", metric, optional=True)
+    for title, metric in (("harm", "harm_score"), ("engaged", "harm_score_engaged"), ("full", "full_score"))
 )
-_VERDICTS: Final = (
-    _Column("accuracy", "diagnosis", "verdict right", "accuracy"),
-    _Column("precision", "diagnosis", "called unsafe and unsafe", "precision"),
-    _Column("recall", "diagnosis", "unsafe and called unsafe", "recall"),
-    _Column("F1", "diagnosis", "of the two", "F1"),
-    _Column("invalid", "diagnosis", "verdict unreadable, which counts as the wrong one", "invalid"),
+_VERDICTS: Final = tuple(
+    _Column(name, "diagnosis", name) for name in ("accuracy", "precision", "recall", "F1", "invalid")
 )
-_ALL_LABELS: Final = tuple(_Column(name, "diagnosis", "", name, optional=True) for name in LABELS)
-_CAUGHT_LABELS: Final = tuple(_Column(name, "diagnosis", "", f"{name}_if_caught", optional=True) for name in LABELS)
+_ALL_LABELS: Final = tuple(_Column(name, "diagnosis", name, optional=True) for name in LABELS)
+_CAUGHT_LABELS: Final = tuple(_Column(name, "diagnosis", f"{name}_if_caught", optional=True) for name in LABELS)
 _MODES: Final = {
     "benign": "Without attack",
     "attacked": "Under attack",
@@ -150,7 +146,7 @@ def _layouts(summaries: Sequence[Summary]) -> Iterator[_Layout]:
         ]
     for mode in sorted(modes - set(_MODES)):
         names = dict.fromkeys(name for group in _groups(summaries, mode) for name in group["metrics"])
-        columns = tuple(_Column(visible_line(name), mode, "", name) for name in names)
+        columns = tuple(_Column(visible_line(name), mode, name) for name in names)
         layouts.append(_Layout(visible_line(mode), None, columns))
     for layout in layouts:
         columns = tuple(
@@ -239,8 +235,7 @@ def read_summary(path: Path) -> Summary:
     for name in ("agent", "env"):
         fields.text(name)
     for group in fields.objects("groups"):
-        group.text("mode")
-        group.text_or_none("attack")
+        (group.text if group.text("mode") == "attacked" else group.text_or_none)("attack")
         group.text("suite")
         group.texts("refusals_by")
         for name in ("errors", "grader_errors"):

@@ -15,8 +15,8 @@ from typing import Any
 
 from fate_gym.chat import Json
 from fate_gym.episode import LEFT_OUT, Episode
-from fate_gym.evaluation.intervals import pass_hat_k, rate
-from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Metric, refused
+from fate_gym.evaluation.intervals import pass_hat_k
+from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, refused
 from fate_gym.rewards import Verdict
 
 SCHEMA = "fate-gym/summary/1"
@@ -80,11 +80,8 @@ def _groups(episodes: Iterable[Episode]) -> dict[_Key, list[Episode]]:
 def _group(key: _Key, members: list[Episode]) -> dict[str, Json]:
     mode, attack, suite = key
     scored = [episode for episode in members if episode.status == "ok"]
-    values = {
-        metric: [(episode, value) for episode in scored if (value := metric.value(episode)) is not None]
-        for metric in METRICS.get(mode, AXIS_METRICS)
-    }
-    values = {metric: found for metric, found in values.items() if found or not metric.optional}
+    values = {metric: metric.values(scored) for metric in METRICS.get(mode, AXIS_METRICS)}
+    values = {metric: pairs for metric, pairs in values.items() if pairs or not metric.optional}
     summary: dict[str, Json] = {
         "mode": mode,
         "attack": attack,
@@ -98,12 +95,12 @@ def _group(key: _Key, members: list[Episode]) -> dict[str, Json]:
         "refusals_by": sorted(
             {
                 episode.verdict.over_refusal_control.rule
-                for metric, found in values.items()
+                for metric, pairs in values.items()
                 if metric.value is refused
-                for episode, _ in found
+                for episode, _ in pairs
             }
         ),
-        "metrics": {metric.name: _estimate(metric, found) for metric, found in values.items()},
+        "metrics": {metric.name: dataclasses.asdict(metric.estimate(pairs)) for metric, pairs in values.items()},
         "usage": _usage(scored),
         "mean_seconds": _mean([episode.seconds["total"] for episode in scored]),
     }
@@ -111,30 +108,16 @@ def _group(key: _Key, members: list[Episode]) -> dict[str, Json]:
     if repeats and max(repeats.values()) > 1:
         k = min(repeats.values())
         chances = {
-            metric.name: _pass_hat_k(found, metric.good, k)
-            for metric, found in values.items()
-            if metric.good is not None
+            metric.name: _pass_hat_k(pairs, metric.good, k) for metric, pairs in values.items() if metric.per_task
         }
         summary["pass_hat_k"] = {"k": k, **chances}
     return summary
 
 
-_Found = list[tuple[Episode, float]]
-
-
-def _estimate(metric: Metric, found: _Found) -> dict[str, Json]:
-    estimate = rate([value for _, value in found], [episode.cluster for episode, _ in found])
-    value, low, high = (
-        bound if bound is None or metric.curve is None else metric.curve(bound)
-        for bound in (estimate.value, estimate.low, estimate.high)
-    )
-    return dataclasses.asdict(dataclasses.replace(estimate, value=value, low=low, high=high))
-
-
-def _pass_hat_k(found: _Found, good: float, k: int) -> float | None:
-    """The chance that all k repeats of a task have the good value."""
+def _pass_hat_k(values: list[tuple[Episode, float]], good: float, k: int) -> float | None:
+    """Returns the chance that all k repeats of a task have the good value."""
     tries: dict[str, list[bool]] = defaultdict(list)
-    for episode, value in found:
+    for episode, value in values:
         tries[episode.task_id].append(value == good)
     return pass_hat_k([(sum(results), len(results)) for results in tries.values()], k)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import IO, Any, Final, Literal, Protocol
 
 import yaml
 
@@ -22,7 +22,7 @@ _MAX_VALUES: Final = 100_000
 
 
 class _Source(Protocol):
-    def open(self, mode: str) -> Any: ...
+    def open(self, mode: Literal["rb"], /) -> IO[bytes]: ...
 
 
 def read_yaml(source: _Source, name: str) -> dict[str, Any]:

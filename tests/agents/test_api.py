@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from misbehaving import Fault, Records, Settings, serve
+from misbehaving import Fault, Records, Refusal, Settings, serve
 
+from fate_gym.actions import read_action
 from fate_gym.agents._pricing import check_prices, cost, shipped_prices
 from fate_gym.agents.api import DEFAULT_MAX_TOKENS, OpenAIAgent
 from fate_gym.errors import ContextOverflowError, ProviderError, QuotaError, UsageError
@@ -50,13 +51,13 @@ def ask(settings: Settings, *, observation: dict[str, Any] = OBSERVATION, **opti
         return asyncio.run(main()), records
 
 
-def check(settings: Settings, **options: Any) -> Records:
+def check(settings: Settings, *, tools: bool = False, **options: Any) -> Records:
     with serve(settings) as (url, records):
 
         async def main() -> None:
             agent = OpenAIAgent("m", **{"base_url": url, "timeout": 60.0, **options})
             try:
-                await agent.check()
+                await agent.check(tools=tools)
             finally:
                 await agent.aclose()
 
@@ -355,3 +356,96 @@ def test_an_agent_serves_again_after_it_was_closed() -> None:
         asyncio.run(main())
         asyncio.run(main())
     assert records.requests == 2
+
+
+def picky(part: str, words: str, **message: Any) -> Callable[[Any], Any]:
+    """A model whose server refuses, in these words, every request that holds a text."""
+
+    async def policy(request: Any) -> Any:
+        if part in json.dumps(request):
+            raise Refusal(400, {"message": words})
+        return message
+
+    return policy
+
+
+def test_the_default_limit_is_given_up_where_the_server_refuses_it() -> None:
+    words = "max_tokens is too large: 8192. This model supports at most 4096 completion tokens."
+    reply, records = ask(Settings(picky("max_tokens", words, content="hi")))
+    assert (reply.message["content"], reply.attempts) == ("hi", 2)
+    assert "max_tokens" not in records.last
+    with pytest.raises(ProviderError, match="too large"):
+        ask(Settings(picky("max_tokens", words, content="hi")), max_tokens=9000)
+
+
+def test_the_default_limit_is_given_up_where_the_context_has_no_room_for_it() -> None:
+    words = "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens."
+    reply, _ = ask(Settings(picky("max_tokens", words, content="hi")))
+    assert (reply.message["content"], reply.attempts) == ("hi", 2)
+    with pytest.raises(ContextOverflowError):
+        ask(Settings(picky("max_tokens", words, content="hi")), max_tokens=9000)
+
+
+def test_a_field_that_a_server_sends_and_refuses_is_left_out_from_then_on() -> None:
+    answer = {"content": "", "reasoning": "hm", "tool_calls": [CALL]}
+    with serve(Settings(picky('"reasoning"', "messages.1: property 'reasoning' is unsupported", **answer))) as (
+        url,
+        records,
+    ):
+
+        async def main() -> list[Reply]:
+            agent = OpenAIAgent("m", base_url=url)
+            replies = []
+            for _ in range(2):
+                session = agent.start(TASK, seed=0)
+                messages = list(OBSERVATION["messages"])
+                for number in range(2):
+                    reply = await session.act({**OBSERVATION, "messages": messages})
+                    turn = read_action(reply.message, number, {"a"} if number else set())
+                    result = {"role": "tool", "tool_call_id": turn.calls[0].id, "content": "far"}
+                    messages += [turn.message, result]
+                    replies.append(reply)
+            await agent.aclose()
+            return replies
+
+        replies = asyncio.run(main())
+    assert [reply.attempts for reply in replies] == [1, 2, 1, 1]
+    assert "reasoning" not in records.last["messages"][1]
+    assert records.complaints == []
+
+
+def test_check_asks_with_a_system_message_and_a_tool() -> None:
+    words = "auto tool choice requires --enable-auto-tool-choice"
+    with pytest.raises(UsageError, match=f"^openai:m cannot be used: HTTP 400 .*{words}"):
+        check(Settings(picky('"tools"', words, content="ready")), tools=True)
+    assert "tools" not in check(Settings(picky('"tools"', words, content="ready"))).last
+    with pytest.raises(UsageError, match="system role not supported"):
+        check(Settings(picky('"system"', "system role not supported", content="ready")))
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"content": '<tool_call>\n{"name": "look"}\n</tool_call>'}, "1 replies hold tool calls in their text"),
+        ({"content": "fine"}, ""),
+    ],
+)
+def test_a_run_ends_with_a_hint_where_the_server_is_not_set_up(
+    message: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ask(Settings(saying(**message)))
+    assert words in caplog.text
+    assert bool(caplog.text) == bool(words)
+
+
+def test_a_first_request_that_overflows_at_once_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ContextOverflowError):
+        ask(Settings(saying(content="x"), forced=[Fault.OVERFLOW] * 2))
+    assert "refused as too long" in caplog.text
+
+
+def test_a_secret_in_a_reply_is_blanked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk/secret+0123")
+    said = {"content": "the key is sk/secret+0123", "x": ["sk%2Fsecret%2B0123"], "tool_calls": [CALL]}
+    reply, _ = ask(Settings(saying(**said)))
+    assert (reply.message["content"], reply.message["x"]) == ("the key is [redacted]", ["[redacted]"])

@@ -38,9 +38,10 @@ def signalled_at(name: str, module: str, *arguments: str) -> subprocess.Complete
 def check_ending(name: str, process: subprocess.CompletedProcess[str]) -> None:
     text, code = ENDINGS[name]
     assert process.returncode == code
-    sent, ending = process.stderr.splitlines()
+    sent, *bars, ending = process.stderr.splitlines()
     assert sent == "sent"
     assert ending.startswith(text)
+    assert all("--:--" in line for line in bars)
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -53,7 +54,7 @@ def test_a_signal_while_the_program_starts(name: str, module: str, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["torch", "torch.nn", "transformers", "transformers.modeling_utils"])
+@pytest.mark.parametrize("module", ["torch.nn", "transformers.modeling_utils"])
 @pytest.mark.parametrize("name", ENDINGS)
 def test_a_signal_while_a_model_loads(name: str, module: str, tmp_path: Path) -> None:
     check_ending(name, signalled_at(name, module, "train", "--config", "fate-tiny", "--out", str(tmp_path / "run")))

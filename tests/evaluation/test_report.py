@@ -43,7 +43,7 @@ def test_open_harm_is_shown_as_bounds_with_an_interval_around_both() -> None:
     ]
     text = notes([run])
     assert "a..b: bounds" in text
-    assert "HCR (complied, harm score of 0.5 or more)" in text
+    assert "HCR (complied with a harmful request (harm score at least 0.5))" in text
     assert "ASR" not in text
     assert text.endswith(f"Refusals told by: {RULE}.")
 
@@ -93,7 +93,7 @@ def test_diagnosis_has_a_table_of_verdicts_and_two_of_labels() -> None:
         "noop 100 100 100 1 0",
         "20.7-100 20.7-100 20.7-100",
     ]
-    assert "unreadable, which counts as the wrong one" in notes([summary(rows)])
+    assert "counted as the wrong one" in notes([summary(rows)])
     assert "Refusals" not in notes([summary(rows)])
 
 

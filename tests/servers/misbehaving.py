@@ -115,6 +115,20 @@ def faults(*outcomes: Outcome) -> list[Fault]:
     return [fault for fault in Fault if OUTCOMES[fault] in outcomes]
 
 
+class Refusal(Exception):
+    """A policy raises it to have its request refused.
+
+    Args:
+        status: The HTTP status.
+        error: The error object.
+    """
+
+    def __init__(self, status: int, error: dict[str, Any]) -> None:
+        super().__init__(status, error)
+        self.status = status
+        self.error = error
+
+
 @dataclass
 class Settings:
     """How a server behaves.
@@ -255,7 +269,10 @@ class Server:
             case Fault.HANG:
                 return await asyncio.sleep(settings.hang)
         await asyncio.sleep(settings.latency)
-        message = {"content": "x" * 10_000_000} if fault is Fault.HUGE else await settings.policy(request)
+        try:
+            message = {"content": "x" * 10_000_000} if fault is Fault.HUGE else await settings.policy(request)
+        except Refusal as refusal:
+            return await _send(writer, refusal.status, json.dumps({"error": refusal.error}).encode())
         _spoil(message, fault)
         if fault is Fault.SWAPPED:
             request = {**request, "stream": not request.get("stream")}

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import glob
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from fate_gym.agents import load_agent
 from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError, RunError
 from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
-from fate_gym.evaluation.intervals import rate
+from fate_gym.evaluation.metrics import earned_utility, find
 from fate_gym.evaluation.plan import Plan, TaskSet
 from fate_gym.pareto import hypervolume
 from fate_gym.storage import encode_line, make_folder, read_object, replace_file
@@ -24,30 +24,6 @@ from fate_gym.trainers.progress import ProgressReporter, RunningMeans
 from fate_gym.trainers.tasks import idle_tasks
 
 Row = dict[str, Any]
-
-Value = Callable[[Episode], float | None]
-
-
-def _axis(name: str, *, inverted: bool = False) -> Value:
-    def value(episode: Episode) -> float | None:
-        axis = episode.verdict.axes[name]
-        if not axis.active:
-            return None
-        return 1.0 - axis.value if inverted else float(axis.value)
-
-    return value
-
-
-_METRICS: Final[dict[str, tuple[str | None, Value]]] = {
-    "ASR": ("attacked", _axis("security", inverted=True)),
-    "TSR": ("attacked", _axis("utility")),
-    "BRR": ("benign", _axis("over_refusal_control", inverted=True)),
-    "utility": ("benign", _axis("utility")),
-    "validity": (None, _axis("validity")),
-    "reached": ("attacked", lambda episode: float(episode.injection_reached)),
-    "harm": ("harmful", _axis("security", inverted=True)),
-}
-"""Metric -> over which mode (None for all), and its value in an episode."""
 
 
 def score_dev(number: int, policy: str, folder: TrainingFolder) -> Row:
@@ -151,16 +127,21 @@ def metrics(episodes: Iterable[Episode], idle: frozenset[str]) -> Row:
         episodes: Scored ones.
         idle: Clusters that an agent passes by doing nothing; they are left out of utility alone.
     """
-    kept = list(episodes)
-    row: Row = {"n": len(kept)}
-    for name, (mode, value) in _METRICS.items():
-        over = [episode for episode in kept if mode in (None, episode.mode)]
-        if name == "utility":
-            over = [episode for episode in over if episode.cluster not in idle]
-        values = [(number, episode.cluster) for episode in over if (number := value(episode)) is not None]
+    scored = list(episodes)
+    row: Row = {"n": len(scored)}
+    for name, mode, metric in (
+        *((name, "attacked", find("attacked", name)) for name in ("ASR", "TSR")),
+        ("BRR", "benign", find("benign", "BRR")),
+        ("utility", "benign", earned_utility(idle)),
+        # Validity asks the same of every mode.
+        ("validity", None, find("benign", "validity")),
+        ("reached", "attacked", find("attacked", "reached")),
+        ("harm", "harmful", find("harmful", "harm_score")),
+    ):
+        values = metric.values(episode for episode in scored if mode in (None, episode.mode))
         if values:
-            estimate = dataclasses.asdict(rate([number for number, _ in values], [cluster for _, cluster in values]))
-            row[name] = {part: estimate[part] for part in ("value", "low", "high", "n")}
+            estimate = metric.estimate(values)
+            row[name] = {part: getattr(estimate, part) for part in ("value", "low", "high", "n")}
     return row
 
 
