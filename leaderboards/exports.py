@@ -55,7 +55,7 @@ def to_json(boards: Iterable[Board]) -> str:
     return _by_lines({"schema": SCHEMA, "boards": content})
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: Row) -> dict[str, object]:
     """A row's fields; the metrics' keys are those of `Estimate`, without an empty note."""
     fields = dataclasses.asdict(row)
     fields["metrics"] = {
@@ -77,11 +77,11 @@ def _by_lines(value: dict[str, Any]) -> str:
     return f'{{"schema":{_dump(value["schema"])},"boards":[{",".join(boards)}]}}\n'
 
 
-def _dump(value: Any) -> str:
+def _dump(value: object) -> str:
     return json.dumps(_plain(value), separators=(",", ":"), allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Rounds numbers, turns what JSON cannot say into null, and replaces lone surrogates."""
     if isinstance(value, dict):
         return {_plain(str(key)): _plain(entry) for key, entry in value.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import Final
 
 from fate_gym.agents.replay import Recording
 from fate_gym.episode import Episode
@@ -21,10 +21,10 @@ _NOT_REPLAYED: Final = ("seconds", "usage", "attempts")
 ABSENT: Final = object()
 """Stands for the value of a field that is not there; null is a value."""
 
-Record = Mapping[str, Any]
+Record = Mapping[str, object]
 """An episode as `Episode.to_json` gives it."""
 
-Change = tuple[str, Any, Any]
+Change = tuple[str, object, object]
 """(dotted name, stored value, recomputed value)"""
 
 
@@ -68,7 +68,7 @@ def changes(stored: Record, fresh: Record) -> Iterator[Change]:
             yield from leaves(stored.get(name, ABSENT), fresh.get(name, ABSENT), name)
 
 
-def leaves(stored: Any, fresh: Any, name: str) -> Iterator[Change]:
+def leaves(stored: object, fresh: object, name: str) -> Iterator[Change]:
     """Yields the leaves in which two JSON values differ; numbers that differ by rounding are equal."""
     if isinstance(stored, Mapping) and isinstance(fresh, Mapping):
         for key in sorted({*stored, *fresh}):
@@ -82,7 +82,7 @@ def leaves(stored: Any, fresh: Any, name: str) -> Iterator[Change]:
         yield name, stored, fresh
 
 
-def _equal(stored: Any, fresh: Any) -> bool:
+def _equal(stored: object, fresh: object) -> bool:
     if isinstance(stored, bool) or isinstance(fresh, bool):
         return stored is fresh
     if isinstance(stored, float) or isinstance(fresh, float):

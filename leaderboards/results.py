@@ -88,7 +88,7 @@ def to_results(runs: Sequence[LoadedRun]) -> str:
     return "{" + ",\n".join([*parts, f'"rows":[\n{rows}\n]']) + "}\n"
 
 
-def _rows(run: LoadedRun) -> Iterator[dict[str, Any]]:
+def _rows(run: LoadedRun) -> Iterator[dict[str, object]]:
     for group in run.summary["groups"]:
         yield {
             "agent": run.summary["agent"],
@@ -104,5 +104,5 @@ def _rounded(value: float | None) -> float | None:
     return round(value, _DIGITS) if isinstance(value, float) else value
 
 
-def _dump(value: Any) -> str:
+def _dump(value: object) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from fate_gym.episode import Episode
-from fate_gym.errors import RunCorruptError, RunError
+from fate_gym.errors import RunError
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import summarise
 from fate_gym.leaderboards.submissions import Submission, read_submission
-from fate_gym.storage import read_object
+from fate_gym.storage import Fields, read_object
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def load_run(path: Path) -> LoadedRun:
 def _load(path: Path, taken: set[str]) -> LoadedRun:
     refuse_links(path)
     folder = RunFolder.read(path)
-    check_config(path, folder.manifest)
+    _check_manifest(path, folder.manifest)
     malformed = 0
     marks = set(_names(folder.manifest.get("contaminated_by")))
 
@@ -151,19 +151,19 @@ def refuse_links(run: Path) -> None:
             raise RunError(f"{file} is a link that leads out of the folder: put the file itself there")
 
 
-def check_config(path: Path, manifest: dict[str, Any]) -> None:
+def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """Checks that a manifest says what ran.
 
     Raises:
-        RunCorruptError: It does not.
+        RunCorruptError: It does not; the message names the field.
     """
-    config: Any = manifest.get("config")
-    wanted = {"agent": str, "env": str, "defences": list, "env_args": dict}
-    for name, kind in wanted.items():
-        if not isinstance(config, dict) or not isinstance(config.get(name), kind):
-            raise RunCorruptError(f"{path / 'manifest.json'}: config.{name} is no {kind.__name__}: restore it")
-    if not isinstance(manifest.get("digest"), str) or not all(isinstance(name, str) for name in config["defences"]):
-        raise RunCorruptError(f"{path / 'manifest.json'}: the digest or a defence is no text: restore it")
+    fields = Fields(manifest, str(path / "manifest.json"))
+    fields.text("digest")
+    config = fields.object("config")
+    config.text("agent")
+    config.text("env")
+    config.texts("defences")
+    config.object("env_args")
 
 
 def _count_missing(summary: dict[str, Any], folder: RunFolder) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -69,13 +69,13 @@ def read_settings(manifest: Mapping[str, Any], trusted: str | None) -> Settings:
     """
     stored = manifest.get("config")
     if not isinstance(stored, dict):
-        raise ValueError("config is no object")
+        raise ValueError("config must be an object")
     unlike = sorted(set(stored) ^ {entry.name for entry in fields(EvalConfig)})
     if unlike:
-        raise ValueError(f"config has other settings than this fate-gym writes: {', '.join(map(str, unlike))}")
+        raise ValueError(f"config must have the settings of this fate-gym, which differ in {', '.join(unlike)}")
     for name, kinds in _TYPES.items():
         if type(stored[name]) not in kinds:
-            raise ValueError(f"config.{name} is of type {type(stored[name]).__name__}")
+            raise ValueError(f"config.{name} must not be of type {type(stored[name]).__name__}")
     if stored["repeats"] > MOST_REPEATS:
         raise ValueError(f"config.repeats is {stored['repeats']}, more than {MOST_REPEATS}")
     env = _registered(stored["env"], trusted)
@@ -123,7 +123,7 @@ def benchmark_class(env: str) -> type[Benchmark]:
     return benchmark
 
 
-def _check_arguments(env: str, benchmark: type[Benchmark], arguments: Mapping[str, Any]) -> None:
+def _check_arguments(env: str, benchmark: type[Benchmark], arguments: Collection[str]) -> None:
     unknown = sorted(set(arguments) - set(inspect.signature(benchmark).parameters) - set(_LOOP))
     if unknown:
         raise ValueError(f"{env} takes no argument {', '.join(unknown)}")
@@ -140,11 +140,12 @@ def _judge_name(option: str, judge: object) -> str:
 def _attack(attack: object) -> Any:
     named = isinstance(attack, str | None)
     if not named and not (isinstance(attack, dict) and all(isinstance(text, str) for text in attack.values())):
-        raise ValueError("config.attack holds something that is neither a name nor payloads")
+        raise ValueError("config.attack must be a list of names, or of payloads by vector")
     return attack
 
 
-def _texts(name: str, values: list[Any]) -> tuple[str, ...]:
-    if not all(isinstance(value, str) for value in values):
-        raise ValueError(f"config.{name} holds something that is no text")
-    return tuple(values)
+def _texts(name: str, values: list[object]) -> tuple[str, ...]:
+    texts = tuple(value for value in values if isinstance(value, str))
+    if len(texts) < len(values):
+        raise ValueError(f"config.{name} must be a list of strings")
+    return texts

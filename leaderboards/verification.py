@@ -100,7 +100,7 @@ class Verification:
         if most is not None and len(listed) > most:
             self.add(where, f"and {len(listed) - most} more values")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """As `--json` prints it."""
         return {
             "schema": SCHEMA,
@@ -295,10 +295,10 @@ def _check_summary(path: Path, manifest: Mapping[str, Any], planned: Items, repo
     report.add_changes("summary.json", leaves(_named(stored), _named(fresh), ""))
 
 
-def _named(summary: Mapping[str, Any]) -> dict[str, Any]:
+def _named(summary: Mapping[str, object]) -> dict[str, object]:
     """A summary with its groups by name, so that a group that is missing or given twice shifts no other."""
     groups = summary.get("groups")
-    named: dict[str, Any] = {}
+    named: dict[str, object] = {}
     for i, group in enumerate(groups if isinstance(groups, list) else ()):
         known = isinstance(group, Mapping)
         name = "/".join(str(group.get(part) or "none") for part in ("mode", "attack", "suite")) if known else str(i)

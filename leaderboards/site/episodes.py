@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 from fate_gym.benchmark import disclosure
 from fate_gym.episode import Episode
@@ -172,7 +172,7 @@ def survey(episodes: Iterable[Episode]) -> Census:
     return census
 
 
-def _order(entry: Listed) -> tuple[Any, ...]:
+def _order(entry: Listed) -> tuple[object, ...]:
     """Failures first; then as people count: task 2 before task 10."""
     parts = [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d{1,18})", entry.task_id)]
     return not entry.classes, entry.mode, entry.attack or "", entry.suite, parts, entry.repeat, entry.key

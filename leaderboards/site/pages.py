@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import fate_gym
 from fate_gym.errors import RunError
-from fate_gym.leaderboards.board import Board, Row
+from fate_gym.leaderboards.board import Board, Front, Row
 from fate_gym.leaderboards.runs import LoadedRun
 from fate_gym.leaderboards.site import runs as run_pages
-from fate_gym.leaderboards.site.charts import scatter
+from fate_gym.leaderboards.site.charts import Scatter, scatter
 from fate_gym.leaderboards.site.reported import reported
 from fate_gym.leaderboards.site.tables import MOST_ROWS, choices, depends_on_refusals, lines, split_columns
 from fate_gym.leaderboards.site.text import slug, write_page
@@ -66,7 +66,7 @@ def build_site(boards: Sequence[Board], runs: Sequence[LoadedRun], out: Path, *,
     write_page(out / "index.html", "index", "", values)
 
 
-def _common(*, private: bool) -> dict[str, Any]:
+def _common(*, private: bool) -> dict[str, object]:
     return {"private": private, "version": fate_gym.__version__}
 
 
@@ -151,7 +151,7 @@ def _write_board(board: Board, name: str, out: Path, *, private: bool) -> None:
         write_page(out / "board" / page, "plots", "../", values)
 
 
-def _plot_pages(board: Board, fronts: Sequence[Any], name: str) -> Iterator[tuple[str, list[Any]]]:
+def _plot_pages(board: Board, fronts: Sequence[Front], name: str) -> Iterator[tuple[str, list[Scatter]]]:
     for i in range(0, len(fronts), _PLOTS_A_PAGE):
         drawn = [scatter(board, front, f"plot-{j}") for j, front in enumerate(fronts[i : i + _PLOTS_A_PAGE])]
         yield f"{name}-plots-{i // _PLOTS_A_PAGE + 1}.html", drawn

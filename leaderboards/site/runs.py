@@ -64,7 +64,7 @@ def write_run(
     rows: Sequence[Row],
     board: tuple[str, str] | None,
     folder: Path,
-    common: Mapping[str, Any],
+    common: Mapping[str, object],
 ) -> None:
     """Writes a run's page and those of its episodes.
 
@@ -123,7 +123,7 @@ def _write_traces(
     census: Census,
     board: tuple[str, str] | None,
     folder: Path,
-    common: Mapping[str, Any],
+    common: Mapping[str, object],
 ) -> None:
     listed = census.listed
     places = {entry.key: i for i, entry in enumerate(listed)}
@@ -166,7 +166,7 @@ def _settings(run: RunView) -> list[tuple[str, str]]:
     config.pop("out", None)
     config["env_args"] = without_paths(run.manifest["config"])
     versions = run.manifest.get("versions")
-    entries: dict[str, Any] = {**config}
+    entries: dict[str, object] = {**config}
     if isinstance(versions, Mapping):
         entries["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items())
     if run.submission:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from fate_gym.rendering import visible
 
@@ -93,7 +93,7 @@ def environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    def finalize(value: Any) -> Any:
+    def finalize(value: object) -> object:
         return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     made = Environment(
@@ -109,7 +109,7 @@ def environment() -> Environment:
     return made
 
 
-def write_page(path: Path, template: str, root: str, values: Mapping[str, Any]) -> None:
+def write_page(path: Path, template: str, root: str, values: Mapping[str, object]) -> None:
     """Renders a template into a file.
 
     Args:

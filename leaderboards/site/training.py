@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from fate_gym.episode import MAX_COUNT
 from fate_gym.errors import RunError
@@ -95,11 +95,11 @@ def _curves(path: Path) -> Iterator[Curve]:
             yield _curve(name, values)
 
 
-def _loss(step: Mapping[str, Any]) -> float | None:
+def _loss(step: Mapping[str, object]) -> float | None:
     return _finite(step.get("loss"))
 
 
-def _axis(step: Mapping[str, Any], axis: str) -> float | None:
+def _axis(step: Mapping[str, object], axis: str) -> float | None:
     vector = step.get("vector")
     return _finite(vector.get(axis)) if isinstance(vector, dict) else None
 

@@ -11,12 +11,14 @@ import made_runs
 import pytest
 from small_runs import DOJO, MakeRun, edit_json, edit_line
 
+from fate_gym.agents import Agent, Oracle, Session
 from fate_gym.errors import RunCorruptError, RunError
 from fate_gym.leaderboards import Board, Row, build, find_runs, load_run, load_runs, scanning
 from fate_gym.leaderboards.board import TOO_SMALL
 from fate_gym.leaderboards.columns import COLUMNS, PAIRS, SAFETY, VOLUME, column
 from fate_gym.leaderboards.exports import to_markdown
 from fate_gym.leaderboards.runs import pass_over
+from fate_gym.task import Task
 
 TOY = "toy/Parcels-v0"
 WHOLE: dict[str, Any] = {"attack": (None, "direct"), "env_args": {"suite": ["banking"]}}
@@ -348,3 +350,25 @@ def test_episodes_that_a_content_filter_stopped_are_counted(tmp_path: Path) -> N
     assert "a content filter stopped 1" in to_markdown([made])
     (page,) = (made_runs.build([run], tmp_path / "site") / "board").iterdir()
     assert ">filtered</th>" in page.read_text()
+
+
+class Tutor(Agent):
+    """Does as the oracle does, under a name of its own."""
+
+    name = "tutor"
+    privileged = True
+
+    def start(self, task: Task, seed: int) -> Session:
+        return Oracle().start(task, seed)
+
+
+def test_an_agent_that_is_given_the_solutions_is_a_reference_whatever_its_name(
+    make_run: MakeRun, dojo_run: Path, tmp_path: Path
+) -> None:
+    runs = [make_run(tmp_path / "tutor", Tutor(), **DOJO), make_run(tmp_path / "refuser", "refuser", **DOJO)]
+    made = board(*runs)
+    assert row(made, "tutor").privileged
+    assert not row(made, "tutor").on_front
+    assert not row(made, "refuser").privileged
+    edit_json(runs[0] / "manifest.json", lambda manifest: manifest.pop("privileged"))
+    assert not row(board(*runs), "tutor").privileged

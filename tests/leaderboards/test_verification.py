@@ -346,7 +346,7 @@ def test_settings_cannot_run_anything(change: Any, expected: str, copied: Path, 
 
 def test_a_manifest_without_settings(copied: Path) -> None:
     edit_json(copied / "manifest.json", lambda manifest: manifest.update(config=[]))
-    assert any("config is no object" in what for _, what in found(copied))
+    assert any("config must be an object" in what for _, what in found(copied))
 
 
 def test_an_unknown_environment_is_imported_on_the_users_word_alone(copied: Path, trap: Path) -> None:
