@@ -51,7 +51,7 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
 EXPLAINED: dict[str, str] = {}
 """A line of code -> why a mutant of it changes nothing that a test could see."""
 
-SECONDS = 120
+SECONDS = 30
 """Processor time after which a mutant counts as noticed: it has made the tests go on for ever."""
 
 _LIBRARIES = (
@@ -165,7 +165,7 @@ def survives(name: str, path: Path, code: str, tests: Sequence[str]) -> bool:
         code_of_exit = 1
         try:
             resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-            signal.alarm(SECONDS * 20)
+            signal.alarm(SECONDS * 40)
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, 1)
             os.dup2(nowhere, 2)
