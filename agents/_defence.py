@@ -40,11 +40,11 @@ class Defence(ABC):
 
 
 class View(Defence):
-    """A defence that changes only what the agent is shown, each time anew from the whole conversation."""
+    """A defence that changes only what the agent sees, each time anew from the whole conversation."""
 
     @abstractmethod
     async def show(self, observation: Observation) -> Observation:
-        """Returns what the agent is shown in place of an observation, which stays as it is."""
+        """Returns what the agent sees in place of an observation, which is not changed."""
 
     def start(self, begin: Begin) -> Session:
         """Begins an episode."""

@@ -45,7 +45,7 @@ class Guard(Defence):
         format_name: One of `guard_formats`.
 
     Raises:
-        ValueError: There is no such format.
+        ValueError: The format is unknown.
     """
 
     def __init__(self, format_name: str) -> None:
@@ -53,7 +53,7 @@ class Guard(Defence):
             raise ValueError(f"no guard format {format_name!r}; there are: {', '.join(guard_formats())}")
         self.name = f"guard:{format_name}"
         self._format = guard_formats()[format_name]
-        self._verdict = re.compile(self._format["verdict"], re.IGNORECASE | re.MULTILINE)
+        self._judgement = re.compile(self._format["verdict"], re.IGNORECASE | re.MULTILINE)
         self._labels = {
             name: re.compile(pattern, re.IGNORECASE | re.MULTILINE)
             for name, pattern in self._format.get("labels", {}).items()
@@ -75,7 +75,7 @@ class Guard(Defence):
 
         Args:
             text: The answer.
-            labels: Whether an unsafe verdict needs its labels.
+            labels: Whether an answer of "unsafe" needs its labels.
 
         Raises:
             UsageError: Labels are asked for, and the format has none.
@@ -83,10 +83,10 @@ class Guard(Defence):
         if labels and not self._labels:
             raise UsageError(f"{self.name} gives no labels: make the environment with labels=False")
         answer = without_thoughts(text)
-        found = self._verdict.search(answer)
-        if found is None:
+        match = self._judgement.search(answer)
+        if match is None:
             return None
-        if found["verdict"].lower() in self._format["safe"]:
+        if match["verdict"].lower() in self._format["safe"]:
             return "safe"
         if not labels:
             return "unsafe"
@@ -103,7 +103,9 @@ class _GuardSession:
         opening: str = next(message["content"] for message in observation["messages"] if message["role"] == "user")
         trajectory = cut_trajectory(opening)
         if trajectory is None:
-            raise UsageError(f"{self._guard.name} judges fate/ATBench-v0 with view='full' only: no trajectory is shown")
+            raise UsageError(
+                f"{self._guard.name} judges fate/ATBench-v0 with view='full' only: the observation holds no trajectory"
+            )
         reply = await self._session.act({"messages": self._guard.prompt(trajectory)})
         text = read_action(reply.message, turn=0).text
         answer = self._guard.translate(text, labels=asks_for_labels(opening))

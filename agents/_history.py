@@ -33,10 +33,10 @@ class History:
     def restore(self, messages: list[Message], refused: Collection[str] = ()) -> list[Message]:
         """Returns a conversation as its server knows it.
 
-        Each assistant message is verbatim but for what no server takes back: arguments that are no JSON object, names
-        that are not legal, ids that are missing or stand twice, and content that is no text. There, and where the
-        conversation at a place is not what came from the server (a fork, a defence), it keeps the environment's form.
-        A tool's result bears the id that the server gave to the call.
+        Each assistant message is verbatim, except for what no server takes back: arguments that are not a JSON object,
+        names that are not legal, ids that are missing or stand twice, and content that is not a string. These are in
+        the environment's form, and so is a whole message where the conversation at its place is not what came from
+        the server (after a fork, or behind a defence). A tool's result bears the id that the server gave to the call.
 
         Args:
             messages: The conversation in the environment's form.

@@ -26,7 +26,7 @@ def check_prices(table: Prices) -> None:
     """Checks a table that a user gave.
 
     Raises:
-        ValueError: An entry lacks `input` or `output`, or holds something that is no price.
+        ValueError: An entry lacks `input` or `output`, or holds something that is not a price.
     """
     for model, prices in table.items():
         known = isinstance(prices, Mapping) and {"input", "output"} <= set(prices) <= {"input", "output", "cached"}

@@ -33,7 +33,7 @@ class TextClassifier:
 
     Raises:
         UsageError: The libraries are not installed.
-        ValueError: The threshold is no probability.
+        ValueError: The threshold is not in [0, 1].
     """
 
     def __init__(self, model: str, safe_label: str = _SAFE_LABEL, threshold: float = _THRESHOLD) -> None:
@@ -64,14 +64,14 @@ class TextClassifier:
         try:
             number = float(threshold or _THRESHOLD)
         except ValueError:
-            raise ValueError(f"the threshold of injection_detector:{spec} is no number") from None
+            raise ValueError(f"the threshold of injection_detector:{spec} must be a number") from None
         return cls(model, label or _SAFE_LABEL, number)
 
     def __call__(self, text: str) -> bool:
         """Tells whether a text holds an injection.
 
         Raises:
-            UsageError: The model cannot be loaded, is no trained classifier, or lacks the safe label.
+            UsageError: The model cannot be loaded, is not a trained classifier, or lacks the safe label.
         """
         # One forward pass at a time: it already uses every core.
         with self._lock:
@@ -111,7 +111,9 @@ class TextClassifier:
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             raise UsageError(f"injection detector {self._path} cannot be loaded: {reason}") from error
         if report["missing_keys"]:
-            raise UsageError(f"{self._path} is no trained text classifier: it lacks {sorted(report['missing_keys'])}")
+            raise UsageError(
+                f"{self._path} is not a trained text classifier: it lacks {sorted(report['missing_keys'])}"
+            )
         labels = list(model.config.label2id)
         if self._safe_label not in labels:
             raise UsageError(

@@ -20,10 +20,10 @@ class ToolFilter(Defence):
     A session apart is asked first, with AgentDojo's prompt. It is given no tools, since a model that is given some may
     call them instead of answering; their names and descriptions stand below the prompt. (AgentDojo passes them with
     `tool_choice="none"`, which only some APIs know.) As upstream, a tool is chosen if its name stands anywhere in the
-    answer, and question and answer stay in the conversation that the agent is shown.
+    answer, and question and answer stay in the conversation that the agent sees.
 
     A call to a tool that was not chosen is refused: the reply's call gets a name that no tool has, so the environment
-    answers that there is no such tool, never runs it, and counts it against validity. The agent is shown the name that
+    answers that there is no such tool, never runs it, and counts it against validity. The agent sees the name that
     it had asked for. The episode's trace holds the changed one, `filtered_NUMBER_NAME`: a grader that reads requested
     calls sees no call of the real tool, where AgentDojo's counts one that it has blocked.
     """
@@ -79,18 +79,18 @@ class _FilteredSession:
     def _show(self, observation: Observation) -> Observation:
         messages = self._with_asked_names(observation["messages"])
         start = _opening(messages)
-        shown: Observation = {"messages": [*messages[:start], *self._exchange, *messages[start:]]}
+        view: Observation = {"messages": [*messages[:start], *self._exchange, *messages[start:]]}
         chosen: list[ToolSchema] = [
             tool for tool in observation["tools"] if tool["function"]["name"] not in self._refused_names
         ]
         # APIs refuse an empty list.
-        return {**shown, "tools": chosen} if chosen else shown
+        return {**view, "tools": chosen} if chosen else view
 
     def _with_asked_names(self, messages: list[Message]) -> list[Message]:
         """Undoes `_refuse` in the conversation: the agent reads the calls that it made."""
         asked_names = {refused: asked for asked, refused in self._refused_names.items()}
         refusals: dict[str, tuple[str, str]] = {}
-        shown = []
+        restored = []
         for message in messages:
             twin = dict(message)
             if "tool_calls" in message:
@@ -102,8 +102,8 @@ class _FilteredSession:
                     twin["tool_calls"].append(_renamed(call, asked))
             elif message["role"] == "tool":
                 twin["content"] = message["content"].replace(*refusals[message["tool_call_id"]])
-            shown.append(twin)
-        return shown
+            restored.append(twin)
+        return restored
 
     def _refuse(self, reply: Reply) -> Reply:
         # Read as the environment will read it, so that no form of a call slips through.

@@ -97,7 +97,7 @@ class OpenAIAgent(Agent):
             is scored, or an "error", which leaves the episode unscored.
         extra_body: Further fields of each request; they win over all others.
         prices: USD per million tokens (`Prices`), above the shipped ones, which hold for OpenAI's own server only.
-        api_key_env: Environment variable that holds the key; a server of one's own may need none.
+        api_key_env: Environment variable that holds the key; a server that you run may need none.
         backoff_seconds: Bound of the first wait between attempts.
 
     Raises:

@@ -15,7 +15,7 @@ from fate_gym.chat import Message, ToolSchema
 _log = logging.getLogger(__name__)
 
 _MARKER = "fategymmarker"
-"""Stands for what the model said where only what the chat template adds after it is wanted."""
+"""Stands for what the model said where only what the chat template adds after it matters."""
 
 
 class ChatFormat:
@@ -52,20 +52,20 @@ class ChatFormat:
             return self._encode(self._render(_as_templates_take(messages), tools))
 
     def continuation(
-        self, messages: list[Message], told: int, tools: list[ToolSchema] | None, *, ended: bool
+        self, messages: list[Message], sampled: int, tools: list[ToolSchema] | None, *, ended: bool
     ) -> tuple[int, ...] | None:
         """Writes what comes between a sampled turn and the next, (s,).
 
         Args:
             messages: The conversation.
-            told: The index of the sampled turn in it.
+            sampled: The index of the sampled turn in it.
             tools: The tools.
             ended: Whether the sampled ids end in a stop token, which is then not repeated.
 
         Returns:
             The ids, or None where the conversation must be written anew.
         """
-        written = _as_templates_take(messages[told:])
+        written = _as_templates_take(messages[sampled:])
         since = written[1:]
         if not since or not self._appends.get(since[0]["role"]) or any(m["role"] == "assistant" for m in since):
             return None

@@ -1,6 +1,6 @@
 """Defences against prompt injection: wrappers around any agent.
 
-A defence stands between the environment and an agent. It changes what the agent is shown and may replace what it
+A defence stands between the environment and an agent. It changes what the agent sees and may replace what it
 replies; the environment's own conversation, its world and its graders know nothing of it.
 
 AgentDojo's texts are taken from its package, so that they are its own to the letter.
@@ -88,13 +88,13 @@ class RepeatUserPrompt(View):
         """Puts the user's first message after each run of tool messages."""
         messages: list[Message] = observation["messages"]
         prompt = next((message for message in messages if message["role"] == "user"), None)
-        shown: list[Message] = []
+        repeated: list[Message] = []
         for message, following in zip(messages, [*messages[1:], None], strict=True):
-            shown.append(message)
+            repeated.append(message)
             ends_batch = message["role"] == "tool" and (following is None or following["role"] != "tool")
             if ends_batch and prompt is not None:
-                shown.append(dict(prompt))
-        return {**observation, "messages": shown}
+                repeated.append(dict(prompt))
+        return {**observation, "messages": repeated}
 
 
 class SafetyPrompt(View):
@@ -145,7 +145,7 @@ def load_defence(spec: str) -> Defence:
     """Makes a defence from its short text, one of `DEFENCES`.
 
     Raises:
-        ValueError: The text names no defence, or its threshold is no probability.
+        ValueError: The text names no defence, or its threshold is not in [0, 1].
         UsageError: An injection detector's libraries are not installed.
     """
     kind, _, rest = spec.partition(":")
@@ -181,7 +181,7 @@ def defend(agent: Agent | ActFunction, *defences: Defence | str) -> Agent:
         *defences: Defences, or their short texts.
 
     Raises:
-        ValueError, UsageError: A short text is no defence's, or that defence cannot be made (`load_defence`).
+        ValueError, UsageError: A short text names no defence, or one that cannot be made (`load_defence`).
     """
     defended = as_agent(agent)
     for defence in defences:
@@ -222,7 +222,7 @@ def _map_results(messages: list[Message], change: Callable[[str], str]) -> list[
 
 
 def _extend_system_prompt(messages: list[Message], text: str) -> list[Message]:
-    """Appends to the system prompt; where there is none, the text becomes it."""
+    """Appends a text to the system prompt; a conversation without one gets the text as its system prompt."""
     if messages and messages[0]["role"] == "system":
         return [{**messages[0], "content": messages[0]["content"] + text}, *messages[1:]]
     return [{"role": "system", "content": text.strip()}, *messages]

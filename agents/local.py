@@ -36,7 +36,7 @@ class LocalAgent(Agent):
     Args:
         model: A folder, or an id on the hub.
         adapter: A PEFT adapter for it, a folder or an id.
-        dtype: Of the weights: "auto" for the stored one, or "float32", "bfloat16", "float16".
+        dtype: Type of the weights: "auto" for the stored one, or "float32", "bfloat16", "float16".
         device: "cpu", "cuda", "cuda:1", ..., or "auto" to spread it over all; None for CUDA where there is one.
         attention: transformers' `attn_implementation`: "sdpa", "eager", "flash_attention_2", ...
         temperature: 0 for greedy decoding. Recorded log-probabilities are those of the sampling distribution, with
@@ -49,7 +49,7 @@ class LocalAgent(Agent):
             transformers' format; None for the tokenizer's own or whatever fits the chat template.
         chat_template_kwargs: Further variables of the chat template, such as {"enable_thinking": False}. Llama 3's
             prints the current day unless it is given a "date_string".
-        seed: Together with the episode decides the samples.
+        seed: Decides the samples, together with the episode's task and seed.
 
     Raises:
         ValueError: A number is out of its range.
@@ -100,7 +100,7 @@ class LocalAgent(Agent):
             model: A transformers causal language model, perhaps with an adapter.
             tokenizer: Its tokenizer, with a chat template that takes tools.
             name: The agent's name will be "hf:" and this.
-            **options: Of the constructor; those about loading have no effect.
+            **options: Options of the constructor; those about loading have no effect.
         """
         agent = cls(name, **options)
         agent._loaded = (model, tokenizer)
@@ -229,9 +229,9 @@ class _LocalSession:
 
     def _prompt(self, chat: ChatFormat, messages: list[Message], tools: list[ToolSchema] | None) -> tuple[int, ...]:
         """Appends to the last turn; writes everything anew where the past is not what it was (a defence, a fork)."""
-        told = len(self._messages)
-        if self._ids and messages[:told] == self._messages and tools == self._tools:
-            added = chat.continuation(messages, told, tools, ended=self._ids[-1] in chat.stop_ids)
+        known = len(self._messages)
+        if self._ids and messages[:known] == self._messages and tools == self._tools:
+            added = chat.continuation(messages, known, tools, ended=self._ids[-1] in chat.stop_ids)
             if added is not None:
                 return self._ids + added
         return chat.prompt(messages, tools)
@@ -241,17 +241,17 @@ def load_tokenizer(model: str, chat_template_kwargs: Mapping[str, Any]) -> Any:
     """Loads a tokenizer whose chat template takes tools; no code from its folder runs.
 
     Raises:
-        UsageError: Its chat template takes no tools, or there is none.
+        UsageError: It has no chat template, or one that takes no tools.
     """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     if not tokenizer.chat_template:
-        raise UsageError("it has no chat template: it is no chat model")
-    shown = tokenizer.apply_chat_template(
+        raise UsageError("it has no chat template, so it is not a chat model")
+    prompt = tokenizer.apply_chat_template(
         [PROBE_QUESTION], tools=[PROBE_TOOL], tokenize=False, add_generation_prompt=True, **chat_template_kwargs
     )
-    if PROBE_TOOL["function"]["name"] not in shown:
+    if PROBE_TOOL["function"]["name"] not in prompt:
         raise UsageError("its chat template takes no tools")
     return tokenizer
 
@@ -261,7 +261,7 @@ def load_model(model: str, **options: Any) -> Any:
 
     Args:
         model: A folder, or an id on the hub.
-        **options: Of `from_pretrained`.
+        **options: Options of `from_pretrained`.
 
     Raises:
         UsageError: A part of the weights is missing.

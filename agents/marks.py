@@ -18,13 +18,13 @@ def contamination(*folders: str | Path | None) -> tuple[str, ...]:
     Raises:
         UsageError: A mark is there, but cannot be read; an unread mark would be a mark removed.
     """
-    found: set[str] = set()
+    benchmarks: set[str] = set()
     for folder in folders:
         path = Path(folder) / MARK if folder is not None else None
         if path is None or not path.is_file():
             continue
         try:
-            found.update(map(str, json.loads(path.read_bytes())["contaminated_by"]))
+            benchmarks.update(map(str, json.loads(path.read_bytes())["contaminated_by"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is damaged: it should name what its model learned from ({error})") from error
-    return tuple(sorted(found))
+    return tuple(sorted(benchmarks))

@@ -60,7 +60,7 @@ def choose_response_template(
         chat_template_kwargs: Further variables of the chat template.
 
     Raises:
-        UsageError: There is none.
+        UsageError: No template fits.
     """
     if isinstance(chosen, Mapping):
         return dict(chosen)

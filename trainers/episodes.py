@@ -64,7 +64,7 @@ _SAME: Final = (
 
 def _from_version_1(record: dict[str, Any]) -> dict[str, Any]:
     """Translates a record of the first version of stage files, which held a part of an episode under other names."""
-    same = {name: record[name] for name in _SAME if name in record}
+    same: dict[str, Any] = {name: record[name] for name in _SAME if name in record}
     return {
         **same,
         "schema": SCHEMA,

@@ -8,7 +8,6 @@ interrupted training is resumed: that is the business of `Round`, one layer belo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from fate_gym.errors import UsageError
 from fate_gym.trainers.base_policy import base_policy
@@ -23,8 +22,9 @@ from fate_gym.trainers.stages.optimise import optimise
 from fate_gym.trainers.stages.repair import repair
 from fate_gym.trainers.stages.select import select
 from fate_gym.trainers.stages.warm_up import warm_up
+from fate_gym.trainers.study.records import RoundRecord, Summary
 from fate_gym.trainers.study.scoring import score_dev, score_tests
-from fate_gym.trainers.study.summary import RoundRecord, describe, draw, record_of, summarise, volume_of, write_rounds
+from fate_gym.trainers.study.summary import describe, draw, record_of, summarise, volume_of, write_rounds
 
 
 def evolve(policy: str, this_round: Round) -> str:
@@ -51,7 +51,7 @@ def evolve(policy: str, this_round: Round) -> str:
 
 def train(
     config: TrainConfig, out: Path, *, progress: ProgressReporter | None = None, shared: Path | None = None
-) -> dict[str, Any]:
+) -> Summary:
     """Trains from the base policy to the summary. An interrupted training is resumed by the same call.
 
     Args:

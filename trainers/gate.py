@@ -28,10 +28,10 @@ def check_competence(episodes: Sequence[Episode], gate: GateSettings | None) -> 
     if gate is None:
         return
     reached = competence(episodes)
-    for name, least in (("utility", gate.utility), ("ASR", gate.attack_success)):
+    for name, least in (("earned_utility", gate.utility), ("ASR", gate.attack_success)):
         value = reached[name]
         if value is not None and value < least:
-            problem = "does too few benign tasks" if name == "utility" else "obeys too few attacks"
+            problem = "does too few benign tasks" if name == "earned_utility" else "obeys too few attacks"
             raise NotCompetentError(
                 f"the base policy {problem} to learn from: {name} {value:.2f}, at least {least:g} is needed "
                 f"(gate; `gate=null` goes on regardless)"
@@ -39,7 +39,7 @@ def check_competence(episodes: Sequence[Episode], gate: GateSettings | None) -> 
 
 
 def competence(episodes: Sequence[Episode]) -> dict[str, float | None]:
-    """Returns utility (benign tasks done), ASR (attacks that succeed) and reached; None where there is no episode."""
+    """Returns earned_utility (benign tasks done), ASR (attacks that succeed) and reached; None without episodes."""
     benign, attacks, reached = [], [], []
     for episode in episodes:
         security, utility = episode.verdict.security, episode.verdict.utility
@@ -48,7 +48,7 @@ def competence(episodes: Sequence[Episode]) -> dict[str, float | None]:
         if episode.mode == "attacked" and security.active:
             attacks.append(1.0 - security.value)
             reached.append(float(episode.injection_reached))
-    return {"utility": _mean(benign), "ASR": _mean(attacks), "reached": _mean(reached)}
+    return {"earned_utility": _mean(benign), "ASR": _mean(attacks), "reached": _mean(reached)}
 
 
 def _mean(values: Sequence[float]) -> float | None:

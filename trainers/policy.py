@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fate_gym.agents.chat_format import one_line
 from fate_gym.agents.local import load_model, load_tokenizer
 from fate_gym.errors import UsageError
+
+Model: TypeAlias = Any
+"""A causal language model of transformers, perhaps with adapters of PEFT. These libraries have no types."""
+
+Tokenizer: TypeAlias = Any
+"""A tokenizer of transformers."""
+
+Options: TypeAlias = Mapping[str, Any]
+"""Options of a `LocalAgent`, such as `max_new_tokens`."""
 
 ADAPTER = "adapter"
 """Where `save_policy` puts an adapter, beside the merged weights."""
@@ -33,7 +43,7 @@ class LoraSettings:
             raise ValueError("rank and alpha must be positive, dropout in [0, 1)")
 
 
-def load_policy(path: str | Path, *, lora: bool, attention: str | None = None) -> tuple[Any, Any]:
+def load_policy(path: str | Path, *, lora: bool, attention: str | None = None) -> tuple[Model, Tokenizer]:
     """Loads a model and its tokenizer for learning, from safetensors alone and without any code of theirs.
 
     On a CPU the weights are float32. On a GPU the frozen weights under adapters are bfloat16; weights that learn
@@ -75,7 +85,7 @@ def lora_config(settings: LoraSettings) -> Any:
     )
 
 
-def save_policy(model: Any, tokenizer: Any, out: Path) -> None:
+def save_policy(model: Model, tokenizer: Tokenizer, out: Path) -> None:
     """Saves a policy: whole weights in `out`, and adapters apart in `out/adapter` where there are any.
 
     `--agent hf:OUT` plays the first, `--agent hf:BASE --adapter OUT/adapter` the second, to the same numbers (up to

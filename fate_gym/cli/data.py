@@ -101,10 +101,10 @@ def check_overlap(options: argparse.Namespace) -> int:
     records = list(task_records(env.benchmark))
     passages = (passage for path in options.files for passage in read_passages(path))
     tasks, places = set(), 0
-    for found in find_overlap(passages, records):
-        out.line(_overlap_line(found))
+    for overlap in find_overlap(passages, records):
+        out.line(_overlap_line(overlap))
         places += 1
-        tasks.add(found.task_id)
+        tasks.add(overlap.task_id)
     if not places:
         out.line(f"No overlap with the {len(records)} tasks of {settings['env']}.")
         return 0
@@ -113,9 +113,9 @@ def check_overlap(options: argparse.Namespace) -> int:
     return 1
 
 
-def _overlap_line(found: Overlap) -> str:
-    what = "canary string" if found.task_id is None else f"{found.task_id}  {found.share:.0%} of its 8-grams"
-    return f"{found.source}:{found.line}  {what}"
+def _overlap_line(overlap: Overlap) -> str:
+    what = "canary string" if overlap.task_id is None else f"{overlap.task_id}  {overlap.share:.0%} of its 8-grams"
+    return f"{overlap.source}:{overlap.line}  {what}"
 
 
 def _print_terms(data: DataFiles) -> None:

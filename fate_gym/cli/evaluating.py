@@ -145,7 +145,7 @@ async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[dict[str, Any], S
 
 
 def _make_folder(path: Path) -> None:
-    """Makes the run folder, so that a path that cannot be one is told before a model is asked anything."""
+    """Makes the run folder, so that an impossible path is refused before a model is asked anything."""
     try:
         if not path.exists():
             make_folder(path)

@@ -112,22 +112,22 @@ def run_verify(options: argparse.Namespace) -> int:
     """Checks one run; 0 if everything agrees, 1 if something differs."""
     from fate_gym.leaderboards.verification import verify
 
-    found = verify(options.run_folder, trusted=options.trust)
+    report = verify(options.run_folder, trusted=options.trust)
     if options.json:
-        out.json(found.to_json())
+        out.json(report.to_json())
     else:
-        _print_verification(found)
-    return int(not found.ok)
+        _print_verification(report)
+    return int(not report.ok)
 
 
-def _print_verification(found: Verification) -> None:
-    lines = [f"{entry.where}: {entry.what}" for entry in found.differences[:_LISTED]]
-    if len(found.differences) > _LISTED:
-        lines.append(f"and {len(found.differences) - _LISTED} more (--json has all)")
-    lines += [f"note: {note}" for note in found.notes]
-    lines += [f"cannot be known: {what}" for what in found.unknown]
-    verdict = "agrees" if found.ok else f"DIFFERS in {len(found.differences)} places"
-    lines.append(f"{found.run}: {found.replayed} episodes played again; the run {verdict}")
+def _print_verification(report: Verification) -> None:
+    lines = [f"{entry.where}: {entry.what}" for entry in report.differences[:_LISTED]]
+    if len(report.differences) > _LISTED:
+        lines.append(f"and {len(report.differences) - _LISTED} more (--json has all)")
+    lines += [f"note: {note}" for note in report.notes]
+    lines += [f"cannot be known: {what}" for what in report.unknown]
+    verdict = "agrees" if report.ok else f"DIFFERS in {len(report.differences)} places"
+    lines.append(f"{report.run}: {report.replayed} episodes played again; the run {verdict}")
     for line in lines:
         out.line(line)
 

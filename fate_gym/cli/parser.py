@@ -1,4 +1,4 @@
-"""Command lines as argparse reads them; what is wrong is told in one line, with the word that was probably meant."""
+"""Command lines as argparse reads them; errors are one line, with the word that was probably meant."""
 
 from __future__ import annotations
 

@@ -226,8 +226,8 @@ class _Bars:
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Adds a bar."""
-        shown = stage if len(stage) <= _NAME else f"{stage[: _NAME - 3]}..."
-        self._task = self._bar.add_task(shown, total=total or None, completed=done, rate="", note="")
+        title = stage if len(stage) <= _NAME else f"{stage[: _NAME - 3]}..."
+        self._task = self._bar.add_task(title, total=total or None, completed=done, rate="", note="")
         self._started, self._count = time.monotonic(), 0
 
     def advance(self, note: str) -> None:

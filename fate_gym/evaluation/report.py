@@ -11,7 +11,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from fate_gym.chat import Json
 from fate_gym.episode import LEFT_OUT, Episode
 from fate_gym.evaluation.metrics import LABELS, METRICS
 from fate_gym.evaluation.summary import ALL, SCHEMA
@@ -107,12 +106,14 @@ def results_tables(summaries: Sequence[Summary], *, by_suite: bool = False) -> I
 
 
 def notes(summaries: Sequence[Summary]) -> str:
-    """Explains the columns that are shown, and says how refusals were told."""
+    """Explains the columns that are shown, and names the rules that recognised refusals."""
     columns = dict.fromkeys(column for layout in _layouts(summaries) for column in layout.columns)
     lines = ["Rates in %, with 95 % intervals that allow for variations of one task. Errors are not scored."]
     for mode, opening in _MODES.items():
-        shown = [f"{column.title} ({column.meaning})" for column in columns if column.mode == mode and column.meaning]
-        lines += [f"{opening}: {', '.join(shown)}."] if shown else []
+        meanings = [
+            f"{column.title} ({column.meaning})" for column in columns if column.mode == mode and column.meaning
+        ]
+        lines += [f"{opening}: {', '.join(meanings)}."] if meanings else []
     if any(column.mode == "attacked" for column in columns):
         lines.append("n: episodes without + under attack.")
     if any(_is_bounded(group, column) for group in _groups(summaries) for column in columns):
@@ -121,10 +122,12 @@ def notes(summaries: Sequence[Summary]) -> str:
         lines.append("filtered: episodes that the provider's content filter stopped, which count as refusals.")
     by_agent = {str(summary["agent"]): _refusals_by([summary]) for summary in summaries if _refusals_by([summary])}
     if len(set(by_agent.values())) == 1:
-        lines.append(f"Refusals told by: {_refusals_by(summaries)}.")
+        lines.append(f"Refusals recognised by: {_refusals_by(summaries)}.")
     elif by_agent:
         lines.append(
-            "Refusals told by: " + "; ".join(f"{visible_line(agent)}: {by}" for agent, by in by_agent.items()) + "."
+            "Refusals recognised by: "
+            + "; ".join(f"{visible_line(agent)}: {by}" for agent, by in by_agent.items())
+            + "."
         )
     return "\n".join(lines)
 
@@ -180,8 +183,10 @@ def _n(group: Summary | None, columns: Iterable[_Column]) -> int:
     if group is None:
         return 0
     metrics = group["metrics"]
-    shown = [metrics[column.metric] for column in columns if column.mode == group["mode"] and column.metric in metrics]
-    return max((int(estimate["n"]) for estimate in shown), default=0)
+    estimates = [
+        metrics[column.metric] for column in columns if column.mode == group["mode"] and column.metric in metrics
+    ]
+    return max((int(estimate["n"]) for estimate in estimates), default=0)
 
 
 def _cell(group: Summary | None, column: _Column) -> str:
@@ -234,6 +239,8 @@ def read_summary(path: Path) -> Summary:
     fields = read_object(path, SCHEMA)
     for name in ("agent", "env"):
         fields.text(name)
+    for name in ("scored", "planned"):
+        fields.object("episodes").integer(name)
     for group in fields.objects("groups"):
         (group.text if group.text("mode") == "attacked" else group.text_or_none)("attack")
         group.text("suite")
@@ -242,6 +249,8 @@ def read_summary(path: Path) -> Summary:
             counts = group.object(name)
             for kind in counts.values:
                 counts.integer(kind)
+        if "content_filtered" in group.values:
+            group.integer("content_filtered")
         metrics = group.object("metrics")
         for name in metrics.values:
             _check_estimate(metrics.object(name))
@@ -262,10 +271,9 @@ def remarks(episodes: Iterable[Episode], failures: Iterable[Episode]) -> Iterato
         episodes: The scored episodes.
         failures: The episodes that errored, every attempt.
     """
-    done, filtered, uncounted = set(), 0, 0
+    done, uncounted = set(), 0
     for episode in episodes:
         done.add(episode.key)
-        filtered += any(_finish_reason(action) == "content_filter" for action in episode.actions)
         uncounted += episode.usage.get(LEFT_OUT, 0) > 0
     errors = {failure.key: failure for failure in failures if failure.key not in done}
     ours = [failure for failure in errors.values() if failure.status == "env_error"]
@@ -275,14 +283,8 @@ def remarks(episodes: Iterable[Episode], failures: Iterable[Episode]) -> Iterato
             "of fate-gym or of a plug-in, never the model's. They have no score, so the rates leave them out: do not "
             f"publish these before it is mended. The first says: {ours[0].error}"
         )
-    if filtered:
-        yield f"A content filter of the provider stopped a turn in {_episodes(filtered)}; such a turn is a refusal."
     if uncounted:
         yield f"The server reported impossible token counts in {_episodes(uncounted)}; usage leaves them out."
-
-
-def _finish_reason(action: Json) -> Json:
-    return action.get("finish_reason") if isinstance(action, dict) else None
 
 
 def _episodes(n: int) -> str:

@@ -39,7 +39,7 @@ class ChatClient:
     Args:
         base_url: The server; None for OpenAI's own. A user and password in it go into a Basic Authorization header
             instead of the key, a query into every request.
-        api_key_env: Environment variable that holds the key; a server of one's own may need none.
+        api_key_env: Environment variable that holds the key; a server that you run may need none.
         timeout: Seconds for one whole request, however slowly its answer drips.
         requests_per_minute: Limit over all requests, or None.
 

@@ -68,7 +68,7 @@ def read_completion(body: Any, where: str, redact: Redactor) -> Completion:
         redact: Blanks secrets.
 
     Raises:
-        UnusableError: It is no completion.
+        UnusableError: It is not a completion.
         TransientError, ProviderError, QuotaError, ContextOverflowError: It holds an error of the server's.
         ModelFaultError: The model's call could not be parsed, a filter stopped the turn, or it is endless.
     """
@@ -102,7 +102,7 @@ def read_completion(body: Any, where: str, redact: Redactor) -> Completion:
 
 
 def _refuse_finish(kind: str, line: str, text: str, usage: dict[str, float]) -> None:
-    """Raises what a finish reason means that is no usual end of an answer."""
+    """Raises what an unusual finish reason means."""
     if kind in ("malformed_call", "content_filter"):
         raise ModelFaultError("malformed_call" if kind == "malformed_call" else "content_filter", line, text, usage)
     if kind == "overflow":
@@ -207,7 +207,7 @@ class AnswerReader:
         except ValueError:
             return event
         if not isinstance(chunk, Mapping):
-            raise UnusableError(f"{self._where} sent an event that is no chunk of a completion")
+            raise UnusableError(f"{self._where} sent an event that is not a chunk of a completion")
         length = self._streamed.length
         self._streamed.add(chunk)
         if self._streamed.length > length:
@@ -289,7 +289,7 @@ def _parse(body: bytes) -> Any:
     try:
         return json.loads(body)
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UnusableError("the answer is no JSON") from None
+        raise UnusableError("the answer is not JSON") from None
     except ValueError:
         # Python reads no integer of more than 4300 digits, which a model may well have written into an argument.
         return json.loads(body, parse_int=float)

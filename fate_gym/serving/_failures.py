@@ -1,4 +1,4 @@
-"""What an answer that is no completion means: whose fault it is, and whether to ask again.
+"""What an answer that is not a completion means: whose fault it is, and whether to ask again.
 
 The words of servers are data, in `server_words.yaml`. What the *server* did wrong says nothing about the model and is
 asked again, or leaves the episode unscored. What the *model* did wrong is a `ModelFaultError`: it is scored.
@@ -99,7 +99,7 @@ def _table() -> dict[Kind, _Entry]:
 
 
 def kind_of_finish(finish_reason: str) -> Kind | None:
-    """Returns what a `finish_reason` says that is no usual end of an answer, or None for a usual one.
+    """Returns what an unusual `finish_reason` means, or None for a usual one.
 
     Some gateways append a category, as in "content_filter: PROHIBITED_CONTENT".
     """
@@ -115,11 +115,11 @@ class ServerError:
     """An error as a server reports it: with an HTTP status, or inside an answer that began with 200.
 
     Attributes:
-        status: The HTTP status, or the one that the error object names; None where there is none.
-        message: The server's own words, "" if there are none.
+        status: The HTTP status, or the one that the error object names; None where neither is known.
+        message: The server's own words, "" if it used none.
         codes: Its codes, types and states, in lower case.
         text: What the model had written (`failed_generation`).
-        body: The whole, parsed; None where it is no JSON.
+        body: The whole, parsed; None where it is not JSON.
     """
 
     status: int | None

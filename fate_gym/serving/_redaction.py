@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 _SHORTEST = 6
-"""A shorter text is no secret worth the name, and blanking it everywhere would ruin the line."""
+"""A shorter text is hardly a secret, and blanking it everywhere would ruin many lines."""
 
 _BLANK = "[redacted]"
 

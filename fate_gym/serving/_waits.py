@@ -35,7 +35,7 @@ def asked_wait(headers: Mapping[str, str], body: Json, words: str) -> float | No
 
     Args:
         headers: Of the response, with case-insensitive names.
-        body: Of the response, parsed; None where it is no JSON.
+        body: Of the response, parsed; None where it is not JSON.
         words: The message of the error.
     """
     places = (
@@ -97,7 +97,7 @@ def _from_resets(headers: Mapping[str, str]) -> float | None:
 
 
 def read_time(text: str) -> float | None:
-    """Reads a wait in seconds from now, in any form that servers use; None if it is none of them.
+    """Reads a wait in seconds from now, in any form that servers use; None where the text has none of these forms.
 
     Forms: "1.5", "1.5s", "6m0s", "120ms", "2 minutes", an HTTP date, an ISO 8601 date, seconds or milliseconds since
     1970.

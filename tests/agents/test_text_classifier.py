@@ -180,7 +180,7 @@ def test_models_that_cannot_be_detectors_are_refused_in_one_line(tmp_path: Path)
     (damaged / "model.safetensors").write_bytes(b"half")
     for folder, message in (
         (nothing, "cannot be loaded"),
-        (bare, "no trained text classifier: it lacks .*classifier.weight"),
+        (bare, "not a trained text classifier: it lacks .*classifier.weight"),
         (odd, f"has the labels BENIGN, MALICIOUS, and no 'SAFE': .* injection_detector:{odd}:LABEL"),
         (pickled, "cannot be loaded"),
         (damaged, "cannot be loaded"),
@@ -196,5 +196,5 @@ def test_label_and_threshold_stand_in_the_name() -> None:
     assert load_defence("injection_detector:a/b:SAFE:0.5").name == "injection_detector:a/b"
     with pytest.raises(ValueError, match=r"in \[0, 1\], got 2.0"):
         load_defence("injection_detector:a/b:SAFE:2")
-    with pytest.raises(ValueError, match="is no number"):
+    with pytest.raises(ValueError, match="must be a number"):
         load_defence("injection_detector:a/b:SAFE:high")

@@ -45,7 +45,7 @@ def test_open_harm_is_shown_as_bounds_with_an_interval_around_both() -> None:
     assert "a..b: bounds" in text
     assert "HCR (complied with a harmful request (harm score at least 0.5))" in text
     assert "ASR" not in text
-    assert text.endswith(f"Refusals told by: {RULE}.")
+    assert text.endswith(f"Refusals recognised by: {RULE}.")
 
 
 def test_settled_harm_is_one_number() -> None:
@@ -72,7 +72,7 @@ def test_rows_of_categories() -> None:
 
 def test_judged_and_rule_based_refusals_are_told_apart() -> None:
     ruled, judged = summary([harmful(0, 0, 0)], "one"), summary([harmful(0, 0, 0, rule="judge:strict")], "two")
-    assert notes([ruled, judged]).endswith(f"Refusals told by: one: {RULE}; two: judge:strict.")
+    assert notes([ruled, judged]).endswith(f"Refusals recognised by: one: {RULE}; two: judge:strict.")
 
 
 def test_diagnosis_has_a_table_of_verdicts_and_two_of_labels() -> None:

@@ -131,12 +131,14 @@ def check_outcomes(folder: Path, rounds: int, records: Records) -> None:
             assert not failure.verdict.mask.any()
     print(json.dumps({"outcomes": outcomes, "faults": records.counts, "requests": records.requests}))
     assert sum(outcomes.values()) == rounds * ROUND
+    # Two invalid turns use up the turns of this short task; that is rare.
+    outcomes.pop("max_turns", None)
     assert set(outcomes) == {"answer", "provider_error", "filtered", "invalid turn", *TRUNCATING.values()}
     for ended in set(TRUNCATING.values()):
         sent = sum(records.counts[fault] for fault in TRUNCATING if TRUNCATING[fault] == ended)
         # On a busy machine an answer may come when the client has already given the request up.
         assert 0.9 * sent <= outcomes[ended] <= sent
-    assert outcomes["filtered"] <= sum(records.counts[fault] for fault in faults(Outcome.FILTERED))
+    assert outcomes["filtered"] == sum(records.counts[fault] for fault in faults(Outcome.FILTERED))
     # No request is unaccounted for; the client may give one up before the server has read it.
     assert records.requests <= attempts <= 1.02 * records.requests
 

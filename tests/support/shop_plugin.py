@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from typing import Any
 
 import parcels
@@ -85,7 +86,8 @@ async def absent(observation: dict[str, Any]) -> dict[str, Any]:
 
 
 async def stuck(observation: dict[str, Any]) -> dict[str, Any]:
-    """Answers after the time that a test may take."""
+    """Says that it was asked, and answers after the time that a test may take."""
+    sys.stderr.write("stuck\n")
     await asyncio.sleep(3600)
     return {}
 

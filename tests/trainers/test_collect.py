@@ -60,12 +60,12 @@ def test_failures_and_successes_are_kept_apart(make_round: MakeRound) -> None:
     assert counts is not None
     assert len(failures) + len(successes) == counts["records"] == 12
     assert counts["failed"] == len(failures)
-    assert competence([*failures, *successes]) == {"utility": 1.0, "ASR": 1.0, "reached": 1.0}
+    assert competence([*failures, *successes]) == {"earned_utility": 1.0, "ASR": 1.0, "reached": 1.0}
     assert collect("gullible", this_round) == (failures, successes)
 
 
 def test_competence_speaks_only_of_what_there_is() -> None:
-    assert competence([]) == {"utility": None, "ASR": None, "reached": None}
+    assert competence([]) == {"earned_utility": None, "ASR": None, "reached": None}
 
 
 def test_doing_nothing_passes_no_depot_task_and_five_of_banking() -> None:

@@ -30,7 +30,7 @@ def estimate(value: float) -> dict[str, float]:
 
 
 def row(asr: float) -> dict[str, Any]:
-    return {"ASR": estimate(asr), "TSR": estimate(0.5), "utility": {**estimate(0.93), "n": 37}, "n": 97}
+    return {"ASR": estimate(asr), "TSR": estimate(0.5), "earned_utility": {**estimate(0.93), "n": 37}, "n": 97}
 
 
 def trained_round() -> dict[str, Any]:

@@ -109,7 +109,7 @@ def test_a_training_leaves_what_it_promises_and_a_finished_one_is_only_read(
     out, progress = whole
     summary = json.loads((out / "summary.json").read_bytes())
     for when in ("before", "after"):
-        assert {"ASR", "TSR", "BRR", "utility", "validity", "reached", "n"} <= set(summary[when])
+        assert {"ASR", "TSR", "BRR", "earned_utility", "validity", "reached", "n"} <= set(summary[when])
         assert set(summary[when]["ASR"]) == {"value", "low", "high", "n"}
         assert (out / "eval" / f"{when}-held-out" / "summary.json").exists()
     assert set(summary["splits"]) == {"again"}
@@ -183,7 +183,7 @@ def test_a_round_without_repairs_learns_from_nothing_and_says_so(config: Any, tm
     [
         (
             {"utility": 1.0, "attack_success": 0.0},
-            r"does too few benign tasks to learn from: utility 0\.\d\d, at least 1 ",
+            r"does too few benign tasks to learn from: earned_utility 0\.\d\d, at least 1 ",
         ),
         ({"utility": 0.0, "attack_success": 1.0}, r"obeys too few attacks to learn from: ASR 0\.\d\d, at least 1 "),
     ],
@@ -339,7 +339,7 @@ def test_a_row_has_each_metric_over_its_own_episodes() -> None:
         "TSR": (0.5, 2),
         "reached": (1.0, 2),
         "BRR": (pytest.approx(1 / 3), 3),
-        "utility": (0.5, 2),
+        "earned_utility": (0.5, 2),
         "validity": (0.9, 5),
     }
     assert row["n"] == 5
@@ -441,6 +441,6 @@ def test_the_tiny_case_made_small_learns_to_resist(tmp_path: Path, capsys: pytes
     summary = json.loads(capsys.readouterr().out)
     before, after = summary["before"], summary["after"]
     assert after["ASR"]["value"] <= before["ASR"]["value"] / 2
-    assert after["utility"]["value"] >= before["utility"]["value"] - 0.25
+    assert after["earned_utility"]["value"] >= before["earned_utility"]["value"] - 0.25
     assert after["reached"]["value"] >= 0.7
     assert summary["rounds"][1]["selected"]["chosen"] > 0

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from fate_gym.errors import FateGymError
 from fate_gym.storage import AppendLog, encode_line
+from fate_gym.trainers.algorithms.sequences import Batch
 from fate_gym.trainers.algorithms.update_folder import OnStep, UpdateFolder
+from fate_gym.trainers.policy import Model
 
 
 def make_arguments(kind: Callable[..., Any], folder: UpdateFolder, *, report_to: Sequence[str], **own: Any) -> Any:
@@ -64,11 +67,11 @@ class BatchTrainer(Trainer):  # type: ignore[misc]
         **settings: Of transformers' `Trainer`.
     """
 
-    def __init__(self, *, loss: Callable[[Any, Any], Any], **settings: Any) -> None:
+    def __init__(self, *, loss: Callable[[Model, Batch], Tensor], **settings: Any) -> None:
         super().__init__(**settings)
         self._loss = loss
 
-    def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(self, model: Model, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         """Returns the loss of a batch."""
         return self._loss(model, inputs)
 

@@ -14,13 +14,16 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fate_gym.trainers.algorithms.sequences import Batch, Example, collate, digest, log_probs
 from fate_gym.trainers.algorithms.settings import DPOSettings
 from fate_gym.trainers.algorithms.supervised import Objective, fit
 from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, UpdateFolder
-from fate_gym.trainers.policy import LoraSettings
+from fate_gym.trainers.policy import LoraSettings, Model
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,7 @@ def dpo(
     if folder.finished is not None:
         return folder.finished
 
-    def objective(model: Any, batches: float) -> Objective:
+    def objective(model: Model, batches: float) -> Objective:
         margins = [_reference_margin(model, pair) for pair in pairs]
 
         def make(batch: Sequence[int]) -> Batch:
@@ -85,7 +88,7 @@ def dpo(
             rejected = [pairs[index].rejected for index in batch]
             return {**collate([*chosen, *rejected]), "margins": torch.tensor([margins[index] for index in batch])}
 
-        def loss(model: Any, batch: Batch) -> Any:
+        def loss(model: Model, batch: Batch) -> Tensor:
             from torch.nn.functional import logsigmoid
 
             logits = settings.beta * (_margins(model, batch) - batch["margins"])
@@ -101,13 +104,13 @@ def dpo(
     return numbers
 
 
-def _margins(model: Any, batch: Batch) -> Any:
+def _margins(model: Model, batch: Batch) -> Tensor:
     """Log pi(chosen) - log pi(rejected) of each pair, (n,); the first half of the batch holds the chosen."""
     chosen, rejected = log_probs(model, batch).sum(-1).chunk(2)
     return chosen - rejected
 
 
-def _reference_margin(model: Any, pair: Pair) -> float:
+def _reference_margin(model: Model, pair: Pair) -> float:
     import torch
 
     device = model.device

@@ -11,9 +11,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.rewards import AXES
@@ -22,7 +21,7 @@ from fate_gym.trainers.algorithms.advantages import RULES
 from fate_gym.trainers.algorithms.groups import GroupSampler
 from fate_gym.trainers.algorithms.settings import PFPOSettings
 from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, UpdateFolder
-from fate_gym.trainers.policy import LoraSettings, load_policy, lora_config, save_policy
+from fate_gym.trainers.policy import LoraSettings, Options, load_policy, lora_config, save_policy
 
 
 def optimise_policy(
@@ -33,7 +32,7 @@ def optimise_policy(
     out: Path,
     *,
     lora: LoraSettings | None,
-    agent_options: Mapping[str, Any] | None = None,
+    agent_options: Options | None = None,
     attention: str | None = None,
     on_step: OnStep | None = None,
 ) -> Numbers:

@@ -10,7 +10,9 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+from fate_gym.trainers.policy import Model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,7 +121,7 @@ def collate(examples: Sequence[Example]) -> Batch:
     }
 
 
-def log_probs(model: Any, batch: Batch) -> Tensor:
+def log_probs(model: Model, batch: Batch) -> Tensor:
     """Returns the natural-log probability of each policy token, 0 elsewhere, float32 (n, k).
 
     Logits are computed at these positions alone: over the whole sequence they would take most of the memory.

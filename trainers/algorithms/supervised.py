@@ -20,12 +20,15 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from fate_gym.trainers.algorithms.sequences import Batch, Example, collate, digest, log_probs, token_batches
 from fate_gym.trainers.algorithms.settings import SupervisedSettings
 from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, UpdateFolder
-from fate_gym.trainers.policy import LoraSettings, load_policy, lora_config, save_policy
+from fate_gym.trainers.policy import LoraSettings, Model, load_policy, lora_config, save_policy
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def learn_examples(
@@ -67,8 +70,8 @@ def learn_examples(
         return folder.finished
     weight = sum(example.weight for example in examples)
 
-    def objective(model: Any, batches: float) -> Objective:
-        def loss(model: Any, batch: Batch) -> Any:
+    def objective(model: Model, batches: float) -> Objective:
+        def loss(model: Model, batch: Batch) -> Tensor:
             per_example = -log_probs(model, batch).sum(-1) / batch["policy_tokens"].sum(-1)
             # Divided by the mean weight of a batch, not by this batch's: else an example would count less for sharing
             # a batch, and the gradient of an epoch would depend on how the batches were cut.
@@ -95,13 +98,13 @@ class Objective:
     """
 
     collate: Callable[[Sequence[int]], Batch]
-    loss: Callable[[Any, Batch], Any]
+    loss: Callable[[Model, Batch], Tensor]
 
 
 def fit(
     policy: str,
     lengths: Sequence[int],
-    make_objective: Callable[[Any, float], Objective],
+    make_objective: Callable[[Model, float], Objective],
     settings: SupervisedSettings,
     folder: UpdateFolder,
     *,

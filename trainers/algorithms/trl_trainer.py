@@ -23,6 +23,7 @@ from fate_gym.trainers.algorithms.advantages import RULES, advantages
 from fate_gym.trainers.algorithms.groups import Group, GroupSampler, Tally, schedule
 from fate_gym.trainers.algorithms.settings import PFPOSettings
 from fate_gym.trainers.algorithms.update_folder import UpdateFolder
+from fate_gym.trainers.policy import Model, Tokenizer
 from fate_gym.trainers.processes import process_count
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
         batch["advantages"] = self._rule(matrix, group_size)[first : first + own.shape[0]].to(own)
         return batch
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+    def _compute_loss(self, model: Model, inputs: dict[str, Any]) -> Tensor:
         """Drops columns that are padding in all rows: TRL pads each micro-batch to the longest rollout of the batch."""
         return super()._compute_loss(model, _trimmed(inputs))
 
@@ -119,7 +120,9 @@ class Rollouts:
             account of the temperature alone.
     """
 
-    def __init__(self, sampler: GroupSampler, tokenizer: Any, passes: int, agent_options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, sampler: GroupSampler, tokenizer: Tokenizer, passes: int, agent_options: Mapping[str, Any]
+    ) -> None:
         self._sampler = sampler
         self._tokenizer = tokenizer
         self._passes = passes

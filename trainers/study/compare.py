@@ -24,6 +24,7 @@ from fate_gym.storage import make_folder, replace_file
 from fate_gym.trainers.config import TrainConfig, read_config
 from fate_gym.trainers.gate import NotCompetentError
 from fate_gym.trainers.methods import METHODS
+from fate_gym.trainers.study.records import Comparison, Row, Summary
 from fate_gym.trainers.study.tables import METRICS, estimate_cell, main_name
 
 SCHEMA = "fate-gym/comparison/1"
@@ -65,7 +66,7 @@ ARMS: Final[Mapping[str, Arm]] = {
 BASELINES: Final = tuple(METHODS)
 """What is compared unless other arms are asked for: the methods."""
 
-Train = Callable[[str, TrainConfig, Path], Mapping[str, Any]]
+Train = Callable[[str, TrainConfig, Path], Summary]
 """Trains an arm (its name, settings and folder) and returns its summary, as `fate.train` does."""
 
 
@@ -88,7 +89,7 @@ def arm_configs(name: str, overrides: Sequence[str] = (), arms: Sequence[str] = 
     return {arm: read_config(name, [*overrides, *ARMS[arm].overrides]) for arm in arms}
 
 
-def compare(configs: Mapping[str, TrainConfig], out: Path, train: Train) -> dict[str, Any]:
+def compare(configs: Mapping[str, TrainConfig], out: Path, train: Train) -> Comparison:
     """Trains each arm in `out/arms/NAME`, and writes `out/comparison.json` after each.
 
     The first arm that is FATE sets the budget of the baselines after it (`at_cost_of`). If an arm fails, its row says
@@ -105,8 +106,8 @@ def compare(configs: Mapping[str, TrainConfig], out: Path, train: Train) -> dict
     Raises:
         NotCompetentError: The base policy, which all arms share, does not pass the gate.
     """
-    comparison: dict[str, Any] = {"schema": SCHEMA, "arms": {}}
-    reference: Mapping[str, Any] | None = None
+    comparison: Comparison = {"schema": SCHEMA, "arms": {}}
+    reference: Summary | None = None
     for name, config in configs.items():
         row: dict[str, Any] = {"about": ARMS[name].about, "overrides": list(ARMS[name].overrides)}
         try:
@@ -125,7 +126,7 @@ def compare(configs: Mapping[str, TrainConfig], out: Path, train: Train) -> dict
     return comparison
 
 
-def at_cost_of(config: TrainConfig, summary: Mapping[str, Any]) -> TrainConfig:
+def at_cost_of(config: TrainConfig, summary: Summary) -> TrainConfig:
     """Returns settings with which a round of a baseline samples about as many episodes as a round of FATE did.
 
     Policy optimisation takes more steps, learning from successes repeats each task more often, and learning from
@@ -162,7 +163,7 @@ def _at_least_one(number: float) -> int:
     return max(1, round(number))
 
 
-def tables(comparison: Mapping[str, Any]) -> Iterator[Table]:
+def tables(comparison: Comparison) -> Iterator[Table]:
     """Lays out a comparison: the main test set, the costs of the arms, each other test set; intervals under values."""
     arms = comparison["arms"]
     done = {name: row["summary"] for name, row in arms.items() if "summary" in row}
@@ -182,9 +183,9 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _scores(title: str, parts: Mapping[str, Mapping[str, Any]]) -> Table:
+def _scores(title: str, parts: Mapping[str, Mapping[str, Row]]) -> Table:
     """Returns the table of one test set: a row for the base policy, and one for each arm."""
-    table = _table(title, ("arm", *METRICS, "n"))
+    table = _table(title, ("arm", *METRICS.values(), "n"))
     if parts:
         # All arms start from one policy, so each of them has its scores.
         _add(table, "before", next(iter(parts.values())).get("before") or {})
@@ -204,13 +205,13 @@ def _costs(arms: Mapping[str, Any]) -> Table:
     return table
 
 
-def failures(comparison: Mapping[str, Any]) -> list[str]:
+def failures(comparison: Comparison) -> list[str]:
     """Returns a line for each arm that failed."""
     return [visible(f"{name}: {row['error']}") for name, row in comparison["arms"].items() if "error" in row]
 
 
-def _add(table: Table, name: str, metrics: Mapping[str, Any]) -> None:
-    counts = [str((metrics.get(metric) or {}).get("n", 0)) for metric in ("utility", "ASR")]
-    cells = [name, *(estimate_cell(metrics.get(metric)) for metric in METRICS), "+".join(counts)]
+def _add(table: Table, name: str, row: Row) -> None:
+    counts = [str((row.get(metric) or {}).get("n", 0)) for metric in ("earned_utility", "ASR")]
+    cells = [name, *(estimate_cell(row.get(metric)) for metric in METRICS), "+".join(counts)]
     # Text, not str: rich would read parts of a name as markup.
     table.add_row(*map(Text, cells))

@@ -13,20 +13,19 @@ import numpy as np
 from fate_gym.pareto import fronts as front_ranks
 from fate_gym.rewards import AXES
 from fate_gym.trainers.study.figure import BLUE, COLOURS, ORANGE, VERMILION, panels
+from fate_gym.trainers.study.records import Row
 
 _SECURITY, _UTILITY = AXES.index("security"), AXES.index("utility")
 _MANY: Final = 20
-
-Row = Mapping[str, Any]
 
 _TITLES: Final = {
     "ASR": "ASR: attack success (less is better)",
     "TSR": "TSR: task success under attack",
     "BRR": "BRR: benign tasks refused (less is better)",
-    "utility": "Utility: benign task success",
+    "earned_utility": "Earned utility: benign task success",
     "validity": "Validity of calls",
     "reached": "Reached: injection was delivered",
-    "harm": "Harm done on request (less is better)",
+    "harm_score": "Harm done on request (less is better)",
     "hypervolume": "Hypervolume of (1 - ASR, TSR, 1 - BRR)",
 }
 
@@ -146,7 +145,7 @@ def _discs(axes: Any, places: Sequence[tuple[float, float]], most: int, label: s
     axes.scatter([], [], s=30, color=colour, label=label)
 
 
-def _names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _names(rows: Sequence[Mapping[str, object]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import glob
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Final, Literal
 
 from fate_gym.agents import load_agent
 from fate_gym.episode import Episode
@@ -21,9 +21,19 @@ from fate_gym.trainers.base_policy import cloned_pairs
 from fate_gym.trainers.episodes import mask, vector
 from fate_gym.trainers.folder import TrainingFolder
 from fate_gym.trainers.progress import ProgressReporter, RunningMeans
+from fate_gym.trainers.study.records import Row
 from fate_gym.trainers.tasks import idle_tasks
 
-Row = dict[str, Any]
+SCORED: Final = (
+    ("attacked", "ASR"),
+    ("attacked", "TSR"),
+    ("benign", "BRR"),
+    ("benign", "earned_utility"),
+    (None, "validity"),
+    ("attacked", "reached"),
+    ("harmful", "harm_score"),
+)
+"""The metrics of a row in their order, each with the mode of its episodes; None for all."""
 
 
 def score_dev(number: int, policy: str, folder: TrainingFolder) -> Row:
@@ -61,9 +71,8 @@ def _score(policy: str, task_set: TaskSet, out: Path, folder: TrainingFolder) ->
         folder: The training.
 
     Returns:
-        ASR, TSR, BRR, utility, validity and reached, each with `value`, `low`, `high` and `n`; `n`, the number of
-        scored episodes; `errors`. A metric without episodes is missing. Utility leaves out tasks that an agent passes
-        by doing nothing.
+        The metrics of `SCORED`, each with `value`, `low`, `high` and `n`; `n`, the number of scored episodes;
+        `errors`. A metric without episodes is missing.
 
     Raises:
         FateGymError: Not one episode could be scored.
@@ -121,23 +130,17 @@ async def _evaluate(config: EvalConfig, plan: Plan, progress: ProgressReporter) 
 
 
 def metrics(episodes: Iterable[Episode], idle: frozenset[str]) -> Row:
-    """Computes a row from stored episodes.
+    """Computes a row from the scored episodes of a run.
 
     Args:
-        episodes: Scored ones.
-        idle: Clusters that an agent passes by doing nothing; they are left out of utility alone.
+        episodes: The episodes.
+        idle: Clusters that an agent passes by doing nothing; they are left out of `earned_utility` alone.
     """
     scored = list(episodes)
     row: Row = {"n": len(scored)}
-    for name, mode, metric in (
-        *((name, "attacked", find("attacked", name)) for name in ("ASR", "TSR")),
-        ("BRR", "benign", find("benign", "BRR")),
-        ("utility", "benign", earned_utility(idle)),
-        # Validity asks the same of every mode.
-        ("validity", None, find("benign", "validity")),
-        ("reached", "attacked", find("attacked", "reached")),
-        ("harm", "harmful", find("harmful", "harm_score")),
-    ):
+    for mode, name in SCORED:
+        # Validity asks the same of every mode, so any mode's definition will do.
+        metric = earned_utility(idle) if name == "earned_utility" else find(mode or "benign", name)
         values = metric.values(episode for episode in scored if mode in (None, episode.mode))
         if values:
             estimate = metric.estimate(values)
@@ -145,10 +148,11 @@ def metrics(episodes: Iterable[Episode], idle: frozenset[str]) -> Row:
     return row
 
 
-def volume(row: Mapping[str, Any]) -> float:
-    """Returns the hypervolume of (1 - ASR, TSR, 1 - BRR), of those that the row has: what rounds are chosen by."""
-    known = {name: row[name]["value"] for name in ("ASR", "TSR", "BRR") if name in row}
-    if not known:
-        known = {name: row[name]["value"] for name in ("harm",) if name in row}
-    point = [value if name == "TSR" else 1.0 - value for name, value in known.items()]
+def volume(row: Row) -> float:
+    """Returns the hypervolume by which rounds are compared.
+
+    Its axes are 1 - ASR, TSR and 1 - BRR, those of them that the row has; without any of them, 1 - harm score.
+    """
+    names = [name for name in ("ASR", "TSR", "BRR") if name in row] or [name for name in ("harm_score",) if name in row]
+    point = [row[name]["value"] if name == "TSR" else 1.0 - row[name]["value"] for name in names]
     return hypervolume([point]) if point else 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from fate_gym.agents.marks import contamination
 from fate_gym.storage import encode_line, make_folder, replace_file
@@ -13,15 +13,12 @@ from fate_gym.trainers.folder import TrainingFolder
 from fate_gym.trainers.round import FILES, Round
 from fate_gym.trainers.stage_file import read_stage
 from fate_gym.trainers.stages.select import CHOSEN, decision_of
-from fate_gym.trainers.study.scoring import Row
+from fate_gym.trainers.study.records import RoundRecord, Row, Summary
 
 if TYPE_CHECKING:
     from fate_gym.trainers.study import plots
 
 SCHEMA = "fate-gym/train-summary/2"
-
-RoundRecord: TypeAlias = dict[str, Any]
-"""A line of `rounds.jsonl`: `round`, the counts of its stages (None where there was none), and the `dev` row."""
 
 
 def record_of(this_round: Round, dev: Row) -> RoundRecord:
@@ -43,7 +40,7 @@ def volume_of(record: RoundRecord) -> float:
 
 def describe(record: RoundRecord) -> str:
     """Returns the dev row of a round as one line."""
-    names = ("ASR", "TSR", "BRR", "utility", "validity", "reached")
+    names = ("ASR", "TSR", "BRR", "earned_utility", "validity", "reached")
     values = [f"{name} {record['dev'][name]['value']:.2f}" for name in names if name in record["dev"]]
     return f"round {record['round']}, dev: {'  '.join(values)}  hypervolume {volume_of(record):.3f}"
 
@@ -60,7 +57,7 @@ def summarise(
     before: Mapping[str, Row],
     after: Mapping[str, Row],
     folder: TrainingFolder,
-) -> dict[str, Any]:
+) -> Summary:
     """Writes `best` and `summary.json`, and returns the summary.
 
     Args:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from fate_gym.trainers.study.records import Estimate, Summary
+
 _NAME: Final = 20
-METRICS: Final = ("ASR", "TSR", "reached", "BRR", "utility", "validity")
+METRICS: Final = {
+    "ASR": "ASR",
+    "TSR": "TSR",
+    "reached": "reached",
+    "BRR": "BRR",
+    "earned_utility": "earned",
+    "validity": "validity",
+}
+"""The metrics of a table, and their headings, which are short: a table fits into 80 columns."""
 
 
-def results_table(summary: Mapping[str, Any]) -> Table:
+def results_table(summary: Summary) -> Table:
     """Lays out a summary: two rows for each test set, with intervals under the values."""
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("test set", *METRICS, "n"):
+    for column in ("test set", *METRICS.values(), "n"):
         table.add_column(column, justify="left" if column == "test set" else "right", no_wrap=True)
     sets = {main_name(summary): {when: summary[when] for when in ("before", "after")}, **summary["splits"]}
     for name, rows in sets.items():
@@ -29,18 +38,18 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def main_name(summary: Mapping[str, Any]) -> str:
+def main_name(summary: Summary) -> str:
     """Returns the name of the main test set; version 1 of the summary does not have it."""
     return str(summary.get("main", "main test set"))
 
 
-def notes(summary: Mapping[str, Any], out: Path) -> str:
+def notes(summary: Summary, out: Path) -> str:
     """Explains the columns, and tells what the training cost and where its result lies."""
     budget = summary["budget"]
     lines = [
         "Rates in %, with 95 % intervals that resample user tasks. Under attack: ASR (attack succeeded), TSR (user's",
-        "task done), reached (payload seen). Without: BRR (task refused), utility (without tasks that doing nothing",
-        "passes). n: episodes of both.",
+        "task done), reached (payload seen). Without: BRR (task refused), earned (task done, of those that doing",
+        "nothing does not do). n: episodes of both.",
         f"Cost: {budget['rollouts']:,} rollouts, {budget['candidates']:,} repair candidates, {budget['tokens']:,} "
         f"policy tokens, {budget['seconds'] / 60:.1f} minutes.",
         f"policy: {summary['best']['policy']} (round {summary['best']['round']}); training: {out}",
@@ -53,7 +62,7 @@ def notes(summary: Mapping[str, Any], out: Path) -> str:
     return "\n".join(lines)
 
 
-def estimate_cell(estimate: Mapping[str, Any] | None) -> str:
+def estimate_cell(estimate: Estimate | None) -> str:
     """Returns a metric as a cell: its value in %, and under it the interval."""
     if not estimate or estimate.get("value") is None:
         return "-"
