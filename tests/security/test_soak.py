@@ -104,7 +104,7 @@ def test_nothing_piles_up_and_every_outcome_is_right(tmp_path: Path, caplog: pyt
     rounds = max(4, -(-EPISODES // ROUND))
     left, records = soak(tmp_path, rounds)
     assert open_files() == files
-    print(json.dumps({"episodes": rounds * ROUND, "at_first": asdict(left[0]), "at_last": asdict(left[-1])}))
+    print(json.dumps({"episodes": rounds * ROUND, "after_two_rounds": asdict(left[1]), "at_last": asdict(left[-1])}))
     assert records.complaints == []
     assert set(records.counts) == set(PASSING)
     check_outcomes(tmp_path, rounds, records)
@@ -112,7 +112,8 @@ def test_nothing_piles_up_and_every_outcome_is_right(tmp_path: Path, caplog: pyt
 
 
 def check_flat(left: list[Left]) -> None:
-    start, end = left[0], left[-1]
+    # The first round fills caches.
+    start, end = left[1], left[-1]
     assert (end.threads, end.tasks) == (start.threads, start.tasks)
     assert end.objects - start.objects < 500, (start, end)
     assert end.megabytes - start.megabytes < 32, (start, end)
