@@ -58,6 +58,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return {str(key): _read(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
     if dataclasses.is_dataclass(kind):
         return read_dataclass(typing.cast(type, kind), value, where)
+    # bool is a subclass of int in Python, and true is no number in a configuration.
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         # YAML reads 1e-4, which has no point, as a string.
         try:
