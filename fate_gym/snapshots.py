@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from fate_gym.chat import Json
 from fate_gym.errors import SnapshotError
@@ -26,7 +27,7 @@ def pack(fingerprint: str, state: Mapping[str, Json], world: bytes) -> bytes:
     return _MAGIC + _digest(fingerprint.encode()) + _digest(body) + body
 
 
-def unpack(fingerprint: str, snapshot: bytes) -> tuple[dict[str, Json], bytes]:
+def unpack(fingerprint: str, snapshot: bytes) -> tuple[dict[str, Any], bytes]:
     """Unpacks what `pack` gave.
 
     Raises:
