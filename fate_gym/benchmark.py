@@ -11,6 +11,7 @@ A benchmark is one class in one file, registered with one call; nothing else cha
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -151,6 +152,21 @@ class Benchmark(ABC):
     def provenance(self) -> dict[str, Json]:
         """Returns the versions and checksums that the scores depend on, for the manifest of a run."""
         return {}
+
+
+def load_benchmark(benchmark: str | Benchmark, options: dict[str, Any]) -> Benchmark:
+    """Returns the benchmark itself, or creates the one that "module:Class" names.
+
+    Raises:
+        TypeError: An option is unknown, or options are given beside a benchmark that exists already.
+    """
+    if isinstance(benchmark, Benchmark):
+        if options:
+            raise TypeError(f"options {sorted(options)} go to the benchmark's own constructor, which has already run")
+        return benchmark
+    module, _, name = benchmark.partition(":")
+    created: Benchmark = getattr(importlib.import_module(module), name)(**options)
+    return created
 
 
 def _bind(cls: type[Benchmark], args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:

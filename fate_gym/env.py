@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import hashlib
-import importlib
-import json
 import logging
 import marshal
 from collections.abc import Mapping, Sequence
@@ -19,13 +16,13 @@ from numpy.typing import NDArray
 
 from fate_gym._plain import replace_surrogates, to_json
 from fate_gym.actions import RequestedCall, Turn, read_action
-from fate_gym.benchmark import Benchmark, World
+from fate_gym.benchmark import Benchmark, World, load_benchmark
 from fate_gym.chat import Json, Message, ToolSchema, copy_messages
 from fate_gym.delivery import delivered
 from fate_gym.errors import FateGymError, JudgeError, SnapshotError
 from fate_gym.rendering import render_transcript
 from fate_gym.rewards import AXES, AxisVerdict, Scalarization, Verdict
-from fate_gym.snapshots import pack, unpack
+from fate_gym.snapshots import fingerprint, pack, unpack
 from fate_gym.spaces import ActionSpace, ObservationSpace
 from fate_gym.task import DataPolicy, Purpose, Task
 from fate_gym.transcript import WRONG_CALLS, CallRecord, Outcome, Status, Transcript
@@ -94,7 +91,7 @@ class ToolEnv(gym.Env[Observation, Any]):
             raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
         if purpose not in ("evaluation", "training"):
             raise ValueError(f"purpose must be 'evaluation' or 'training', got {purpose!r}")
-        self.benchmark = _load_benchmark(benchmark, options)
+        self.benchmark = load_benchmark(benchmark, options)
         if purpose == "training" and not self.benchmark.data_policy.training:
             raise FateGymError(f"not to be trained on: {self.benchmark.data_policy.note}")
         _log_terms(self.benchmark.data_policy)
@@ -106,7 +103,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         self.observation_space = ObservationSpace()
         self.reward_space = gym.spaces.Box(0.0, 1.0, (len(AXES),), np.float32)
         self._scalarize = None if scalarization is None else Scalarization(scalarization)
-        self._fingerprint = _fingerprint(self.benchmark, max_turns, max_messages)
+        self._fingerprint = fingerprint(self.benchmark, max_turns, max_messages)
         self._task_ids = frozenset(self.benchmark.tasks)
         self._task: Task | None = None
         self._packed_from: list[ToolSchema] | None = None
@@ -402,30 +399,8 @@ def _validity(transcript: Transcript) -> AxisVerdict:
         return AxisVerdict.failed(RULE, error)
 
 
-def _fingerprint(benchmark: Benchmark, max_turns: int, max_messages: int | None) -> str:
-    """Returns a text that is equal for environments which may exchange snapshots: benchmark, tasks, options, limits."""
-    kind = type(benchmark)
-    parts = [max_turns, max_messages, dict(benchmark.options), benchmark.tasks]
-    described = json.dumps(parts, default=_name, sort_keys=True)
-    return f"{kind.__module__}:{kind.__qualname__}:{hashlib.sha256(described.encode()).hexdigest()}"
-
-
 @functools.cache
 def _log_terms(policy: DataPolicy) -> None:
     """Logs what the licence and the authors of a benchmark ask for, once in each process."""
     if policy.note:
         _log.warning("%s Licence: %s.", policy.note, policy.licence)
-
-
-def _name(value: object) -> str:
-    return str(getattr(value, "__qualname__", None) or value)
-
-
-def _load_benchmark(benchmark: str | Benchmark, options: dict[str, Any]) -> Benchmark:
-    if isinstance(benchmark, Benchmark):
-        if options:
-            raise TypeError(f"options {sorted(options)} go to the benchmark's own constructor, which has already run")
-        return benchmark
-    module, _, name = benchmark.partition(":")
-    made: Benchmark = getattr(importlib.import_module(module), name)(**options)
-    return made

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fate_gym.benchmark import Benchmark
 from fate_gym.chat import Json
 from fate_gym.errors import SnapshotError
 
@@ -20,14 +21,22 @@ _LENGTH = 8
 _HEAD = len(_MAGIC) + 2 * _DIGEST
 
 
-def pack(fingerprint: str, state: Mapping[str, Json], world: bytes) -> bytes:
-    """Packs the state of an episode with what it belongs to."""
+def fingerprint(benchmark: Benchmark, max_turns: int, max_messages: int | None) -> str:
+    """Returns a text that is equal for environments which may exchange snapshots: benchmark, tasks, options, limits."""
+    kind = type(benchmark)
+    parts = [max_turns, max_messages, dict(benchmark.options), benchmark.tasks]
+    described = json.dumps(parts, default=_name, sort_keys=True)
+    return f"{kind.__module__}:{kind.__qualname__}:{hashlib.sha256(described.encode()).hexdigest()}"
+
+
+def pack(belongs_to: str, state: Mapping[str, Json], world: bytes) -> bytes:
+    """Packs the state of an episode with the fingerprint of the environment that it belongs to."""
     text = json.dumps(state).encode()
     body = len(text).to_bytes(_LENGTH, "big") + text + world
-    return _MAGIC + _digest(fingerprint.encode()) + _digest(body) + body
+    return _MAGIC + _digest(belongs_to.encode()) + _digest(body) + body
 
 
-def unpack(fingerprint: str, snapshot: bytes) -> tuple[dict[str, Any], bytes]:
+def unpack(belongs_to: str, snapshot: bytes) -> tuple[dict[str, Any], bytes]:
     """Unpacks what `pack` gave.
 
     Raises:
@@ -35,7 +44,7 @@ def unpack(fingerprint: str, snapshot: bytes) -> tuple[dict[str, Any], bytes]:
     """
     if not isinstance(snapshot, bytes) or snapshot[: len(_MAGIC)] != _MAGIC:
         raise SnapshotError("these bytes are not a snapshot of this version of fate-gym")
-    if snapshot[len(_MAGIC) : _HEAD - _DIGEST] != _digest(fingerprint.encode()):
+    if snapshot[len(_MAGIC) : _HEAD - _DIGEST] != _digest(belongs_to.encode()):
         raise SnapshotError(
             "this snapshot belongs to an environment of another specification; "
             "restore it in one made with the same id and options"
@@ -51,6 +60,10 @@ def unpack(fingerprint: str, snapshot: bytes) -> tuple[dict[str, Any], bytes]:
     if not isinstance(state, dict):
         raise SnapshotError("this snapshot holds no state of an episode")
     return state, body[end:]
+
+
+def _name(option: object) -> str:
+    return str(getattr(option, "__qualname__", None) or option)
 
 
 def _digest(data: bytes) -> bytes:

@@ -11,6 +11,7 @@ from fate_gym.agents.replay import Recording
 from fate_gym.episode import Episode
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.pool import run_episodes
+from fate_gym.storage import is_finite
 
 CUT_BY_AGENT: Final = ("context_overflow", "endless_reply")
 """How episodes end that their agent had to cut off; no action of such an episode says so."""
@@ -86,7 +87,6 @@ def _equal(stored: object, fresh: object) -> bool:
     if isinstance(stored, bool) or isinstance(fresh, bool):
         return stored is fresh
     if isinstance(stored, float) or isinstance(fresh, float):
-        if not isinstance(stored, int | float) or not isinstance(fresh, int | float):
-            return False
-        return math.isclose(stored, fresh, rel_tol=1e-9, abs_tol=1e-12)
+        # An integer may be too large for any float.
+        return is_finite(stored) and is_finite(fresh) and math.isclose(stored, fresh, rel_tol=1e-9, abs_tol=1e-12)
     return bool(stored == fresh)

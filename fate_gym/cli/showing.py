@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 from pathlib import Path
 from typing import Any
 
 from fate_gym.cli.terminal import out
 from fate_gym.episode import Episode
-from fate_gym.errors import UsageError
+from fate_gym.errors import RunError, UsageError
 from fate_gym.evaluation.report import notes, read_summary, remarks, results_tables
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.rendering import render_episode
+from fate_gym.rewards import AXES
 
 _LISTED = 40
 
@@ -24,36 +26,83 @@ def add_commands(commands: Any) -> None:
         description="Shows the results of a run and its episodes below a perfect score, or one episode in full.",
     )
     parser.set_defaults(run=run)
-    parser.add_argument("run_folder", metavar="RUN", type=Path, help="The run folder.")
+    parser.add_argument("run_folder", metavar="RUN", type=Path, help="The run folder, or a folder of several.")
     parser.add_argument("episode", metavar="EPISODE", nargs="?", help="An episode's key, or a part that only it has.")
     parser.add_argument("--all", action="store_true", help="List every episode, not only those below a perfect score.")
+    parser.add_argument("--suite", metavar="NAME", help="List only episodes of this suite.")
+    parser.add_argument("--attack", metavar="NAME", help="List only episodes under this attack; `none` for no attack.")
+    parser.add_argument(
+        "--task", metavar="PATTERN", help="List only episodes of tasks whose ids match, such as '*/injection_task_3'."
+    )
+    parser.add_argument(
+        "--failed", metavar="AXIS", choices=AXES, help=f"List only episodes that lost on this axis: {', '.join(AXES)}."
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Shows a run or an episode."""
-    folder = RunFolder.read(options.run_folder)
+    """Shows a run, an episode, or which runs a folder holds."""
+    path: Path = options.run_folder
+    runs = [] if (path / "manifest.json").exists() else sorted(file.parent for file in path.glob("*/manifest.json"))
+    if runs:
+        for run_folder in runs:
+            out.line(f"{run_folder}  {_described(run_folder)}")
+        return 0
+    folder = RunFolder.read(path)
     if options.episode is None:
-        _show_run(folder, every=options.all)
+        _show_run(folder, options)
     else:
         _show_episode(_find(folder, options.episode))
     return 0
 
 
-def _show_run(folder: RunFolder, *, every: bool) -> None:
+def _described(path: Path) -> str:
+    try:
+        summary = read_summary(path / "summary.json")
+    except RunError as error:
+        return f"cannot be shown: {error}"
+    counts = summary["episodes"]
+    return f"{summary['agent']} on {summary['env']}: {counts['scored']} of {counts['planned']} episodes scored"
+
+
+def _show_run(folder: RunFolder, options: argparse.Namespace) -> None:
     summary = read_summary(folder.path / "summary.json")
-    out.line(f"{summary['agent']} on {summary['env']}")
+    out.line(_described(folder.path))
     for table in results_tables([summary], by_suite=True):
         out.table(table)
     out.prose(notes([summary]))
     for remark in remarks(folder.episodes(), folder.failures()):
         out.line(remark)
-    listed = [episode for episode in folder.episodes() if every or not _perfect(episode)]
-    printed = listed if every else listed[:_LISTED]
-    out.text(f"\n{'episodes' if every else 'episodes below a perfect score'}: {len(listed)}")
-    for line in [*map(_line, printed), *map(_failure_line, folder.failures())]:
+    # Lines only: the episodes of a large run would not fit into memory.
+    lines = sorted(_line(episode) for episode in folder.episodes() if _is_listed(episode, options))
+    failures = sorted(_failure_line(failure) for failure in folder.failures() if _matches(failure, options))
+    every = options.all or options.failed
+    _print_some(f"episodes{'' if every else ' below a perfect score'}", lines, every=options.all)
+    if failures:
+        _print_some("attempts that ended in an error", failures, every=options.all)
+
+
+def _print_some(title: str, lines: list[str], *, every: bool) -> None:
+    printed = lines if every else lines[:_LISTED]
+    out.text(f"\n{title}: {len(lines)}")
+    for line in printed:
         out.line(line)
-    if len(printed) < len(listed):
-        out.line(f"... and {len(listed) - len(printed)} more (--all)")
+    if len(printed) < len(lines):
+        out.line(f"... and {len(lines) - len(printed)} more (--all)")
+
+
+def _is_listed(episode: Episode, options: argparse.Namespace) -> bool:
+    axes = episode.verdict.axes
+    if options.failed:
+        return _matches(episode, options) and axes[options.failed].active and axes[options.failed].value < 1.0
+    return _matches(episode, options) and (options.all or not _perfect(episode))
+
+
+def _matches(episode: Episode, options: argparse.Namespace) -> bool:
+    return (
+        options.suite in (None, episode.suite)
+        and options.attack in (None, episode.attack or "none")
+        and (options.task is None or fnmatch.fnmatchcase(episode.task_id, options.task))
+    )
 
 
 def _perfect(episode: Episode) -> bool:

@@ -6,7 +6,6 @@ import argparse
 import os
 import time
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -136,7 +135,7 @@ def _compare(options: argparse.Namespace, overrides: list[str], folder: Path) ->
     _quiet()
     with _Bars() as progress:
 
-        def train_arm(name: str, config: TrainConfig, arm_folder: Path) -> Mapping[str, Any]:
+        def train_arm(name: str, config: TrainConfig, arm_folder: Path) -> dict[str, Any]:
             progress.say(f"arm {name}")
             return train(config, arm_folder, progress=progress, shared=folder)
 
@@ -174,7 +173,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
 
 
-def _print(summary: Mapping[str, Any], folder: Path, *, as_json: bool) -> None:
+def _print(summary: dict[str, Any], folder: Path, *, as_json: bool) -> None:
     if as_json:
         out.json(summary)
         return

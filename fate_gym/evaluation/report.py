@@ -239,6 +239,8 @@ def read_summary(path: Path) -> Summary:
     fields = read_object(path, SCHEMA)
     for name in ("agent", "env"):
         fields.text(name)
+    for name in ("scored", "planned"):
+        fields.object("episodes").integer(name)
     for group in fields.objects("groups"):
         (group.text if group.text("mode") == "attacked" else group.text_or_none)("attack")
         group.text("suite")

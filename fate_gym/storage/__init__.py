@@ -4,6 +4,9 @@ Run folders and trainings are both built from it: files that are replaced atomic
 appended, a lock for their one writer, digests, and readers that answer every damage with an error that names the place.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fate_gym.storage._atomic import make_folder, replace_file
 from fate_gym.storage._digest import file_digest, folder_digest
 from fate_gym.storage._json import MAX_DEPTH, SURROGATE, digest, dump, encode_line, parse
@@ -11,7 +14,9 @@ from fate_gym.storage._lock import LOCK_FILE, WriterLock
 from fate_gym.storage._log import AppendLog, corrupt, lines, records
 from fate_gym.storage._reading import Fields, is_finite, open_file, read_file, read_object
 from fate_gym.storage._settings import check_same_settings
-from fate_gym.storage._yaml import parse_yaml, read_yaml
+
+if TYPE_CHECKING:
+    from fate_gym.storage._yaml import parse_yaml, read_yaml
 
 __all__ = [
     "LOCK_FILE",
@@ -39,3 +44,10 @@ __all__ = [
     "records",
     "replace_file",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads the readers of YAML on first use: `import fate_gym` must not load PyYAML."""
+    if name in ("parse_yaml", "read_yaml"):
+        return getattr(import_module("fate_gym.storage._yaml"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -328,6 +328,30 @@ def test_show_prints_an_episode_as_a_person_reads_it(tmp_path: Path, capsys: pyt
     assert "holds no episode" in capsys.readouterr().err
 
 
+def test_show_lists_runs_and_filters_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", "--agent", "gullible", "noop", "--suite", "banking", "slack", "--attack", "none", "direct"]
+    assert main([*command, "--limit", "6", "--out", str(tmp_path / "runs")]) == 0
+    capsys.readouterr()
+    assert main(["show", str(tmp_path / "runs")]) == 0
+    assert "gullible on fate/AgentDojo-v0: 12 of 12 episodes scored" in capsys.readouterr().out
+
+    def keys(*filters: str) -> list[str]:
+        assert main(["show", str(tmp_path / "runs" / "gullible"), *filters]) == 0
+        return [
+            line.split("  ")[0] for line in capsys.readouterr().out.splitlines() if line.split("#")[0].count("/") >= 2
+        ]
+
+    everything = keys("--all")
+    assert len(everything) == 12
+    assert everything == sorted(everything)
+    assert keys("--all", "--suite", "slack") == [key for key in everything if "/slack/" in key]
+    assert keys("--all", "--attack", "none") == [key for key in everything if key.startswith("none/")]
+    assert keys("--all", "--task", "*/user_task_1/*") == [key for key in everything if "/user_task_1/" in key]
+    failed = keys("--failed", "security")
+    assert failed
+    assert all(key.startswith("direct/") for key in failed)
+
+
 def test_a_reader_that_goes_away_is_no_news() -> None:
     process = start("tasks", "--attack", "direct")
     assert process.stdout is not None

@@ -428,6 +428,7 @@ def test_no_run(tmp_path: Path) -> None:
         (1648834577, 1648834578, False),
         (1, True, False),
         ("1", 1.0, False),
+        (10**400, 1.0, False),
         (None, 0.0, False),
         ([1, 2], [1], False),
         ({"a": 1}, {"a": 1, "b": None}, False),
