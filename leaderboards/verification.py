@@ -291,7 +291,9 @@ def _check_summary(path: Path, manifest: Mapping[str, Any], planned: Items, repo
     stored = _object(path / "summary.json", SUMMARY_SCHEMA, report)
     if stored is None:
         return
-    fresh = summarise(scanning.episodes(path), scanning.failures(path), {"digest": None, **manifest}, planned)
+    summary = summarise(scanning.episodes(path), scanning.failures(path), {"digest": None, **manifest}, planned)
+    # Written and read once more, so that numbers of NumPy are plain ones.
+    fresh = parse(encode_line(summary))
     report.add_changes("summary.json", leaves(_named(stored), _named(fresh), ""))
 
 

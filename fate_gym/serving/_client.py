@@ -10,6 +10,7 @@ import ssl
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from fate_gym.errors import UsageError
 from fate_gym.serving._completions import AnswerReader, Completion, decompressed
@@ -142,7 +143,8 @@ class ChatClient:
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeout),
                 # Decompressing here bounds the memory that it takes.
                 auto_decompress=False,
-                trust_env=True,
+                # Not `trust_env`, which would let a login in ~/.netrc stand in for the key.
+                proxy=_proxy(self.url),
             )
         return self._session
 
@@ -161,6 +163,12 @@ def check_positive(**numbers: float | None) -> None:
     for name, number in numbers.items():
         if number is not None and not number > 0:
             raise ValueError(f"{name} must be positive, got {number}")
+
+
+def _proxy(url: str) -> str | None:
+    """Returns the proxy that the environment names for an address (HTTPS_PROXY, HTTP_PROXY, NO_PROXY), or None."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
 
 def _certificates() -> ssl.SSLContext:

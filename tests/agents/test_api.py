@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -306,6 +307,32 @@ def test_a_login_and_a_query_in_the_address_are_used_but_not_shown() -> None:
     assert public_url("https://user:pass@host:1/v1?key=x#y") == "https://host:1/v1"
 
 
+def test_a_login_in_netrc_never_stands_in_for_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login someone password else\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-given-here")
+    _, records = ask(Settings(saying(content="x")))
+    assert "Bearer sk-given-here" in records.head
+
+
+def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(Settings(saying(content="x"))) as (url, records):
+        monkeypatch.setenv("http_proxy", url.removesuffix("/v1"))
+        monkeypatch.setenv("no_proxy", "elsewhere.example")
+
+        async def main(base_url: str) -> None:
+            agent = OpenAIAgent("m", base_url=base_url)
+            try:
+                await agent.reply(OBSERVATION)
+            finally:
+                await agent.aclose()
+
+        asyncio.run(main("http://model.example:1/v1"))
+    assert records.head.startswith("POST http://model.example:1/v1/chat/completions ")
+
+
 def test_check_passes_a_good_and_a_busy_server() -> None:
     assert check(Settings(saying(content="ready")), temperature=0.3).last["temperature"] == 0.3
     for fault in (Fault.RATE_LIMIT, Fault.UNAVAILABLE):
@@ -426,7 +453,7 @@ def test_check_asks_with_a_system_message_and_a_tool() -> None:
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ({"content": '<tool_call>\n{"name": "look"}\n</tool_call>'}, "1 replies hold tool calls in their text"),
+        ({"content": '<tool_call>\n{"name": "look"}\n</tool_call>'}, "tool calls stood in the text of replies"),
         ({"content": "fine"}, ""),
     ],
 )
@@ -441,7 +468,7 @@ def test_a_run_ends_with_a_hint_where_the_server_is_not_set_up(
 def test_a_first_request_that_overflows_at_once_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ContextOverflowError):
         ask(Settings(saying(content="x"), forced=[Fault.OVERFLOW] * 2))
-    assert "refused as too long" in caplog.text
+    assert "was refused as too long" in caplog.text
 
 
 def test_a_secret_in_a_reply_is_blanked(monkeypatch: pytest.MonkeyPatch) -> None:
