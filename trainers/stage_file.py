@@ -160,15 +160,18 @@ class StageFile:
             self._log = None
 
     @property
+    def header(self) -> Fields:
+        """The header of the finished file; raises as `records` does."""
+        return self._result().header
+
+    @property
     def records(self) -> list[Fields]:
         """The records of the finished file.
 
         Raises:
             RunError: The stage is not finished.
         """
-        if self.finished is None:
-            raise RunError(f"{self.path} is not finished")
-        return self.finished.records
+        return self._result().records
 
     def append(self, record: Record) -> None:
         """Adds a record. When this returns, the record survives a loss of power.
@@ -190,6 +193,11 @@ class StageFile:
         write_stage(self.path, self._schema, entries, inputs=self._inputs, counts=counts)
         self._part.unlink(missing_ok=True)
         self.finished = read_stage(self.path, self._schema)
+        return self.finished
+
+    def _result(self) -> Stage:
+        if self.finished is None:
+            raise RunError(f"{self.path} is not finished")
         return self.finished
 
     def _check_inputs(self, header: Fields) -> None:
