@@ -147,7 +147,11 @@ class StageFile:
                 lines[0].check_schema(self._schema)
                 self._check_inputs(lines[0])
             else:
-                header = {"schema": self._schema, "inputs": self._inputs, "digest": digest(self._inputs)}
+                header: dict[str, Json] = {
+                    "schema": self._schema,
+                    "inputs": self._inputs,
+                    "digest": digest(self._inputs),
+                }
                 self._log.append(encode_line(header))
             self.done = _by_key(lines[1:])
         return self

@@ -50,7 +50,7 @@ class UpdateFolder:
         RunError: A file in it is damaged.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, Json]) -> None:
+    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         self.out = out
         self.checkpoints = out / "checkpoints"
         make_folder(out)

@@ -40,7 +40,7 @@ def collect(policy: str, this_round: Round) -> tuple[list[Episode], list[Episode
             with this_round.agent(policy, "collect") as agent:
                 errors = roll_out("collect", file, items, agent, record, this_round)
             failures = sum(line.flag("failed") for line in file.done.values())
-            counts = {"errors": errors, "failed": failures, "tokens": tokens_in(file)}
+            counts: dict[str, Json] = {"errors": errors, "failed": failures, "tokens": tokens_in(file)}
             # In the order of the plan, not of their ends: that order depends on how busy the machine was.
             file.finish([item.key for item in items], counts)
         outcomes = [(read_episode(line, "failed"), line.flag("failed")) for line in file.records]

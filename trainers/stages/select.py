@@ -58,7 +58,7 @@ def select(failures: Sequence[Episode], candidates: Sequence[Repair], this_round
             decisions, counts = decide_all(failures, candidates, settings, seed)
             for decision in decisions:
                 file.append(decision)
-            file.finish([decision["key"] for decision in decisions], counts)
+            file.finish([str(decision["key"]) for decision in decisions], counts)
         chosen = {line.text("key") for line in file.records if decision_of(line) == CHOSEN}
         _report(file.header.object("counts"), this_round)
     return [candidate for candidate in candidates if candidate.attempt.key in chosen]
