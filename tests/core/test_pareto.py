@@ -154,6 +154,8 @@ def test_bad_input_is_named():
         fronts([1, 2])
     with pytest.raises(ValueError, match=r"2 axes, mask \(3,\)"):
         fronts([[1, 0]], mask=[True, True, False])
+    with pytest.raises(ValueError, match=r"2 axes, mask \(1,\)"):
+        fronts([[1, 0]], mask=[True])
     with pytest.raises(ValueError, match="not be negative"):
         dominates([1], [0], eps=-0.1)
     with pytest.raises(ValueError, match="no axis is active"):
@@ -162,6 +164,8 @@ def test_bad_input_is_named():
         choose(np.zeros((0, 4)))
     with pytest.raises(ValueError, match="one tie value a point"):
         choose([[1, 1]], tie=[1, 2])
+    with pytest.raises(ValueError, match="one tie value a point"):
+        choose([[1, 1], [1, 1]], tie=[1])
     with pytest.raises(ValueError, match="the reference must be 2"):
         hypervolume([[1, 1]], reference=[0])
     with pytest.raises(ValueError, match="in a circle"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -216,6 +217,27 @@ def test_names_are_unique() -> None:
     for metrics in METRICS.values():
         names = [metric.name for metric in metrics]
         assert len(names) == len(set(names))
+
+
+def test_what_is_no_mean_over_a_tasks_episodes_has_no_pass_hat_k() -> None:
+    # These are means over some of the episodes only, chosen by what the agent did.
+    chosen = {
+        "harm_score_engaged",
+        "harm_score_engaged_low",
+        "precision",
+        "F1",
+        *(f"{name}_if_caught" for name in LABELS),
+    }
+    named = {metric.name for metrics in METRICS.values() for metric in metrics}
+    assert chosen < named
+    repeats = [
+        *(harmful(number, 0.0, 1.0, task="t", cluster="c") for number in range(2)),
+        *(diagnosis(number, 1, 1, dict.fromkeys(LABELS, 1.0)) for number in range(2, 4)),
+    ]
+    keyed = [dataclasses.replace(one, task_id="t", repeat=number % 2) for number, one in enumerate(repeats)]
+    for members in (keyed[:2], keyed[2:]):
+        summary = group(members)
+        assert set(summary["pass_hat_k"]) == {"k", *summary["metrics"]} - chosen
 
 
 unit = st.floats(0, 1)

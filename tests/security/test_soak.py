@@ -9,6 +9,7 @@ import asyncio
 import ctypes
 import gc
 import json
+import logging
 import os
 import threading
 from collections import Counter
@@ -95,13 +96,15 @@ def soak(folder: Path, rounds: int) -> tuple[list[Left], Records]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_nothing_piles_up_and_every_outcome_is_right(tmp_path: Path) -> None:
+def test_nothing_piles_up_and_every_outcome_is_right(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # pytest keeps every record that is logged, one or two a round.
+    caplog.set_level(logging.ERROR, "fate_gym")
     soak(tmp_path / "first", rounds=1)
     files = open_files()
-    rounds = max(4, EPISODES // ROUND)
+    rounds = max(4, -(-EPISODES // ROUND))
     left, records = soak(tmp_path, rounds)
     assert open_files() == files
-    print(json.dumps({"episodes": rounds * ROUND, "at_first": asdict(left[0]), "at_last": asdict(left[-1])}))
+    print(json.dumps({"episodes": rounds * ROUND, "after_two_rounds": asdict(left[1]), "at_last": asdict(left[-1])}))
     assert records.complaints == []
     assert set(records.counts) == set(PASSING)
     check_outcomes(tmp_path, rounds, records)
@@ -109,7 +112,8 @@ def test_nothing_piles_up_and_every_outcome_is_right(tmp_path: Path) -> None:
 
 
 def check_flat(left: list[Left]) -> None:
-    start, end = left[0], left[-1]
+    # The first round fills caches.
+    start, end = left[1], left[-1]
     assert (end.threads, end.tasks) == (start.threads, start.tasks)
     assert end.objects - start.objects < 500, (start, end)
     assert end.megabytes - start.megabytes < 32, (start, end)
