@@ -152,7 +152,8 @@ def _read_file(path: Path) -> Iterator[Passage]:
 def _parsed(text: str) -> Json:
     """Returns the JSON value of a text; None where it is none, and is then taken as text."""
     try:
-        return json.loads(text)
+        value: Json = json.loads(text)
+        return value
     except (ValueError, RecursionError):
         return None
 
