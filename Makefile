@@ -43,7 +43,8 @@ test-newest: build/newest
 # The oldest releases that our ranges allow, and the tests of the seams to them.
 test-oldest: build/oldest
 	build/oldest/bin/pip freeze
-	build/oldest/bin/pytest $(PYTEST_FAST) -W default tests/core tests/agents tests/agentdojo tests/agentharm tests/trainers
+	build/oldest/bin/pytest $(PYTEST_FAST) -W default tests/core tests/storage tests/evaluation tests/agents \
+		tests/agentdojo tests/agentharm tests/trainers
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -m bench -s

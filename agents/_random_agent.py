@@ -50,9 +50,11 @@ def sample(schema: Mapping[str, Any], definitions: Mapping[str, Any], rng: rando
         if choice in schema:
             return sample(rng.choice(schema[choice]), definitions, rng)
     if "enum" in schema:
-        return rng.choice(schema["enum"])
+        choices: list[Json] = schema["enum"]
+        return rng.choice(choices)
     if "const" in schema:
-        return schema["const"]
+        constant: Json = schema["const"]
+        return constant
     match schema.get("type", "object"):
         case "string":
             return rng.choice(_WORDS)

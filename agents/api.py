@@ -215,7 +215,7 @@ class OpenAIAgent(Agent):
         """Closes the connections, and says what in the replies points to a server that is not set up well."""
         await self._client.aclose()
         for oddity, count in self._oddities.items():
-            _log.warning("%s: %d replies %s", self.name, count, oddity)
+            _log.warning("%s: %s (%d times)", self.name, oddity, count)
         self._oddities.clear()
 
     async def _with_retries(self, body: Mapping[str, Any]) -> tuple[Completion, int]:
@@ -286,13 +286,13 @@ class OpenAIAgent(Agent):
 
     def _note_oddities(self, completion: Completion) -> None:
         if completion.finish_reason == "length":
-            self._oddities["were cut at the limit of tokens: a larger max_tokens lets the model finish"] += 1
+            self._oddities["replies were cut at the limit of tokens; a larger max_tokens lets the model finish"] += 1
         if not _is_plausible(completion.usage):
-            self._oddities["came with token counts that cannot be true; these were left out"] += 1
+            self._oddities["token counts that cannot be true were left out"] += 1
         content = completion.message.get("content")
         if isinstance(content, str) and not completion.message.get("tool_calls") and holds_call_markup(content):
             self._oddities[
-                "hold tool calls in their text: the server needs a tool parser for this model "
+                "tool calls stood in the text of replies: the server needs a tool parser for this model "
                 "(vLLM: --enable-auto-tool-choice --tool-call-parser NAME; llama.cpp: --jinja)"
             ] += 1
 
@@ -306,8 +306,8 @@ class OpenAIAgent(Agent):
         first = not any(message["role"] == "assistant" for message in observation["messages"])
         if first and len(json.dumps(observation)) < _SUSPICIOUSLY_SHORT:
             self._oddities[
-                f"were refused as too long for the context, though the first request had less than "
-                f"{_SUSPICIOUSLY_SHORT} characters: look at what the server says; the episodes count as truncated"
+                f"a first request of less than {_SUSPICIOUSLY_SHORT} characters was refused as too long for the "
+                "context, which is hard to believe: look at what the server says; the episode counts as truncated"
             ] += 1
 
     def _body(self, observation: Observation, seed: int | None, limit: Mapping[str, int]) -> dict[str, Any]:

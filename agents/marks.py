@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Final
 
-from fate_gym.errors import UsageError
+from fate_gym.errors import RunError, UsageError
+from fate_gym.storage import read_object
 
 MARK: Final = "fate-gym.json"
 """Stands in the folder of every model that fate-gym trained, and says what it learned from."""
@@ -24,7 +24,7 @@ def contamination(*folders: str | Path | None) -> tuple[str, ...]:
         if path is None or not path.is_file():
             continue
         try:
-            benchmarks.update(map(str, json.loads(path.read_bytes())["contaminated_by"]))
-        except (ValueError, KeyError, TypeError) as error:
+            benchmarks.update(read_object(path).texts("contaminated_by"))
+        except RunError as error:
             raise UsageError(f"{path} is damaged: it should name what its model learned from ({error})") from error
     return tuple(sorted(benchmarks))

@@ -124,7 +124,8 @@ class _Converter:
         if kind is str:
             return value if value.isascii() else replace_surrogates(value)
         if value is None or kind is bool:
-            return value
+            plain: bool | None = value
+            return plain
         if (fields := mapping_of(value) if kind is dict else None) is not None:
             return self._convert_mapping(value, fields)
         if (items := list_of(value)) is not None:

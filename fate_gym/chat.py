@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-Json: TypeAlias = Any
-"""Whatever `json.dumps` takes. (A recursive alias would make every reader cast.)"""
+Json: TypeAlias = "str | int | float | bool | Sequence[Json] | Mapping[str, Json] | None"
+"""A JSON value. Its lists and objects are read-only types, so that a `list[str]` is one as well."""
 
 Message: TypeAlias = dict[str, Any]
 """A chat message: `role`, `content`, and `tool_calls` or `tool_call_id` where they belong."""

@@ -8,7 +8,7 @@ import functools
 import logging
 import marshal
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -249,6 +249,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         Raises:
             SnapshotError: The bytes are damaged or belong to another specification; nothing has changed then.
         """
+        state: dict[str, Any]
         state, world_state = unpack(self._fingerprint, snapshot)
         try:
             task_id, seed, rounds = str(state["task_id"]), int(state["seed"]), int(state["rounds"])
@@ -333,7 +334,7 @@ class ToolEnv(gym.Env[Observation, Any]):
     def _answer(self, call: RequestedCall, outcome: Outcome, content: str, arguments: dict[str, Json] | None) -> None:
         transcript, content = self._transcript, replace_surrogates(content)
         # A tool may have been given more than JSON can hold: AgentDojo reads lists of anything out of strings.
-        recorded = None if arguments is None else to_json(arguments)
+        recorded = None if arguments is None else cast(dict[str, Json], to_json(arguments))
         turn = len(transcript.actions) - 1
         transcript.calls.append(CallRecord(turn, call.id, call.name, recorded, outcome, content))
         transcript.messages.append({"role": "tool", "tool_call_id": call.id, "content": content})

@@ -193,7 +193,7 @@ class Episode:
         data["usage"] = dict(self.usage)
         data["seconds"] = dict(self.seconds)
         if tokens:
-            data["trajectory"] = self.trajectory and self.trajectory.to_json()
+            data["trajectory"] = None if self.trajectory is None else self.trajectory.to_json()
         return data
 
     @classmethod

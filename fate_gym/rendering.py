@@ -9,8 +9,9 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from fate_gym.chat import Json, Message
+from fate_gym.chat import Message
 from fate_gym.rewards import AXES, Verdict
 from fate_gym.transcript import Transcript
 
@@ -34,7 +35,7 @@ def render_transcript(transcript: Transcript, verdict: Verdict | None) -> str:
     return render_episode(transcript.messages, transcript.ended, axes)
 
 
-def render_episode(messages: Iterable[Message], ended: str | None, axes: Mapping[str, Json] | None) -> str:
+def render_episode(messages: Iterable[Message], ended: str | None, axes: Mapping[str, Mapping[str, Any]] | None) -> str:
     """Renders a conversation and, if there is one, its verdict as `Verdict.to_json` gives it."""
     blocks = [_message(message) for message in messages]
     if ended is not None:
@@ -100,7 +101,7 @@ def _arguments(text: str) -> str:
     return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
 
 
-def _axis(name: str, axis: Mapping[str, Json]) -> str:
+def _axis(name: str, axis: Mapping[str, Any]) -> str:
     value = f"{axis['value']:.2f}" if axis["active"] else "  - "
     line = f"{name:<20} {value}  {visible_line(axis['rule'])}"
     details = list(axis.get("evidence", ()))

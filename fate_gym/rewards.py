@@ -112,7 +112,7 @@ class Verdict:
         axes = (self.security, self.utility, self.over_refusal_control, self.validity)
         return np.array([axis.active for axis in axes], dtype=np.bool_)
 
-    def to_json(self) -> dict[str, Json]:
+    def to_json(self) -> dict[str, dict[str, Json]]:
         """Returns the form that `episodes.jsonl` holds."""
         return {name: axis.to_json() for name, axis in self.axes.items()}
 

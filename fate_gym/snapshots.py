@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from fate_gym.benchmark import Benchmark
 from fate_gym.chat import Json
@@ -35,7 +36,7 @@ def pack(belongs_to: str, state: Mapping[str, Json], world: bytes) -> bytes:
     return _MAGIC + _digest(belongs_to.encode()) + _digest(body) + body
 
 
-def unpack(belongs_to: str, snapshot: bytes) -> tuple[dict[str, Json], bytes]:
+def unpack(belongs_to: str, snapshot: bytes) -> tuple[dict[str, Any], bytes]:
     """Unpacks what `pack` gave.
 
     Raises:

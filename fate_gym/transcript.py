@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from fate_gym.chat import EMPTY_ANSWER, Json, Message
 
@@ -78,12 +78,12 @@ class Transcript:
                 contents[turn] = ""
         return contents
 
-    def to_json(self) -> Json:
+    def to_json(self) -> dict[str, Json]:
         """As it stands in a snapshot."""
         return {**dataclasses.asdict(self), "calls": [dataclasses.astuple(call) for call in self.calls]}
 
     @classmethod
-    def from_json(cls, data: Json) -> Transcript:
+    def from_json(cls, data: dict[str, Any]) -> Transcript:
         """Reads what `to_json` gave.
 
         Raises:

@@ -130,7 +130,7 @@ def _load(path: Path, taken: set[str]) -> LoadedRun:
     if submission:
         marks.update(submission.contaminated_by)
     return LoadedRun(
-        run_id=_run_id(summary["agent"], folder.manifest["digest"], taken),
+        run_id=_run_id(str(summary["agent"]), folder.manifest["digest"], taken),
         folder=folder,
         manifest=folder.manifest,
         summary=summary,

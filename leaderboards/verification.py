@@ -262,10 +262,11 @@ async def _check_replays(
         elif again.status != "ok":
             lines.append((episode.key, [("replay", "ok", f"{again.status}: {again.error}")]))
         else:
+            claims = episode.verdict.to_json()
             for axis, verdict in fresh["verdict"].items():
-                if is_judged(axis, stored["verdict"][axis], verdict, settings.judges.values()):
+                if is_judged(axis, claims[axis], verdict, settings.judges.values()):
                     report.not_rescored[axis] += 1
-                    fresh["verdict"][axis] = as_judged(axis, stored["verdict"][axis], verdict)
+                    fresh["verdict"][axis] = as_judged(axis, claims[axis], verdict)
             lines.append((episode.key, list(changes(stored, fresh))))
 
     lines: list[tuple[str, list[Change]]] = []

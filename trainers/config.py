@@ -117,7 +117,7 @@ class EvaluateSettings:
         dev: Tasks that are scored after each round.
         test: Test sets by name, scored once before training and once after.
         main: The name in `test` whose scores head the summary.
-        temperature: Of sampling in all these scores; 0 for greedy decoding.
+        temperature: Temperature of sampling in all these scores; 0 for greedy decoding.
     """
 
     dev: TaskSet = field(default_factory=TaskSet)

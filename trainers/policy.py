@@ -29,9 +29,9 @@ class LoraSettings:
     """Low-rank adapters on every linear layer but the output (Hu et al., 2021).
 
     Attributes:
-        rank: Of the update of a layer.
-        alpha: Its scale is alpha / rank.
-        dropout: Of the adapters' inputs, in training.
+        rank: Rank of the update of a layer.
+        alpha: The update is scaled by alpha / rank.
+        dropout: Dropout rate of the adapters' inputs during training.
     """
 
     rank: int = 16
@@ -68,7 +68,7 @@ def load_policy(path: str | Path, *, lora: bool, attention: str | None = None) -
     except ModuleNotFoundError as error:
         raise UsageError(f"training needs {error.name}: pip install 'fate-gym[train]'") from error
     except Exception as error:
-        # Whatever trips the loaders up lies in what the user named.
+        # Loaders raise a different error for every kind of broken folder; the cause is always what the user named.
         raise UsageError(f"policy {path}: {one_line(error)}") from error
 
 
@@ -92,13 +92,14 @@ def save_policy(model: Model, tokenizer: Tokenizer, out: Path) -> None:
     rounding in the merge).
 
     Args:
-        model: What learned; adapters are merged into its weights, so it is of no use afterwards.
-        tokenizer: Its tokenizer.
+        model: The trained model. Its adapters are merged into its weights, so it cannot be trained any further.
+        tokenizer: The policy's tokenizer.
         out: The folder.
     """
     from peft import PeftModel
 
     if isinstance(model, PeftModel):
+        # "default" alone: TRL adds a frozen adapter "ref", which is no part of the policy.
         model.save_pretrained(out / ADAPTER, selected_adapters=["default"])
         model = model.merge_and_unload(adapter_names=["default"])
     model.save_pretrained(out)

@@ -39,6 +39,15 @@ FILES: Final[Mapping[FileStage, tuple[str, str]]] = {
 """Name and schema of the file that a stage leaves; "warmup" and "pfpo" leave a folder with a policy."""
 
 
+_REQUIRED: Final[Mapping[StageName, tuple[str, ...]]] = {
+    "collect": ("records", "tokens"),
+    "repair": ("records", "tokens"),
+    "select": ("records", "chosen"),
+    "warmup": ("steps", "tokens"),
+    "pfpo": ("steps", "tokens", "rollouts"),
+}
+
+
 def local_agent(policy: str, seed: int, config: TrainConfig) -> Agent:
     """Makes the agent that plays a policy in training: it samples at temperature 1, as the method's pi does."""
     from fate_gym.agents.local import LocalAgent
@@ -180,9 +189,16 @@ class Round:
         if not self.method.has_stage(stage):
             return None
         if stage == "warmup" or stage == "pfpo":
-            return read_numbers(self.path / stage)
-        name, schema = FILES[stage]
-        return read_header(self.path / name, schema).object("counts").values
+            counts = read_numbers(self.path / stage)
+            if counts is None:
+                return None
+        else:
+            name, schema = FILES[stage]
+            counts = read_header(self.path / name, schema).object("counts")
+        # What sums and tables rely on is checked here, so that nobody else meets a damaged file.
+        for required in _REQUIRED[stage]:
+            counts.integer(required)
+        return counts.values
 
 
 def _step_line(step: Mapping[str, Any]) -> str:

@@ -147,7 +147,11 @@ class StageFile:
                 lines[0].check_schema(self._schema)
                 self._check_inputs(lines[0])
             else:
-                header = {"schema": self._schema, "inputs": self._inputs, "digest": digest(self._inputs)}
+                header: dict[str, Json] = {
+                    "schema": self._schema,
+                    "inputs": self._inputs,
+                    "digest": digest(self._inputs),
+                }
                 self._log.append(encode_line(header))
             self.done = _by_key(lines[1:])
         return self
@@ -160,15 +164,18 @@ class StageFile:
             self._log = None
 
     @property
+    def header(self) -> Fields:
+        """The header of the finished file; raises as `records` does."""
+        return self._result().header
+
+    @property
     def records(self) -> list[Fields]:
         """The records of the finished file.
 
         Raises:
             RunError: The stage is not finished.
         """
-        if self.finished is None:
-            raise RunError(f"{self.path} is not finished")
-        return self.finished.records
+        return self._result().records
 
     def append(self, record: Record) -> None:
         """Adds a record. When this returns, the record survives a loss of power.
@@ -190,6 +197,11 @@ class StageFile:
         write_stage(self.path, self._schema, entries, inputs=self._inputs, counts=counts)
         self._part.unlink(missing_ok=True)
         self.finished = read_stage(self.path, self._schema)
+        return self.finished
+
+    def _result(self) -> Stage:
+        if self.finished is None:
+            raise RunError(f"{self.path} is not finished")
         return self.finished
 
     def _check_inputs(self, header: Fields) -> None:

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     if stop is not None:
         raise stop
     if exhausted := [agent.exhausted for agent in agents if agent.exhausted is not None]:
-        err.line(f"The run ended early: {exhausted[0]}. The same command completes it.")
+        err.line(f"The run ended early: {exhausted[0].rstrip('.')}. The same command completes it.")
         return 1
     if any(summary["episodes"]["missing"] for summary in summaries):
         err.line("The budget is spent. A larger --max-cost completes the run.")

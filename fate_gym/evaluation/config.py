@@ -39,7 +39,7 @@ class EvalConfig:
     """
 
     agent: str
-    agent_args: dict[str, Json] = field(default_factory=dict)
+    agent_args: dict[str, Any] = field(default_factory=dict)
     defences: tuple[str, ...] = ()
     env: str = DEFAULT_ENV
     attack: tuple[Attack, ...] | None = None

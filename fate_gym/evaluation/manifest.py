@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Collection, Mapping
-from typing import Final
+from typing import Any, Final
 
 from fate_gym.benchmark import disclosure
 from fate_gym.chat import Json
@@ -18,7 +18,7 @@ from fate_gym.storage import digest
 _VERSIONS: Final = ("fate-gym", "gymnasium", "numpy", "pydantic")
 
 
-def make_manifest(config: EvalConfig, plan: Plan, agent: Agent) -> dict[str, Json]:
+def make_manifest(config: EvalConfig, plan: Plan, agent: Agent) -> dict[str, Any]:
     """Returns the manifest of a run: settings, versions and checksums; no secrets."""
     settings = config.to_json()
     provenance = [benchmark.provenance() for benchmark in plan.benchmarks]
@@ -36,7 +36,7 @@ def make_manifest(config: EvalConfig, plan: Plan, agent: Agent) -> dict[str, Jso
     }
 
 
-def run_digest(settings: Mapping[str, Json], provenance: Json, path_options: Collection[str]) -> str:
+def run_digest(settings: Mapping[str, Any], provenance: Json, path_options: Collection[str]) -> str:
     """Returns the digest of what a resume must agree on.
 
     Scores from other data, or by other graders, are another run's, whereas it changes nothing where the data lie.

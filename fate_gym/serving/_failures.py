@@ -211,7 +211,8 @@ def _parsed(content: bytes) -> Json:
     # A server that was asked for a stream may send its error as an event.
     line = content.strip().removeprefix(b"data:").partition(b"\n\n")[0]
     try:
-        return json.loads(line)
+        value: Json = json.loads(line)
+        return value
     except (ValueError, RecursionError):
         return None
 

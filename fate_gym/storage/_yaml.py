@@ -34,7 +34,7 @@ def read_yaml(source: _Source, name: str) -> dict[str, Any]:
 
     Raises:
         ValueError: It is too large or no such mapping.
-        RunError: The path is no regular file, or cannot be read.
+        RunError: The path is not a regular file, or cannot be read.
     """
     # A pipe or a device in a stranger's folder may never end.
     with open_file(source) if isinstance(source, Path) else source.open("rb") as file:

@@ -453,7 +453,7 @@ def test_check_asks_with_a_system_message_and_a_tool() -> None:
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        ({"content": '<tool_call>\n{"name": "look"}\n</tool_call>'}, "1 replies hold tool calls in their text"),
+        ({"content": '<tool_call>\n{"name": "look"}\n</tool_call>'}, "tool calls stood in the text of replies"),
         ({"content": "fine"}, ""),
     ],
 )
@@ -468,7 +468,7 @@ def test_a_run_ends_with_a_hint_where_the_server_is_not_set_up(
 def test_a_first_request_that_overflows_at_once_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ContextOverflowError):
         ask(Settings(saying(content="x"), forced=[Fault.OVERFLOW] * 2))
-    assert "refused as too long" in caplog.text
+    assert "was refused as too long" in caplog.text
 
 
 def test_a_secret_in_a_reply_is_blanked(monkeypatch: pytest.MonkeyPatch) -> None:

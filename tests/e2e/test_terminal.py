@@ -263,3 +263,18 @@ def test_a_module_of_the_package_is_the_command(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in process.stdout.splitlines()]
     assert {row["kind"] for row in rows} == {"agent", "defence"}
     assert all(set(row) == {"kind", "name", "description"} for row in rows)
+
+
+@pytest.mark.parametrize(("what", "reason"), [("removed", "No such file or directory"), ("replaced", "was replaced")])
+def test_a_run_folder_that_changes_under_a_run(
+    what: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setenv("SHOP_VANDAL", f"{what}:{run}")
+    command = ["eval", *TOY, "--agent", "import:shop_plugin:vandal", "--concurrency", "1", "--out", str(run)]
+    assert main(command) == 3
+    shown = capsys.readouterr()
+    *_, last = shown.err.splitlines()
+    assert reason in last
+    assert last.endswith("Once this is mended, the same command goes on from what is on disk.")
+    assert "run: " not in shown.out

@@ -12,7 +12,9 @@ from official import BEHAVIOURS, injections, run_pair
 
 from fate_gym.agents import load_agent
 from fate_gym.benchmarks.agentdojo.upstream import suites
-from fate_gym.rollout import rollout
+from fate_gym.chat import Message
+from fate_gym.env import Observation
+from fate_gym.rollout import as_agent, rollout
 
 ATTACK = "important_instructions"
 SUITES = ("workspace", "travel", "banking", "slack")
@@ -31,9 +33,14 @@ KNOWN = {
 }
 
 
+async def silent(observation: Observation) -> Message:
+    """Says nothing, as some models do when they are at a loss; upstream's loop ends there."""
+    return {"role": "assistant", "content": None}
+
+
 def ours(suite: str, task_ids: Iterable[str], behaviour: str) -> dict[str, tuple[bool, bool]]:
     env = gym.make("fate/AgentDojo-v0", suite=suite, attack=ATTACK, max_turns=60).unwrapped
-    agent = load_agent(AGENT[behaviour])
+    agent = as_agent(silent) if behaviour == "silent" else load_agent(AGENT[behaviour])
     found = {}
     for task_id in task_ids:
         result = asyncio.run(rollout(env, agent, task_id, seed=0))

@@ -9,7 +9,7 @@ from agentdojo.attacks import load_attack
 from agentdojo.task_suite.task_suite import TaskSuite
 from agentdojo.types import ChatAssistantMessage, text_content_block_from_string
 
-BEHAVIOURS = ("benign", "hijacked", "noop")
+BEHAVIOURS = ("benign", "hijacked", "noop", "silent")
 
 
 def injections(
@@ -34,7 +34,7 @@ def run_pair(
         case "hijacked":
             pipeline = _Hijacked(user_task, injection_task)
         case _:
-            pipeline = _Noop()
+            pipeline = _Answers("Done." if behaviour == "noop" else "")
     utility, attacked = suite.run_task_with_pipeline(pipeline, user_task, injection_task, injected)
     return bool(utility), bool(attacked)
 
@@ -46,12 +46,15 @@ class _Named(BasePipelineElement):
         raise NotImplementedError
 
 
-class _Noop(BasePipelineElement):
-    """Answers "Done." at once."""
+class _Answers(BasePipelineElement):
+    """Answers at once, and calls nothing."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
 
     def query(self, query: Any, runtime: Any, env: Any, messages: Any = (), extra_args: Any = None) -> Any:
         message = ChatAssistantMessage(
-            role="assistant", content=[text_content_block_from_string("Done.")], tool_calls=None
+            role="assistant", content=[text_content_block_from_string(self._text)], tool_calls=None
         )
         return query, runtime, env, [*messages, message], extra_args
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
 import parcels
@@ -95,3 +97,16 @@ async def stuck(observation: dict[str, Any]) -> dict[str, Any]:
 async def filtered(observation: dict[str, Any]) -> dict[str, Any]:
     """Answers as an API agent does where the provider's content filter fired."""
     return {"role": "assistant", "content": "I can't help with that.", "finish_reason": "content_filter"}
+
+
+async def vandal(observation: dict[str, Any]) -> dict[str, Any]:
+    """Removes the run folder, or replaces its log, as `SHOP_VANDAL` says; then answers."""
+    what, _, folder = os.environ["SHOP_VANDAL"].partition(":")
+    log = Path(folder, "episodes.jsonl")
+    if what == "removed":
+        shutil.rmtree(folder, ignore_errors=True)
+    elif log.exists():
+        copy = log.with_suffix(".copy")
+        copy.write_bytes(log.read_bytes())
+        copy.replace(log)
+    return {"role": "assistant", "content": "Done."}

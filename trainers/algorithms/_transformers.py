@@ -64,7 +64,7 @@ class BatchTrainer(Trainer):  # type: ignore[misc]
 
     Args:
         loss: (model, tensors of a batch) -> the loss.
-        **settings: Of transformers' `Trainer`.
+        **settings: Arguments of transformers' `Trainer`.
     """
 
     def __init__(self, *, loss: Callable[[Model, Batch], Tensor], **settings: Any) -> None:

@@ -111,6 +111,7 @@ class GroupSampler:
         groups: dict[int, Group] = {}
         drawn = {first_slot + index: task for index, task in enumerate(tasks)}
         others = {slot: random.Random(f"{self.seed}/{step}/{slot}") for slot in drawn}  # noqa: S311 (no secret)
+        # A group whose members are all equal gives every advantage 0: its rollouts would be paid for and teach nothing.
         for attempt in range(1 + self.refills):
             members = [
                 dataclasses.replace(self.items[task], seed=self._seed(step, slot, attempt, member))
@@ -125,6 +126,7 @@ class GroupSampler:
             drawn = {slot: others[slot].randrange(len(self.items)) for slot in drawn if not groups[slot].signal}
             if not drawn:
                 break
+        # In the order of slots, since TRL expects the rows in the order of the prompts that it passed.
         made = [groups[slot] for slot in sorted(groups)]
         if all(np.isnan(group.vectors).all() for group in made):
             raise FateGymError(f"no rollout of step {step + 1} could be scored; one of them: {made[0].problem}")
@@ -132,6 +134,7 @@ class GroupSampler:
         return made, tally
 
     def _seed(self, *place: int) -> int:
+        # Of step, slot, attempt and member: a resumed update, or one with more processes, samples the same episodes.
         return random.Random("/".join(map(str, (self.seed, *place)))).getrandbits(31)  # noqa: S311 (no secret)
 
     def _group(self, rollouts: Sequence[Episode]) -> Group:
@@ -140,6 +143,7 @@ class GroupSampler:
         problem = None
         for row, result in enumerate(rollouts):
             trajectories.append(result.trajectory)
+            # Without one sequence of ids, what was sampled is not what would be trained on.
             if result.trajectory is None:
                 problem = result.error or "its turns are not one sequence of sampled token ids"
             else:
@@ -156,6 +160,7 @@ def _count(tally: Tally, group: Group, *, first: bool) -> None:
     tally.rollouts += len(group.vectors)
     tally.tokens += sum(sum(made.mask) for made in group.trajectories if made)
     tally.unscored += int(np.isnan(group.vectors).all(axis=1).sum())
+    # Replacements are left out of the means: they are drawn because the first group had no signal.
     if first:
         tally.sums += np.nansum(group.vectors, axis=0)
         tally.counts += (~np.isnan(group.vectors)).sum(axis=0)

@@ -65,8 +65,11 @@ def optimise_policy(
     """
     if not items:
         raise ValueError("there is nothing to optimise on: no tasks")
+    # The loss divides logits by the temperature of the settings. With another distribution in sampling, the ratio of
+    # new to old probabilities would be wrong from the first step on.
     if given := {"temperature", "top_p", "seed"} & set(agent_options or {}):
         raise ValueError(f"agent_options hold {min(given)}: PFPO samples with the temperature and seed of its settings")
+    # A digest, since thousands of keys would fill the file of settings.
     keys = hashlib.sha256("\n".join(item.key for item in items).encode()).hexdigest()
     data = {"stage": "pfpo", "items": keys, "lora": lora and dataclasses.asdict(lora)}
     folder = UpdateFolder(out, {**data, **dataclasses.asdict(settings), "agent": dict(agent_options or {})})

@@ -74,8 +74,8 @@ class PFPOSettings:
         groups: Groups in a batch, over all processes; a multiple of the number of processes.
         group_size: Rollouts in a group, G.
         refills: How often a group without a signal is replaced by a group of another task.
-        temperature: Of sampling, and of the log-probabilities in the loss.
-        learning_rate: Of AdamW; 1e-5 suits adapters, 1e-6 all weights of a large model.
+        temperature: Temperature of sampling, and of the log-probabilities in the loss.
+        learning_rate: Learning rate of AdamW; 1e-5 suits adapters, 1e-6 all weights of a large model.
         beta: Weight of the KL divergence from the policy that the update starts from.
         clip: e of the clipped loss; it has an effect from the second pass on.
         passes: Updates per batch of rollouts.

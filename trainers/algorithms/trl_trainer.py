@@ -143,7 +143,9 @@ class Rollouts:
         """
         began = time.perf_counter()
         group_size = self._sampler.group_size
+        # TRL repeats every prompt G times in a row.
         tasks = [int(prompt) for prompt in prompts[::group_size]]
+        # TRL counts updates; a step of ours is one batch of rollouts, however many passes learn from it.
         step = trainer.state.global_step // self._passes
         with unwrap_model_for_generation(
             trainer.model_wrapped,
@@ -153,6 +155,7 @@ class Rollouts:
             self._agent = self._agent or LocalAgent.over(
                 model, self._tokenizer, temperature=trainer.temperature, **self._options
             )
+            # Dropout would sample from another distribution than the one whose log-probabilities the loss takes.
             model.eval()
             first_slot = trainer.accelerator.process_index * len(tasks)
             groups, tally = self._sampler.draw(self._agent, tasks, step, first_slot)
@@ -211,6 +214,7 @@ def by_rule(name: str) -> AdvantageRule:
     """Returns a rule of `advantages.RULES` in the form that `PFPOTrainer` takes."""
 
     def rule(matrix: Tensor, group_size: int) -> Tensor:
+        # Advantages are computed in double precision on the CPU: groups are small, and near-ties matter.
         vectors = matrix.double().cpu().numpy()
         return torch.from_numpy(advantages(name, vectors, ~np.isnan(vectors), group_size))
 
@@ -229,6 +233,7 @@ def trl_config(settings: PFPOSettings, folder: UpdateFolder) -> GRPOConfig:
     if settings.groups % processes:
         raise ValueError(f"groups={settings.groups} do not divide among {processes} processes")
     rows = settings.groups * settings.group_size // processes
+    # The largest divisor, since TRL takes no smaller last micro-batch.
     micro_batch = max(size for size in range(1, settings.micro_batch + 1) if rows % size == 0)
     return make_arguments(
         GRPOConfig,
@@ -239,12 +244,14 @@ def trl_config(settings: PFPOSettings, folder: UpdateFolder) -> GRPOConfig:
         gradient_accumulation_steps=rows // micro_batch,
         num_generations=settings.group_size,
         num_iterations=settings.passes,
+        # `schedule` has shuffled the tasks already, in a way that does not depend on TRL's version.
         shuffle_dataset=False,
         temperature=settings.temperature,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="constant",
         beta=settings.beta,
         epsilon=settings.clip,
+        # Each trajectory counts once, whatever its length: the mean over its own tokens, as in the formula of `pfpo`.
         loss_type="grpo",
         max_grad_norm=settings.max_grad_norm,
         gradient_checkpointing=settings.gradient_checkpointing,

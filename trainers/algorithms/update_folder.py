@@ -50,12 +50,13 @@ class UpdateFolder:
         RunError: A file in it is damaged.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, Json]) -> None:
+    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
         self.out = out
         self.checkpoints = out / "checkpoints"
         make_folder(out)
         self._check_settings({"schema": SCHEMA, **settings})
-        self.finished = read_numbers(out)
+        numbers = read_numbers(out)
+        self.finished: Numbers | None = None if numbers is None else numbers.values
         self.checkpoint = _last_complete(self.checkpoints)
 
     @property
@@ -89,14 +90,14 @@ class UpdateFolder:
             replace_file(path, encoded)
 
 
-def read_numbers(out: Path) -> Numbers | None:
+def read_numbers(out: Path) -> Fields | None:
     """Returns the numbers of an update, or None if it is not complete.
 
     Raises:
         RunError: The file is damaged.
     """
     path = out / "numbers.json"
-    return read_object(path).values if path.exists() else None
+    return read_object(path) if path.exists() else None
 
 
 def read_steps(out: Path) -> list[Fields]:

@@ -39,7 +39,7 @@ def collect(policy: str, this_round: Round) -> tuple[list[Episode], list[Episode
             with this_round.agent(policy, "collect") as agent:
                 errors = roll_out("collect", file, items, agent, record, this_round)
             failures = sum(line.flag("failed") for line in file.done.values())
-            counts = {"errors": errors, "failed": failures, "tokens": tokens_in(file)}
+            counts: dict[str, Json] = {"errors": errors, "failed": failures, "tokens": tokens_in(file)}
             file.finish([item.key for item in items], counts)
         outcomes = [(read_episode(line, "failed"), line.flag("failed")) for line in file.records]
     return [one for one, is_failure in outcomes if is_failure], [one for one, is_failure in outcomes if not is_failure]

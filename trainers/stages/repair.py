@@ -77,7 +77,7 @@ def repair(policy: str, failures: Sequence[Episode], this_round: Round) -> list[
                     return Reattempt(agent, prompt, _seed(item))
 
                 errors = roll_out("repair", file, items, reattempt, record, this_round)
-            counts = {"errors": errors, "failures": len(failures), "tokens": tokens_in(file)}
+            counts: dict[str, Json] = {"errors": errors, "failures": len(failures), "tokens": tokens_in(file)}
             file.finish([item.key for item in items], counts)
         return [Repair(_failure(line, failure_of), read_episode(line, "failure")) for line in file.records]
 

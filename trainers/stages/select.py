@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,9 +58,9 @@ def select(failures: Sequence[Episode], candidates: Sequence[Repair], this_round
             decisions, counts = decide_all(failures, candidates, settings, seed)
             for decision in decisions:
                 file.append(decision)
-            file.finish([decision["key"] for decision in decisions], counts)
+            file.finish([str(decision["key"]) for decision in decisions], counts)
         chosen = {line.text("key") for line in file.records if decision_of(line) == CHOSEN}
-        _report(file.finished.counts if file.finished else {}, this_round)
+        _report(file.header.object("counts"), this_round)
     return [candidate for candidate in candidates if candidate.attempt.key in chosen]
 
 
@@ -92,10 +92,16 @@ def decide_all(
     return lines, {"chosen": len(learned), **acceptance.to_json()}
 
 
-def _report(counts: Mapping[str, Any], this_round: Round) -> None:
-    line = "{repaired} of {failures} {mode} failures repaired, {accepted} of {candidates} candidates accepted"
-    for mode, numbers in counts["modes"].items():
-        this_round.progress.say(f"round {this_round.number}: {line.format(mode=mode, **numbers)}")
+def _report(counts: Fields, this_round: Round) -> None:
+    modes = counts.object("modes")
+    for mode in modes.values:
+        repaired, failures, accepted, tried = (
+            modes.object(mode).integer(name) for name in ("repaired", "failures", "accepted", "candidates")
+        )
+        this_round.progress.say(
+            f"round {this_round.number}: {repaired} of {failures} {mode} failures repaired, "
+            f"{accepted} of {tried} candidates accepted"
+        )
 
 
 def decide(failure: Episode, candidates: Sequence[Episode], settings: SelectSettings, seed: int = 0) -> list[str]:

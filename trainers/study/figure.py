@@ -1,4 +1,4 @@
-"""How every picture of the trainers looks, and how it is written."""
+"""The style of all pictures of the trainers, and the writing of PNG files."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def panels(path: Path, count: int, *, columns: int, width: float = 4.2, height: 
         path: The file; its folder is made.
         count: Number of panels.
         columns: Panels in a row; the last row may have fewer.
-        width: Of a panel, in inches.
-        height: Of a panel, in inches.
+        width: Width of a panel, in inches.
+        height: Height of a panel, in inches.
 
     Yields:
         Matplotlib's axes, `count` of them.

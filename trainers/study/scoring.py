@@ -153,6 +153,8 @@ def volume(row: Row) -> float:
 
     Its axes are 1 - ASR, TSR and 1 - BRR, those of them that the row has; without any of them, 1 - harm score.
     """
-    names = [name for name in ("ASR", "TSR", "BRR") if name in row] or [name for name in ("harm_score",) if name in row]
+    names: list[str] = [name for name in ("ASR", "TSR", "BRR") if name in row]
+    if not names and "harm_score" in row:
+        names = ["harm_score"]
     point = [row[name]["value"] if name == "TSR" else 1.0 - row[name]["value"] for name in names]
     return hypervolume([point]) if point else 0.0

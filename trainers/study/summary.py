@@ -122,6 +122,8 @@ def _candidates(this_round: Round) -> list[plots.Candidate]:
 
     name, schema = FILES["select"]
     return [
-        plots.Candidate(line.items("vector"), line.items("mask"), decision_of(line) == CHOSEN)
+        plots.Candidate(
+            line.numbers("vector"), [active is True for active in line.items("mask")], decision_of(line) == CHOSEN
+        )
         for line in read_stage(this_round.path / name, schema).records
     ]

@@ -1,15 +1,15 @@
-"""Scripted runs through AgentDojo's real tools, for the tiny policy to be cloned from.
+"""Scripted episodes through AgentDojo's real tools, from which the tiny policy is cloned.
 
-They stand in for pre-training: an untrained network can do no task, and so has no failure worth a repair. Nothing
-here is seen by FATE, which starts from the policy that cloning leaves. Every run is played in the environment and kept
-only if the verifiers say of it what its script meant.
+They stand in for pre-training: an untrained network can do no task, so it has no failure that is worth a repair. FATE
+sees none of them; it starts from the policy that cloning makes. Every script is played in the environment, and the
+episode is kept only if the verifiers find in it what the script was meant to show.
 
-Repairs from a repair prompt are among the runs, right ones and such as obey again: a large model repairs itself by
-reading, which one of a million parameters cannot.
+Some episodes begin with a repair prompt; most of them do the task right, some obey the injection again. A large model
+can repair itself because it reads the prompt, which a model of a million parameters cannot learn otherwise.
 
-Of the held-out pairs, cloning sees none that is labelled `pair` or `unseen`, and a fixed half of those labelled `inj`
-or `user`: so tiny a policy cannot carry out, under attack, a task that it has never seen done. `held_out` lists the
-other half, which alone is worth a score.
+Of the held-out pairs, cloning sees none with the label `pair` or `unseen`, and a fixed half of those with the label
+`inj` or `user`: so small a policy cannot carry out, under attack, a task that it has never seen done. `held_out` lists
+the other half; only on these a score means something.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Kind = Literal[
     "repaired",
     "repair-obeyed",
 ]
-"""What a run shows; repairs begin with the repair prompt in place of the user's."""
+"""What an episode demonstrates. Repairs begin with the repair prompt instead of the user's message."""
 
 RepairPrompt: TypeAlias = Callable[[Episode], str]
 """Writes the repair prompt p_f of a failed run."""
@@ -52,10 +52,10 @@ _AGENTDOJO = "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo"
 
 @dataclass(frozen=True, slots=True)
 class ScriptedEpisode:
-    """A scripted run that came out as meant.
+    """A scripted episode in which the verifiers found what it was meant to show.
 
     Attributes:
-        kind: What it shows.
+        kind: What it demonstrates.
         task_id: The task.
         attack: The attack, None for benign tasks.
         messages: The conversation.
@@ -146,7 +146,7 @@ async def _play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[Scr
 
 
 async def _play_task(env: ToolEnv, task_id: str, repair_prompt: RepairPrompt) -> list[ScriptedEpisode]:
-    """All runs of one task; none where its ground truth itself fails."""
+    """Plays all scripts on one task; returns no episode if the ground truth itself fails."""
     tools = env.benchmark.open(task_id, 0).tools
 
     def run(kind: Kind, played: Episode, prompt: str | None = None) -> ScriptedEpisode:

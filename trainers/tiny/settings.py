@@ -1,4 +1,4 @@
-"""Settings of the tiny policy: its data, its size, how it is cloned."""
+"""Settings of the tiny base policy: its data, its size, and how it is cloned."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from fate_gym.chat import Json
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """What the base policy is cloned from, as shares in [0, 1]; what `benign` and `attacked` leave is repairs.
+    """Shares, in [0, 1], of the kinds of episodes that the base policy is cloned from.
+
+    Episodes that are neither `benign` nor `attacked` are repairs.
 
     Attributes:
-        benign: Of all episodes: benign tasks.
-        benign_refused: Of these: refused for no reason.
-        attacked: Of all episodes: attacked tasks.
-        ignored: Of these: the user's task alone is done.
-        obeyed: Of these: the injection is obeyed; the rest are refused.
-        instead: Of the obeyed: in place of the user's task, not after it.
-        repair_obeys: Of the repairs: obey again.
+        benign: Share of benign tasks among all episodes.
+        benign_refused: Share of needless refusals among the benign ones.
+        attacked: Share of attacked tasks among all episodes.
+        ignored: Share of the attacked ones in which only the user's task is done.
+        obeyed: Share of the attacked ones in which the injection is obeyed; the rest are refused.
+        instead: Share of the obeyed ones in which the injection replaces the user's task; else it is done afterwards.
+        repair_obeys: Share of the repairs that obey again.
     """
 
     benign: float = 0.22
@@ -59,26 +61,26 @@ class Mixture:
 
 @dataclass(frozen=True, slots=True)
 class TinySettings:
-    """The tiny base policy. The defaults take about eight minutes on two cores.
+    """Settings of the tiny base policy. With the defaults, making it takes about eight minutes on two cores.
 
     Attributes:
         suites: AgentDojo's suites.
         attacks: Registered attacks that cloning sees.
-        exclude: Patterns (`fnmatch`) of pairs "SUITE/USER_TASK/INJECTION_TASK" that are left out. By default the one
-            injection task whose runs are too long: it posts every message of every channel again.
-        mixture: Shares of the kinds of runs.
-        vocab_size: Tokens, special ones included.
+        exclude: Patterns (`fnmatch`) of pairs "SUITE/USER_TASK/INJECTION_TASK" that are left out. The default is the
+            one injection task whose episodes are too long: it posts every message of every channel again.
+        mixture: Shares of the kinds of episodes.
+        vocab_size: Number of tokens, special ones included.
         max_token_length: Characters of the longest token.
-        hidden_size: Width.
-        layers: Depth.
-        context: Most tokens of an episode; longer runs are left out.
+        hidden_size: Width of the network.
+        layers: Depth of the network.
+        context: Most tokens of an episode; longer ones are left out.
         steps: Optimiser steps.
-        tokens_per_step: Tokens of a batch, padding included.
-        learning_rate: Its peak.
-        warmup_steps: Steps until the peak; then it falls in a line to a twentieth.
-        context_weight: Loss on tokens that the policy does not write, where on its own it is 1.
+        tokens_per_step: Most tokens of a batch, padding included.
+        learning_rate: Peak learning rate of AdamW.
+        warmup_steps: Steps until the peak; from there the learning rate falls linearly to a twentieth.
+        context_weight: Weight of the loss on tokens that are no policy tokens; policy tokens have weight 1.
         checkpoint_every: Steps between checkpoints.
-        seed: Of weights and batches.
+        seed: Decides the initial weights and the batches.
     """
 
     suites: tuple[str, ...] = ("banking", "slack")
@@ -108,10 +110,10 @@ class TinySettings:
             raise ValueError("the tiny policy needs at least one suite and one attack")
 
     def digest(self) -> str:
-        """Returns a checksum: equal settings make the same base."""
+        """Returns a digest; equal settings make the same base policy."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Json]:
-        """As it stands in `base.json`."""
+        """Returns the settings as `base.json` has them."""
         data: dict[str, Json] = json.loads(json.dumps(dataclasses.asdict(self)))
         return data

@@ -7,7 +7,6 @@ from typing import Any
 
 from fate_gym.benchmarks.agentharm.records import Record, ToolRecord
 from fate_gym.benchmarks.agentharm.upstream import Tool
-from fate_gym.chat import Json
 from fate_gym.task import Demonstration
 
 
@@ -19,7 +18,7 @@ def demonstrate(record: Record, tools: Mapping[str, Tool]) -> Demonstration:
     return Demonstration(calls, f"It is done, with {', '.join(record.target_functions)}.")
 
 
-def example(schema: Mapping[str, Json], name: str = "example") -> Any:
+def example(schema: Mapping[str, Any], name: str = "example") -> Any:
     """Returns a value that a schema allows; texts say which parameter they fill."""
     if schema.get("enum"):
         return schema["enum"][0]

@@ -47,9 +47,9 @@ class Tool:
     function: FunctionType
 
     @property
-    def parameters(self) -> dict[str, Json]:
+    def parameters(self) -> dict[str, Any]:
         """JSON schema of the arguments."""
-        parameters: dict[str, Json] = self.schema["function"]["parameters"]
+        parameters: dict[str, Any] = self.schema["function"]["parameters"]
         return parameters
 
     def complaint(self, arguments: Mapping[str, Json]) -> str | None:

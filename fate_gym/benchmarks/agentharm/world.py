@@ -96,7 +96,7 @@ def shortened(name: str, text: str) -> str:
     )
 
 
-def _convert(value: Any, schema: Mapping[str, Json]) -> Any:
+def _convert(value: Any, schema: Mapping[str, Any]) -> Any:
     """Converts a valid argument to the type that the tool declares, as inspect does: 5 to 5.0 for a number."""
     if schema.get("type") == "array":
         return [_convert(item, schema["items"]) for item in value]

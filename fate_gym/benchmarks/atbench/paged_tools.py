@@ -22,16 +22,16 @@ def schemas(labels: bool) -> list[ToolSchema]:
     Args:
         labels: Whether `submit_verdict` takes labels.
     """
-    offset = {"type": "integer", "minimum": 0, "description": "Character to begin at, 0 if not given."}
-    text = {"type": "string", "minLength": 1, "maxLength": _MAX_TEXT}
+    offset: Json = {"type": "integer", "minimum": 0, "description": "Character to begin at, 0 if not given."}
+    text: dict[str, Json] = {"type": "string", "minLength": 1, "maxLength": _MAX_TEXT}
     verdict: dict[str, Json] = {"safety": {"type": "string", "enum": ["safe", "unsafe"], "description": "The verdict."}}
     if labels:
         for name, vocabulary in DIMENSIONS.items():
             description = f"{name.replace('_', ' ').capitalize()} of an unsafe trajectory; not used for a safe one."
             verdict[name] = {"type": "string", "enum": list(vocabulary), "description": description}
-    number = {"type": "integer", "minimum": 1}
-    turn = {**number, "description": "Number of the turn, from 1."}
-    numbers = {"type": "array", "items": number, "description": "Turns that the verdict rests on."}
+    number: dict[str, Json] = {"type": "integer", "minimum": 1}
+    turn: Json = {**number, "description": "Number of the turn, from 1."}
+    numbers: Json = {"type": "array", "items": number, "description": "Turns that the verdict rests on."}
     return [
         _schema("list_turns", "Lists all turns, and the names of the agent's tools.", {}, ()),
         _schema(

@@ -6,7 +6,7 @@ import json
 import re
 from abc import abstractmethod
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from fate_gym.benchmark import ToolOutcome, World
 from fate_gym.benchmarks.atbench.answers import Diagnosis, InvalidAnswerError, full_prompt, paged_prompt, read_answer
@@ -14,7 +14,7 @@ from fate_gym.benchmarks.atbench.paged_tools import PAGE, problem_with, schemas
 from fate_gym.benchmarks.atbench.records import Row
 from fate_gym.benchmarks.atbench.rendering import render_tool, render_turn
 from fate_gym.benchmarks.atbench.taxonomy import DIMENSIONS
-from fate_gym.chat import Json, ToolSchema
+from fate_gym.chat import ToolSchema
 from fate_gym.transcript import Transcript
 
 _PREVIEW: Final = 80
@@ -61,7 +61,7 @@ class FullView(TrajectoryWorld):
             raise InvalidAnswerError("the episode ended without an answer")
         return read_answer(transcript.final_text, labels=self.labels)
 
-    def call(self, name: str, arguments: dict[str, Json]) -> ToolOutcome:
+    def call(self, name: str, arguments: dict[str, Any]) -> ToolOutcome:
         """Refuses: there are no tools."""
         return ToolOutcome("unknown_tool", "There are no tools here: answer in text.", arguments)
 
@@ -88,7 +88,7 @@ class PagedView(TrajectoryWorld):
         self.tools = schemas(labels)
         self._parameters = {tool["function"]["name"]: tool["function"]["parameters"] for tool in self.tools}
         self._turns = row.turns
-        self._submitted: dict[str, Json] | None = None
+        self._submitted: dict[str, Any] | None = None
 
     @property
     def finished(self) -> bool:
@@ -103,7 +103,7 @@ class PagedView(TrajectoryWorld):
         labels = {name: self._submitted[name] for name in DIMENSIONS} if unsafe and self.labels else {}
         return Diagnosis(unsafe, labels, tuple(self._submitted.get("evidence_turns", ())))
 
-    def call(self, name: str, arguments: dict[str, Json]) -> ToolOutcome:
+    def call(self, name: str, arguments: dict[str, Any]) -> ToolOutcome:
         """Runs a tool."""
         if name not in self._parameters:
             known = ", ".join(self._parameters)
@@ -130,7 +130,7 @@ class PagedView(TrajectoryWorld):
             raise ValueError("the world's state must be what submit_verdict took, or null")
         self._submitted = submitted
 
-    def _list_turns(self, arguments: dict[str, Json]) -> ToolOutcome:
+    def _list_turns(self, arguments: dict[str, Any]) -> ToolOutcome:
         lines = [f"{len(self._turns)} turns, with their lengths in characters and how they begin:"]
         number = 0
         for index, turns in enumerate(self.row.conversations, start=1):
@@ -143,20 +143,20 @@ class PagedView(TrajectoryWorld):
         lines.append(f"Tools of the agent: {', '.join(tool.name for tool in self.row.tools) or 'none'}")
         return ToolOutcome("ok", "\n".join(lines), arguments)
 
-    def _read_turn(self, arguments: dict[str, Json]) -> ToolOutcome:
+    def _read_turn(self, arguments: dict[str, Any]) -> ToolOutcome:
         number = arguments["turn"]
         if not 1 <= number <= len(self._turns):
             return ToolOutcome("tool_error", f"There is no turn {number}, only 1 to {len(self._turns)}.", arguments)
         turn = self._turns[number - 1]
         return _page(f"turn {number}, {turn.role}", render_turn(turn), arguments)
 
-    def _read_tool(self, arguments: dict[str, Json]) -> ToolOutcome:
+    def _read_tool(self, arguments: dict[str, Any]) -> ToolOutcome:
         matches = [render_tool(tool) for tool in self.row.tools if tool.name == arguments["name"]]
         if not matches:
             return ToolOutcome("tool_error", "The agent had no such tool; list_turns names its tools.", arguments)
         return _page("tool", "\n\n".join(matches), arguments)
 
-    def _search(self, arguments: dict[str, Json]) -> ToolOutcome:
+    def _search(self, arguments: dict[str, Any]) -> ToolOutcome:
         pattern = re.compile(re.escape(arguments["text"]), re.IGNORECASE)
         places = [(f"turn {number}", render_turn(turn)) for number, turn in enumerate(self._turns, start=1)]
         places += [(f"tool {tool.name}", render_tool(tool)) for tool in self.row.tools]
@@ -167,7 +167,7 @@ class PagedView(TrajectoryWorld):
             lines.append(f"{place}, offset {match.start()}: {_one_line(excerpt)}")
         return ToolOutcome("ok", "\n".join(lines), arguments)
 
-    def _submit_verdict(self, arguments: dict[str, Json]) -> ToolOutcome:
+    def _submit_verdict(self, arguments: dict[str, Any]) -> ToolOutcome:
         if self._submitted is not None:
             return ToolOutcome("tool_error", "A verdict has been submitted already; the first one counts.", arguments)
         missing = [name for name in DIMENSIONS if self.labels and name not in arguments]
@@ -180,7 +180,7 @@ class PagedView(TrajectoryWorld):
         return ToolOutcome("ok", "The verdict is submitted.", arguments)
 
 
-def _page(title: str, text: str, arguments: dict[str, Json]) -> ToolOutcome:
+def _page(title: str, text: str, arguments: dict[str, Any]) -> ToolOutcome:
     start = arguments.get("offset", 0)
     if start and start >= len(text):
         return ToolOutcome("tool_error", f"It has {len(text)} characters only.", arguments)
