@@ -82,7 +82,7 @@ def data_folder(data: DataFiles, data_dir: str | os.PathLike[str] | None = None)
     """Returns the folder that `data_dir` or else the environment variable names; None where the hub's cache serves.
 
     Raises:
-        DataError: That is no folder.
+        DataError: The path is not a folder.
     """
     named = data_dir or os.environ.get(data.variable)
     if not named:
@@ -90,7 +90,7 @@ def data_folder(data: DataFiles, data_dir: str | os.PathLike[str] | None = None)
     folder = Path(named).expanduser()
     if not folder.is_dir():
         source = "data_dir" if data_dir else data.variable
-        raise DataError(f"{source} names {folder}, which is no folder; it should hold {', '.join(data.checksums)}")
+        raise DataError(f"{source} names {folder}, which is not a folder; it should hold {', '.join(data.checksums)}")
     return folder
 
 
@@ -102,17 +102,17 @@ def find_data(data: DataFiles, name: str, data_dir: str | os.PathLike[str] | Non
     """
     folder = data_folder(data, data_dir)
     if folder is None:
-        found = _in_cache(data, name)
+        path = _in_cache(data, name)
         where = f"no {name} of {data.name} on this machine"
     else:
         places = (folder / name, folder / data.hub_path(name))
-        found = next((path for path in places if path.is_file()), None)
+        path = next((place for place in places if place.is_file()), None)
         where = f"{folder} has no {name}"
-    if found is None:
+    if path is None:
         raise DataError(
             f"{where}: run `fate-gym data fetch {data.name}`, or let data_dir= or {data.variable} name a folder with it"
         )
-    return found
+    return path
 
 
 def read_data(data: DataFiles, name: str, data_dir: str | os.PathLike[str] | None = None) -> DataFile:

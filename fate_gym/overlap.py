@@ -26,7 +26,7 @@ _TEMPLATE = 0.5
 """A gram that more than this share of the tasks has is the benchmark's template, not a task."""
 
 _FEW = 8
-"""With fewer tasks nothing can be told to be a template."""
+"""With fewer tasks, a template cannot be recognised."""
 
 _WORD = re.compile(r"\w+")
 
@@ -41,7 +41,7 @@ class Passage:
         source: Its file.
         line: The line on which it begins, from 1.
         text: Its text.
-        one_record: Whether all of it stands on that line, whatever line breaks the text has.
+        one_record: Whether all of it stands on that line, even if the text has line breaks.
     """
 
     source: str
@@ -52,7 +52,7 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What must not be found: a task's text, and its benchmark's canary string, if there is one."""
+    """What training data must not contain: a task's text, and its benchmark's canary string, if there is one."""
 
     task_id: str
     text: str
@@ -61,7 +61,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """A task, or a canary string, that was found.
+    """A task or a canary string that stands in the training data.
 
     Attributes:
         task_id: The task; None for a canary string, which stands for all of them.
@@ -86,12 +86,12 @@ def find_overlap(passages: Iterable[Passage], records: Iterable[Record]) -> Iter
     listed = list(records)
     canaries = sorted({record.canary for record in listed if record.canary})
     grams = [set(_grams(record.text)) for record in listed]
-    common = Counter(gram for found in grams for gram in found)
+    common = Counter(gram for task_grams in grams for gram in task_grams)
     owners: dict[_Gram, list[int]] = defaultdict(list)
-    for index, found in enumerate(grams):
+    for index, task_grams in enumerate(grams):
         if len(listed) >= _FEW:
-            found -= {gram for gram in found if common[gram] > _TEMPLATE * len(listed)}
-        for gram in found:
+            task_grams -= {gram for gram in task_grams if common[gram] > _TEMPLATE * len(listed)}
+        for gram in task_grams:
             owners[gram].append(index)
     lengths = sorted({len(gram) for gram in owners})
     for passage in passages:
@@ -113,9 +113,9 @@ def task_records(benchmark: Benchmark) -> Iterator[Record]:
     """Yields what each task of a benchmark shows first, and the canary that its metadata names."""
     for task_id in benchmark.tasks:
         opening = benchmark.open(task_id, 0).opening
-        shown = "\n".join(_strings([message["content"] for message in opening if message["role"] != "system"]))
+        text = "\n".join(_strings([message["content"] for message in opening if message["role"] != "system"]))
         canary = benchmark.task(task_id).metadata.get("canary")
-        yield Record(task_id, shown, canary if isinstance(canary, str) else None)
+        yield Record(task_id, text, canary if isinstance(canary, str) else None)
 
 
 def read_passages(path: Path) -> Iterator[Passage]:

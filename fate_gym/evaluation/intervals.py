@@ -123,7 +123,7 @@ def _effective_size(
 
 
 def pass_hat_k(counts: Sequence[tuple[int, int]], k: int) -> float | None:
-    """Returns pass^k, the chance that k repeats of a task *all* succeed, averaged over tasks.
+    """Returns pass^k, the probability that k repeats of a task *all* succeed, averaged over tasks.
 
     The unbiased estimate of tau-bench (Yao et al., 2024), C(c, k) / C(n, k): the counterpart of the pass@k of Chen et
     al. (2021), where one success is enough.
@@ -140,8 +140,8 @@ def pass_hat_k(counts: Sequence[tuple[int, int]], k: int) -> float | None:
     """
     if k < 1 or any(not 0 <= c <= n for c, n in counts):
         raise ValueError(f"k must be at least 1 and each count 0 <= c <= n, not k = {k}, counts = {counts}")
-    chances = [math.comb(c, k) / math.comb(n, k) for c, n in counts if n >= k]
-    return math.fsum(chances) / len(chances) if chances else None
+    probabilities = [math.comb(c, k) / math.comb(n, k) for c, n in counts if n >= k]
+    return math.fsum(probabilities) / len(probabilities) if probabilities else None
 
 
 def _tail(confidence: float) -> float:

@@ -18,7 +18,7 @@ from fate_gym.rollout import episode_key
 from fate_gym.task import Task
 
 Attack: TypeAlias = str | Mapping[str, str] | None
-"""A registered attack's name, payloads of one's own by vector, or none."""
+"""A registered attack's name, custom payloads by vector, or none."""
 
 DEFAULT_ENV: Final = "fate/AgentDojo-v0"
 

@@ -54,7 +54,7 @@ class RunFolder:
 
     Attributes:
         path: The folder.
-        manifest: The stored manifest; on resume that of the first start, whatever the settings that the digest ignores.
+        manifest: The stored manifest. On resume it is that of the first start; settings outside the digest may differ.
         done: Keys of the whole episodes on disk.
     """
 
@@ -138,8 +138,8 @@ class RunFolder:
         """Yields the scored episodes in the order in which they ended, reading as it goes.
 
         Args:
-            on_problem: Called with the error of each record that is no episode's, which is then left out; such as a
-                stranger's run may have. None to raise it.
+            on_problem: Called with the error of each record that is not an episode, which is then left out. None
+                to raise the error.
 
         Raises:
             RunCorruptError: A line before the last is not a JSON object, or has no key of its own; or a record is no

@@ -37,7 +37,7 @@ def summarise(
     slim = [_slim(episode) for episode in episodes]
     done = {episode.key for episode in slim}
     errors = {failure.key: _slim(failure) for failure in failures if failure.key not in done}
-    wanted = set(planned)
+    keys = set(planned)
     groups = _groups([*slim, *errors.values()])
     return {
         "schema": SCHEMA,
@@ -46,10 +46,10 @@ def summarise(
         "config": manifest["config"],
         "digest": manifest["digest"],
         "episodes": {
-            "planned": len(wanted),
+            "planned": len(keys),
             "scored": len(done),
             "errors": len(errors),
-            "missing": len(wanted - done - set(errors)),
+            "missing": len(keys - done - set(errors)),
         },
         "groups": [_group(key, members) for key, members in sorted(groups.items(), key=lambda entry: str(entry[0]))],
     }
@@ -115,7 +115,7 @@ def _group(key: _Key, members: list[Episode]) -> dict[str, Json]:
 
 
 def _pass_hat_k(values: list[tuple[Episode, float]], good: float, k: int) -> float | None:
-    """Returns the chance that all k repeats of a task have the good value."""
+    """Returns the probability that all k repeats of a task have the good value."""
     tries: dict[str, list[bool]] = defaultdict(list)
     for episode, value in values:
         tries[episode.task_id].append(value == good)

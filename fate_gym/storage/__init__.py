@@ -1,4 +1,4 @@
-"""The one layer that touches the disk: files that stay whole, whatever kills their writer, and are read with care.
+"""The one layer that touches the disk: files stay whole when their writer is killed, and are read with care.
 
 Run folders and trainings are both built from it: files that are replaced atomically, logs to which whole lines are
 appended, a lock for their one writer, digests, and readers that answer every damage with an error that names the place.

@@ -11,7 +11,7 @@ from fate_gym.errors import DiskError
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file so that, whatever happens, its name stands for the old content or the new, never for a part.
+    """Writes a file atomically: at every moment, its name stands for the whole old content or the whole new content.
 
     The folder must exist: a folder that was removed while a program ran is an error, not something to make again.
 

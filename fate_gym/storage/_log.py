@@ -25,7 +25,7 @@ class AppendLog:
 
     Raises:
         DiskError: It cannot be opened or repaired.
-        RunError: It is no regular file.
+        RunError: It is not a regular file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,7 +71,7 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number, record); an unfinished last line is in flight or was, and is passed over.
 
     Raises:
-        RunCorruptError: A line before the last is not a JSON object, or the path is no regular file.
+        RunCorruptError: A line before the last is not a JSON object, or the path is not a regular file.
     """
     if not path.exists():
         return
@@ -91,7 +91,7 @@ def lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yields (line number, line with its end), of a line that is too long its beginning alone.
 
     Raises:
-        RunError: The path is no regular file, or cannot be read.
+        RunError: The path is not a regular file, or cannot be read.
     """
     with open_file(path) as file:
         yield from enumerate(iter(lambda: file.readline(MAX_LINE), b""), start=1)

@@ -1,4 +1,4 @@
-"""Reading JSON files that may be damaged, of another version, or a stranger's: whatever is in them, one error says so.
+"""Reads JSON files that may be damaged, of another version, or written by a stranger. Any problem gives one error.
 
 Every error names the file, the line where there are lines, and the field.
 """
@@ -40,7 +40,7 @@ def open_file(path: Path) -> BinaryIO:
     A pipe would wait for a writer for ever and a device may never end, and both may stand in a stranger's folder.
 
     Raises:
-        RunError: It is missing, is no regular file, or cannot be opened.
+        RunError: It is missing, is not a regular file, or cannot be opened.
     """
     try:
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -62,7 +62,7 @@ def read_file(path: Path, limit: int = MAX_FILE) -> bytes:
         limit: The most bytes that it may have.
 
     Raises:
-        RunError: It is missing, is no regular file, cannot be read, or is too large.
+        RunError: It is missing, is not a regular file, cannot be read, or is too large.
     """
     with open_file(path) as file:
         try:
@@ -83,7 +83,7 @@ def read_object(path: Path, schema: str | None = None) -> Fields:
             read as well. None if it names none.
 
     Raises:
-        RunError: It is missing, is no regular file, cannot be read, or was written by a newer fate-gym.
+        RunError: It is missing, is not a regular file, cannot be read, or was written by a newer fate-gym.
         RunCorruptError: It is not a JSON object, or not of this schema.
     """
     try:
@@ -101,7 +101,7 @@ class Fields:
     """A JSON object of a file, whose fields are read with their types.
 
     Every method raises `RunCorruptError`, with the file, the line and the field, where what it reads is missing or of
-    another type; True is no number, and no number is NaN, infinite or beyond what a double holds.
+    another type; True is not a number, and a number is finite and within what a double holds.
 
     Args:
         values: The object.

@@ -87,7 +87,7 @@ def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path, monkeypatch: p
         "or let data_dir= or FATE_GYM_SHOP_DIR name a folder with it"
     )
     monkeypatch.setenv(SHOP.variable, str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match=r"FATE_GYM_SHOP_DIR names .*nowhere, which is no folder"):
+    with pytest.raises(DataError, match=r"FATE_GYM_SHOP_DIR names .*nowhere, which is not a folder"):
         read_data(SHOP, "parcels.json")
     with pytest.raises(DataError, match="data_dir names"):
         read_data(SHOP, "parcels.json", tmp_path / "elsewhere")

@@ -97,7 +97,7 @@ def test_what_cannot_be_had_is_one_line_and_exit_code_2(
     assert main(["data", "fetch", "shop"]) == 2
     assert "fate-gym: harbour/shop did not give parcels.json" in capsys.readouterr().err
     assert main(["data", "check", "shop", "--dir", str(tmp_path / "nowhere")]) == 2
-    assert "which is no folder" in capsys.readouterr().err
+    assert "which is not a folder" in capsys.readouterr().err
     assert main(["data", "check", "shopp"]) == 2
     assert "there is no 'shopp'; did you mean shop?" in capsys.readouterr().err
 

@@ -164,13 +164,17 @@ def test_a_key_that_is_given_twice(name: str, copy: Path) -> None:
 
 
 JUDGES = """
+from fate_gym.errors import JudgeError
 from fate_gym.verifiers.refusal import Judgement
 
 def half(question, asked=[]):
     asked.append(question)
-    return "pass" if len(asked) % 2 else "fail"
+    return ("pass", "fail", "maybe")[len(asked) % 3]
 
-def never(transcript):
+def never(transcript, asked=[]):
+    asked.append(transcript)
+    if len(asked) % 5 == 0:
+        raise JudgeError("two judgements", answered=True)
     return Judgement(False, "never", "it went to work")
 """
 
@@ -192,7 +196,7 @@ def judged(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield make_run(tmp_path_factory.mktemp("runs") / "judged", "oracle", env="fate/AgentHarm-v0", env_args=env_args)
 
 
-def bounded(record: dict[str, Any], axis: str) -> bool:
+def is_judged(record: dict[str, Any], axis: str) -> bool:
     return "judge:" in record["verdict"][axis]["rule"]
 
 
@@ -222,7 +226,7 @@ def test_what_no_judge_could_have_said(axis: str, forge: Any, judged: Path, tmp_
     run = Path(shutil.copytree(judged, tmp_path / "copy"))
     chosen = edit_line(
         run / "episodes.jsonl",
-        lambda r: r["verdict"][axis]["active"] and (axis == "validity" or bounded(r, axis)),
+        lambda r: r["verdict"][axis]["active"] and (axis == "validity" or is_judged(r, axis)),
         lambda r: forge(r["verdict"][axis]),
     )
     resummarise(run)
