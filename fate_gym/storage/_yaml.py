@@ -21,6 +21,10 @@ _MAX_VALUES: Final = 100_000
 """Most values of a document with its aliases written out: ten lines can stand for billions."""
 
 
+_LONGEST: Final = 300
+"""Most characters of PyYAML's own words, which repeat a stranger's."""
+
+
 class _Source(Protocol):
     def open(self, mode: Literal["rb"], /) -> IO[bytes]: ...
 
@@ -63,10 +67,10 @@ def parse_yaml(content: bytes | str, name: str) -> Any:
     except yaml.MarkedYAMLError as error:
         place = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         what = error.problem or error.context
-        raise ValueError(f"{name}{place} is not valid YAML: {what}") from None
+        raise ValueError(f"{name}{place} is not valid YAML: {str(what)[:_LONGEST]}") from None
     except Exception as error:
         # PyYAML's constructors meet `!!bool x`, `!!timestamp x` and the like with whatever error they run into.
-        raise ValueError(f"{name} is not valid YAML: {type(error).__name__}: {error}"[:300]) from None
+        raise ValueError(f"{name} is not valid YAML: {type(error).__name__}: {error}"[:_LONGEST]) from None
 
 
 class _Loader(yaml.SafeLoader):

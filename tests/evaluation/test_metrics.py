@@ -204,6 +204,12 @@ def test_labels_are_counted_over_all_unsafe_ones_and_over_those_caught() -> None
     assert set(LABELS).isdisjoint(values([diagnosis(0, 1, 1)])), "no labels asked for"
 
 
+def test_a_verdict_on_a_trajectory_of_unknown_label_counts_nowhere() -> None:
+    verdict = AxisVerdict.scored(1.0, "answer", measures={"flagged": 1.0})
+    unknown = episode(0, "diagnosis", validity=verdict)
+    assert {metric.value(unknown) for metric in METRICS["diagnosis"]} == {None}
+
+
 def test_a_diagnosis_has_no_refusals() -> None:
     assert group([diagnosis(0, 0, 0), diagnosis(1, 1, 1)])["refusals_by"] == []
 
