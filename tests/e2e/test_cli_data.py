@@ -167,7 +167,7 @@ def test_training_on_what_may_not_be_trained_on_is_one_line(capsys: pytest.Captu
 
 
 def test_terms_are_told_once_a_process_and_only_where_there_are_some(caplog: pytest.LogCaptureFixture) -> None:
-    fate_gym.env._tell_terms.cache_clear()
+    fate_gym.env._log_terms.cache_clear()
     for _ in range(3):
         gym.make("toy/Parcels-v0")
     gym.make("fate/AgentDojo-v0", suite="banking")
