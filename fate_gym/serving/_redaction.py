@@ -15,7 +15,7 @@ _BLANK = "[redacted]"
 _ESCAPES = frozenset({"%", "\\u", "\\x", "&#"})
 """What begins an escaped character, whichever it is."""
 
-_BACKSLASHES = r"\\{1,32}+"
+_BACKSLASHES = r"\\{1,32}"
 """As many as five layers of escapes put before a character. A pattern without a bound would take a time that grows with
 the square of a long run of backslashes, which a model may write."""
 

@@ -81,6 +81,11 @@ def test_a_redactor_leaves_no_part_of_a_secret(text: str) -> None:
     assert not any(part in redact(text) for part in ("secret", "ssword", "token"))
 
 
+@pytest.mark.parametrize("text", [r"pass\word", r"pass\\word", r"pass\\\\word", "pass%5Cword"])
+def test_a_redactor_knows_a_secret_with_a_backslash(text: str) -> None:
+    assert Redactor("pass\\word", "http://host/v1")(text) == "[redacted]"
+
+
 def test_short_values_and_placeholders_are_no_secrets() -> None:
     assert Redactor(None, "http://host/v1?v=1")("HTTP 401 from v1") == "HTTP 401 from v1"
 

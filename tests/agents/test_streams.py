@@ -194,6 +194,14 @@ def test_a_content_filter_is_an_outcome_of_its_own(body: bytes) -> None:
     assert (caught.value.kind, caught.value.text) == ("content_filter", "I will")
 
 
+def delta(**fields: Any) -> bytes:
+    return f"data: {json.dumps({'choices': [{'delta': fields}]})}\n\n".encode()
+
+
+def calls_with(**fields: Any) -> bytes:
+    return delta(tool_calls=[fields])
+
+
 DEEP = b'{"choices": [{"message": {"tool_calls": ' + b"[" * 100_000
 
 DEEP_EVENT = b'data: {"choices": [{"delta": {"tool_calls": ' + b"[" * 100_000 + b"\n\n"
@@ -209,8 +217,17 @@ DEEP_EVENT = b'data: {"choices": [{"delta": {"tool_calls": ' + b"[" * 100_000 + 
         [b'{"choices": [{"message": {"content": "', *([b"x" * 1_000_000] * (LARGEST_BODY // 1_000_000 + 1))],
         [DEEP],
         [DEEP_EVENT],
+        [delta(**{f"{number}{'x' * 100_000}": True}) for number in range(50)],
+        [calls_with(index=0, **{f"{number}{'x' * 100_000}": True}) for number in range(50)],
+        [calls_with(index=0, function={f"{number}{'x' * 100_000}": True}) for number in range(50)],
+        [calls_with(index=0, function={f"{number}": ["x" * 100_000]}) for number in range(50)],
+        [calls_with(id=f"{number}{'x' * 100_000}") for number in range(50)],
+        [calls_with(id="a", index=f"{number}{'x' * 100_000}") for number in range(50)],
     ],
-    ids=["stream", "streamed calls", "calls", "long", "unbounded", "deep", "streamed deep"],
+    ids=[
+        *("stream", "streamed calls", "calls", "long", "unbounded", "deep", "streamed deep"),
+        *("fields", "fields of a call", "fields of a function", "values of a function", "ids", "indices"),
+    ],
 )
 def test_a_reply_beyond_all_bounds_is_the_models(body: list[bytes]) -> None:
     with pytest.raises(ModelFaultError) as caught:
