@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
-import logging
 import marshal
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -24,7 +22,7 @@ from fate_gym.rendering import render_transcript
 from fate_gym.rewards import AXES, AxisVerdict, Scalarization, Verdict
 from fate_gym.snapshots import fingerprint, pack, unpack
 from fate_gym.spaces import ActionSpace, ObservationSpace
-from fate_gym.task import DataPolicy, Purpose, Task
+from fate_gym.task import Purpose, Task, log_terms
 from fate_gym.transcript import WRONG_CALLS, CallRecord, Outcome, Status, Transcript
 from fate_gym.verifiers.validity import RULE, verify_validity
 
@@ -34,8 +32,6 @@ Step = tuple[Observation, Reward, bool, bool, dict[str, Any]]
 
 _NOT_SCORED = Verdict.unscored("not over")
 _PROBLEM_LENGTH = 300
-
-_log = logging.getLogger("fate_gym")
 
 
 class ToolEnv(gym.Env[Observation, Any]):
@@ -94,7 +90,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         self.benchmark = load_benchmark(benchmark, options)
         if purpose == "training" and not self.benchmark.data_policy.training:
             raise FateGymError(f"not to be trained on: {self.benchmark.data_policy.note}")
-        _log_terms(self.benchmark.data_policy)
+        log_terms(self.benchmark.data_policy)
         self.max_turns = max_turns
         self.max_messages = max_messages
         self.system_prompt = system_prompt
@@ -397,10 +393,3 @@ def _validity(transcript: Transcript) -> AxisVerdict:
         return verify_validity(transcript)
     except Exception as error:
         return AxisVerdict.failed(RULE, error)
-
-
-@functools.cache
-def _log_terms(policy: DataPolicy) -> None:
-    """Logs what the licence and the authors of a benchmark ask for, once in each process."""
-    if policy.note:
-        _log.warning("%s Licence: %s.", policy.note, policy.licence)

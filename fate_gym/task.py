@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +14,8 @@ Mode = Literal["benign", "attacked", "harmful", "diagnosis"]
 """The kinds of tasks in the paper (FATE, Figure 1). The mode decides which axes of the reward are active."""
 
 Purpose = Literal["evaluation", "training"]
+
+_log = logging.getLogger("fate_gym")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +85,10 @@ class Task:
     attack: str | None = None
     metadata: Mapping[str, Json] = field(default_factory=dict)
     ground_truth: GroundTruth | None = None
+
+
+@functools.cache
+def log_terms(policy: DataPolicy) -> None:
+    """Logs what the licence and the authors of a benchmark ask for, once in each process."""
+    if policy.note:
+        _log.warning("%s Licence: %s.", policy.note, policy.licence)

@@ -8,7 +8,6 @@ import types
 import typing
 from typing import Any, Final, Literal
 
-from fate_gym.chat import Json
 from fate_gym.evaluation.plan import Attack
 
 
@@ -40,7 +39,7 @@ def read_dataclass(kind: type, value: Any, where: str = "") -> Any:
 
 def _read(kind: Any, value: Any, where: str) -> Any:
     """Reads a value as the declared type of a field."""
-    if kind is Any or kind in (Json, Attack):
+    if kind in (Any, Attack):
         return value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -55,9 +54,13 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return _read_tuple(arguments, value, where)
     if origin is dict:
         _expect(isinstance(value, dict), where, "a mapping", value)
+        # Settings of ours, or any JSON: options of an agent or an environment, which alone know their types.
+        if not dataclasses.is_dataclass(arguments[1]):
+            return {str(key): entry for key, entry in value.items()}
         return {str(key): _read(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
     if dataclasses.is_dataclass(kind):
         return read_dataclass(typing.cast(type, kind), value, where)
+    # bool is a subclass of int in Python, and true is no number in a configuration.
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         # YAML reads 1e-4, which has no point, as a string.
         try:

@@ -75,6 +75,7 @@ def train(
         )
     with TrainingFolder(config, out, progress, shared=shared) as folder:
         policies = [base_policy(folder)]
+        # The rollouts of the first round serve the gate too; the round finds them in its stage file.
         failures, successes = collect(policies[0], Round(folder, 1))
         check_competence([*failures, *successes], config.gate)
         before = score_tests("before", policies[0], folder)

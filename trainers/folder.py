@@ -57,6 +57,7 @@ class TrainingFolder:
     def __enter__(self) -> TrainingFolder:
         make_folder(self.out)
         if is_first_process():
+            # The lock is released if the settings do not fit, and kept to the end of the training if they do.
             with ExitStack() as held:
                 held.enter_context(WriterLock(self.out))
                 self._check_settings(self.config.to_json(), MAY_CHANGE)
@@ -106,4 +107,5 @@ class TrainingFolder:
             except ValueError as error:
                 raise RunCorruptError(f"{path}: {error}") from error
             check_same_settings(f"{self.out} holds a training", earlier, given, may_change)
+        # Written again on resume, since some settings may have changed.
         replace_file(path, encode_line({"schema": SCHEMA, "config": dict(given), "digest": digest(given)}))

@@ -93,6 +93,7 @@ def make_random_model(kind: str, out: Path) -> None:
 
     from fate_gym.trainers.tiny.tokenizer import train_tokenizer
 
+    # 256 bytes and six special tokens: every text can be written, and nothing has to be learned.
     tokenizer = train_tokenizer([], 262, 1)
     ids = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     torch.manual_seed(0)
@@ -111,6 +112,7 @@ def _small(config: TrainConfig, policy: Path) -> TrainConfig:
         "policy": str(policy),
         "base": None,
         "rounds": 1,
+        # A random model passes no gate, and nothing but its own failures can be rehearsed on.
         "gate": None,
         "train": tuple(_few(task_set) for task_set in config.train),
         "agent": {**agent, "max_new_tokens": 8, "max_batch": 8},

@@ -115,6 +115,7 @@ class Round:
 
     def inputs(self, policy: str) -> dict[str, Json]:
         """Returns what the rollouts of a policy depend on. A folder's content counts, not its place."""
+        # An id on the hub has no content here; its files are fetched when the policy is loaded.
         weights = folder_digest(Path(policy)) if Path(policy).is_dir() else policy
         return {"policy": weights, "seed": self.config.seed, "round": self.number, "agent": self.config.agent}
 
@@ -130,6 +131,7 @@ class Round:
             try:
                 yield agent
             finally:
+                # The model leaves memory before the next stage loads another one.
                 asyncio.run(agent.aclose())
 
     @contextlib.contextmanager

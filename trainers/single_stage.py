@@ -35,6 +35,7 @@ def run_stage(stage: StageName, number: int, folder: TrainingFolder) -> Numbers 
     if stage == "pfpo":
         optimise(this_round.policy_after("warmup", policy), this_round)
         return this_round.outcome(stage)
+    # The stages before `stage` only read their files: `only` makes an unfinished one an error.
     failures, successes = collect(policy, this_round)
     if stage != "collect":
         candidates = repair(policy, failures, this_round)

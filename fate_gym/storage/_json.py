@@ -19,6 +19,10 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]+")
 
 
+class NotOursError(ValueError):
+    """A whole JSON text that `dump` cannot have written; no crash of a writer leaves one behind."""
+
+
 def dump(value: Mapping[str, Json], *, sort_keys: bool = False) -> bytes:
     """Returns JSON in ASCII; lone surrogates, at which strict readers stop, become U+FFFD.
 
@@ -66,13 +70,13 @@ def digest(value: Mapping[str, Json]) -> str:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
+    raise NotOursError(f"{name} is not JSON")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a key is given twice")
+        raise NotOursError("a key is given twice")
     return values
 
 

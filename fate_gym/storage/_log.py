@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from fate_gym.errors import DiskError, RunCorruptError
 from fate_gym.storage._atomic import disk_errors, sync_folder
-from fate_gym.storage._json import parse
+from fate_gym.storage._json import NotOursError, parse
 from fate_gym.storage._reading import open_file
 
 MAX_LINE: Final = 256 * 2**20
@@ -71,7 +71,8 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (line number, record); an unfinished last line is in flight or was, and is passed over.
 
     Raises:
-        RunCorruptError: A line before the last is not a JSON object, or the path is not a regular file.
+        RunCorruptError: A line before the last is not a JSON object, the last one cannot be what a crash left, or the
+            path is not a regular file.
     """
     if not path.exists():
         return
@@ -85,6 +86,8 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             damaged = error
         else:
             yield number, record
+    if isinstance(damaged, NotOursError):
+        raise corrupt(path, number, f"is not a record ({damaged})") from damaged
 
 
 def lines(path: Path) -> Iterator[tuple[int, bytes]]:
@@ -122,5 +125,7 @@ def _cut_torn_tail(path: Path) -> None:
     try:
         if end:
             parse(line)
+    except NotOursError:
+        return  # Not what a kill left: it stays for the reader, which refuses it by its line.
     except ValueError:
         os.truncate(path, start)

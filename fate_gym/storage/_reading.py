@@ -174,13 +174,22 @@ class Fields:
 
     def objects(self, name: str) -> list[Fields]:
         """Reads a list of objects."""
-        entries = self._entries(name)
-        return [entries.object(i) for i in entries.values]
+        values = self.items(name)
+        if not all(type(value) is dict for value in values):
+            entries = self._entries(name)
+            return [entries.object(i) for i in entries.values]
+        # The usual case, which is asked for every message of every stored episode.
+        full = self._full(name)
+        return [Fields(value, self._where, f"{full}.{i}") for i, value in enumerate(values) if isinstance(value, dict)]
 
     def texts(self, name: str) -> list[str]:
         """Reads a list of strings."""
-        entries = self._entries(name)
-        return [entries.text(i) for i in entries.values]
+        values = self.items(name)
+        texts = [value for value in values if isinstance(value, str)]
+        if len(texts) < len(values):
+            entries = self._entries(name)
+            return [entries.text(i) for i in entries.values]
+        return texts
 
     def integers(self, name: str) -> list[int]:
         """Reads a list of integers."""

@@ -183,6 +183,8 @@ def test_a_request_whose_caller_has_gone_is_not_run() -> None:
         last = asyncio.ensure_future(made.submit(3))
         await asyncio.sleep(0)  # Both are submitted now, and wait behind the first.
         gone.cancel()
+        # Only when it has ended does the batcher, in its own thread, know that nobody waits for it.
+        await asyncio.wait([gone])
         run.gate.set()
         assert await first == 2
         return await last

@@ -197,7 +197,7 @@ def test_the_folder_comes_from_the_option_or_the_environment_and_is_named_when_m
     assert provenance["replaced_risk_sources"] == 1
     assert provenance["revision"] is None
     assert len(provenance["data_sha256"]) == 64
-    with pytest.raises(DataError, match=r"nowhere.*no folder"):
+    with pytest.raises(DataError, match=r"nowhere.*not a folder"):
         gym.make("fate/ATBench-v0", data_dir=tmp_path / "nowhere")
     (tmp_path / "ATBench" / "test.json").unlink()
     with pytest.raises(DataError, match=r"no ATBench/test\.json"):

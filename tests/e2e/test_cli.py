@@ -56,10 +56,8 @@ def start(*arguments: str | Path, env: dict[str, str] | None = None, **kwargs: A
         command,
         env=environment,
         text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
         start_new_session=True,
-        **kwargs,
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **kwargs},
     )
 
 
@@ -353,10 +351,10 @@ def test_show_lists_runs_and_filters_episodes(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_reader_that_goes_away_is_no_news() -> None:
-    process = start("tasks", "--attack", "direct")
-    assert process.stdout is not None
-    process.stdout.read(10)
-    process.stdout.close()
+    reader, writer = os.pipe()
+    os.close(reader)  # Before the process begins: all that it prints could fit into the pipe.
+    process = start("tasks", "--attack", "direct", stdout=writer)
+    os.close(writer)
     assert process.stderr is not None
     err = process.stderr.read()
     process.stderr.close()

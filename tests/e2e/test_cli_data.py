@@ -16,7 +16,7 @@ import pytest
 from hub_server import Hub, hub_server
 from test_cli import SUPPORT, TOY
 
-import fate_gym.env
+import fate_gym.task
 from fate_gym import datafiles
 from fate_gym.cli import main
 from fate_gym.datafiles import DataFiles
@@ -167,7 +167,7 @@ def test_training_on_what_may_not_be_trained_on_is_one_line(capsys: pytest.Captu
 
 
 def test_terms_are_told_once_a_process_and_only_where_there_are_some(caplog: pytest.LogCaptureFixture) -> None:
-    fate_gym.env._tell_terms.cache_clear()
+    fate_gym.task.log_terms.cache_clear()
     for _ in range(3):
         gym.make("toy/Parcels-v0")
     gym.make("fate/AgentDojo-v0", suite="banking")

@@ -330,6 +330,19 @@ def test_a_damaged_last_line_is_cut_off(tmp_path: Path, tail: bytes) -> None:
     assert keys(RunFolder.read(tmp_path)) == ["a", "c"]
 
 
+@pytest.mark.parametrize("tail", [b'{"key":"b","seed":NaN}\n', b'{"key":"b","key":"b"}\n'])
+def test_a_last_line_that_no_crash_leaves_is_refused(tmp_path: Path, tail: bytes) -> None:
+    episodes = written(tmp_path, "a")
+    with episodes.open("ab") as file:
+        file.write(tail)
+    whole = episodes.read_bytes()
+    with pytest.raises(RunCorruptError, match="line 2"):
+        keys(RunFolder.read(tmp_path))
+    with pytest.raises(RunCorruptError, match="line 2"):
+        RunFolder.open(tmp_path, MANIFEST)
+    assert episodes.read_bytes() == whole
+
+
 @pytest.mark.parametrize(
     ("line", "what"),
     [

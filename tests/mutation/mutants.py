@@ -36,7 +36,10 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("tests/evaluation/test_metrics.py", "tests/evaluation/test_evaluate.py"),
     ),
     "fate_gym.evaluation.intervals": ("fate_gym/evaluation/intervals.py", ("tests/evaluation/test_intervals.py",)),
-    "fate_gym.verifiers.validity": ("fate_gym/verifiers/validity.py", ("tests/core/test_verifiers.py",)),
+    "fate_gym.verifiers.validity": (
+        "fate_gym/verifiers/validity.py",
+        ("tests/core/test_verifiers.py", "tests/core/test_env.py"),
+    ),
     "fate_gym.verifiers.refusal": ("fate_gym/verifiers/refusal.py", ("tests/core/test_verifiers.py",)),
     "fate_gym.verifiers.fence": ("fate_gym/verifiers/fence.py", ("tests/core/test_verifiers.py",)),
     "fate_gym.leaderboards.statistics": ("leaderboards/statistics.py", ("tests/leaderboards/test_statistics.py",)),

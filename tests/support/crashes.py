@@ -231,6 +231,7 @@ def state_of_training(root: Path) -> Any:
         for line in lines:
             # Their last decimal depends on who shared a batch.
             (line.get("trajectory") or {}).pop("logprobs", None)
+            line.pop("seconds", None)
         stages[path.name] = lines
     dev = sorted(records(root / "eval" / "dev-0" / "episodes.jsonl"), key=lambda entry: entry[1]["key"])
     return stages, [episode["verdict"] for _, episode in dev]

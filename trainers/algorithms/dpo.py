@@ -79,6 +79,7 @@ def dpo(
         return folder.finished
 
     def objective(model: Model, batches: float) -> Objective:
+        # Before the first step, when the model is still its own reference: no second copy is kept in memory.
         margins = [_reference_margin(model, pair) for pair in pairs]
 
         def make(batch: Sequence[int]) -> Batch:
@@ -96,6 +97,7 @@ def dpo(
 
         return Objective(make, loss)
 
+    # Both sequences of a pair stand in one batch, padded to the longer one.
     lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
     numbers = fit(policy, lengths, objective, settings, folder, lora=lora, attention=attention, on_step=on_step)
     numbers["pairs"] = len(pairs)

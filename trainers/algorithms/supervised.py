@@ -136,6 +136,7 @@ def fit(
     if lora is not None:
         import peft
 
+        # The adapters' initial weights are random; `Trainer` sets its seed only after the model was made.
         transformers.set_seed(settings.seed)
         with quiet():
             model = peft.get_peft_model(model, lora_config(lora))
@@ -152,6 +153,7 @@ def fit(
             report_to=settings.report_to,
             num_train_epochs=1,
             per_device_train_batch_size=1,
+            # The batches are made and shuffled already, for all epochs: a resumed update skips those that are done.
             train_sampling_strategy="sequential",
             learning_rate=settings.learning_rate,
             lr_scheduler_type="linear",

@@ -34,12 +34,14 @@ def collect(policy: str, this_round: Round) -> tuple[list[Episode], list[Episode
     def record(episode: Episode) -> dict[str, Json]:
         return episode_record(episode, failed=failed(episode, thresholds))
 
+    # The keys of the episodes and the thresholds stand in the header: with others, these would be other failures.
     with this_round.stage_file("collect", inputs) as file:
         if file.finished is None:
             with this_round.agent(policy, "collect") as agent:
                 errors = roll_out("collect", file, items, agent, record, this_round)
             failures = sum(line.flag("failed") for line in file.done.values())
             counts: dict[str, Json] = {"errors": errors, "failed": failures, "tokens": tokens_in(file)}
+            # In the order of the plan, not of their ends: that order depends on how busy the machine was.
             file.finish([item.key for item in items], counts)
         outcomes = [(read_episode(line, "failed"), line.flag("failed")) for line in file.records]
     return [one for one, is_failure in outcomes if is_failure], [one for one, is_failure in outcomes if not is_failure]

@@ -59,7 +59,9 @@ def repair(policy: str, failures: Sequence[Episode], this_round: Round) -> list[
     if not this_round.method.repairs:
         return []
     settings = this_round.config.repair
+    # The key of a candidate tells it from the others of its failure, and seeds its sampling.
     failure_of = {f"{failure.key}~{k}": failure for failure in failures for k in range(settings.candidates)}
+    # The failure's own item, so that the candidate meets the same world: environment, task and seed.
     item_of = {item.key: item for item in this_round.items}
     items = [replace(item_of[failure.key], key=key) for key, failure in failure_of.items()]
     inputs = {**this_round.inputs(policy), "collect": this_round.digest("collect"), **asdict(settings)}
@@ -113,6 +115,7 @@ class _Prompted:
         self._session, self._prompt = session, prompt
 
     async def act(self, observation: Observation) -> Reply:
+        # A copy: the environment's own conversation, which the graders read, must not know of the repair prompt.
         messages = list(observation["messages"])
         first = next(index for index, message in enumerate(messages) if message["role"] == "user")
         messages[first] = {**messages[first], "content": self._prompt}

@@ -118,9 +118,11 @@ def decide(failure: Episode, candidates: Sequence[Episode], settings: SelectSett
     if not accepted:
         return decisions
     active = _active(failure, settings)
+    # Only accepted candidates compete for the front: an unsafe one must not push a safe one off it.
     points = np.array([vector(candidates[index]) for index in accepted])
     lengths = [policy_tokens(candidates[index]) for index in accepted]
     ranks = fronts(points, active)
+    # Without rescoring no vector is trusted, so that any of them is as good as another.
     if settings.rule == "random" or not settings.rescore:
         digest = hashlib.sha256(f"{seed}/{failure.key}".encode()).hexdigest()
         best = random.Random(digest).randrange(len(accepted))  # noqa: S311 (no secret)
@@ -151,6 +153,7 @@ def rejection(failure: Episode, candidate: Episode, settings: SelectSettings) ->
 def _shortfalls(failure: Episode, candidate: Episode, settings: SelectSettings) -> Iterator[tuple[str, str]]:
     """Yields (axis, reason) for everything that speaks against a candidate."""
     active, before, after = _active(failure, settings), vector(failure), vector(candidate)
+    # A grader may have failed on one of the two; vectors on different axes cannot be compared.
     if mask(candidate) != mask(failure):
         yield "", "judged on other axes than the failure"
         return

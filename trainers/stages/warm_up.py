@@ -42,6 +42,7 @@ def warm_up(policy: str, chosen: Sequence[Repair], successes: Sequence[Episode],
     elif method.warm_up == "successes":
         examples = from_successes(successes)
     else:
+        # The baseline SFT is the same without anchors, which are what keeps FATE from refusing too much.
         anchor = config.examples.anchor if method.warm_up == "repairs" else 0.0
         examples = from_repairs(chosen, successes, dataclasses.replace(config.examples, anchor=anchor), seed)
     if not (pairs or examples):
@@ -57,6 +58,7 @@ def warm_up(policy: str, chosen: Sequence[Repair], successes: Sequence[Episode],
             learn_examples(
                 policy, examples, supervised, out, lora=config.lora, attention=config.attention, on_step=on_step
             )
+    # All successes, also those that were not drawn as anchors: a mark may say too much, never too little.
     learned = [*(repair.attempt for repair in chosen), *successes]
     mark(
         out,

@@ -114,12 +114,14 @@ def compare(configs: Mapping[str, TrainConfig], out: Path, train: Train) -> Comp
             settings = config if reference is None else at_cost_of(config, reference)
             summary = train(name, settings, out / "arms" / name)
         except NotCompetentError:
+            # No other arm could do better: all of them start from this policy.
             raise
         except (FateGymError, ValueError) as error:
             row["error"] = str(error)
         else:
             row["summary"] = dict(summary)
             reference = summary if reference is None and config.method == "fate" else reference
+        # After every arm, so that an interrupt loses none of those that are trained.
         comparison["arms"][name] = row
         make_folder(out)
         replace_file(out / "comparison.json", json.dumps(comparison, indent=2).encode() + b"\n")

@@ -55,6 +55,7 @@ def score_tests(when: Literal["before", "after"], policy: str, folder: TrainingF
     out = folder.shared if when == "before" else folder.out
     rows = {}
     for name, test in config.evaluate.test.items():
+        # A pair that the base policy was cloned on would be remembered, not generalised to.
         exclude = (*test.exclude, *config.excluded_tasks, *cloned_pairs(folder))
         path = out / "eval" / f"{when}-{name.replace('/', '-')}"
         rows[name] = _score(policy, dataclasses.replace(test, exclude=exclude), path, folder)
@@ -93,6 +94,7 @@ def _score(policy: str, task_set: TaskSet, out: Path, folder: TrainingFolder) ->
         out=out,
     )
     with folder.timed("score"):
+        # A finished run is only read: loading the model takes longer than all the rest.
         if not _is_complete(out, len(plan.items)):
             asyncio.run(_evaluate(config, plan, folder.progress))
         run = RunFolder.read(out)

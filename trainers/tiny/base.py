@@ -110,6 +110,7 @@ def build_base(
     if report is not None and report.digest == settings.digest():
         return report
     make_folder(out)
+    # The report goes first and comes last: a folder that has it is complete.
     (out / _REPORT).unlink(missing_ok=True)
     clock = _Stopwatch()
     runs = play(settings, repair_prompt)
@@ -117,6 +118,7 @@ def build_base(
     tokenizer = train_tokenizer(runs, settings.vocab_size, settings.max_token_length)
     chat = chat_format(tokenizer)
     encoded = [EncodedEpisode(run.kind, *encode(chat, run)) for run in runs]
+    # Longer ones could not be played either: the network has no positions beyond its context.
     encoded = [run for run in encoded if len(run.ids) <= settings.context]
     clock.lap("tokenizer")
     model = make_model(tokenizer, settings)

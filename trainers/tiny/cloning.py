@@ -60,6 +60,7 @@ def plan_batches(runs: Sequence[EncodedEpisode], settings: TinySettings) -> list
     while len(batches) < settings.steps:
         kinds = rng.choices(list(shares), list(shares.values()), k=_DRAWN_TOGETHER)
         drawn = sorted((rng.choice(by_kind[kind]) for kind in kinds), key=lambda index: len(runs[index].ids))
+        # Sorted by length before they are cut, then shuffled: little padding, and no order by length in training.
         cut = _cut(drawn, [len(run.ids) for run in runs], settings.tokens_per_step)
         rng.shuffle(cut)
         batches += cut
@@ -93,6 +94,7 @@ def clone(
     """
     import torch
 
+    # A second beta of 0.98 instead of 0.999: the run is too short for a long average of squared gradients.
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
     batches = plan_batches(runs, settings)
@@ -151,6 +153,7 @@ def _losses(model: Any, batch: Sequence[EncodedEpisode], context_weight: float) 
     entropies = torch.nn.functional.cross_entropy(logits, ids[:, 1:][learned], reduction="none")
     own = policy_tokens[learned]
     count = policy_tokens.sum()
+    # Divided by the number of policy tokens in both cases, so that steps with context tokens weigh the policy alike.
     loss = torch.where(own, entropies, context_weight * entropies).sum() / count
     return loss, float(entropies.detach()[own].sum() / count)
 

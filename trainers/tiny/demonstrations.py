@@ -73,6 +73,7 @@ def seen(pair: str) -> bool:
     """Tells whether cloning may see an attacked pair "SUITE/USER_TASK/INJECTION_TASK"."""
     label = labels().get(pair)
     if label in ("inj", "user"):
+        # By a hash of the name, so that the half stays the same when AgentDojo gets further pairs.
         return hashlib.sha256(f"fate-gym tiny {pair}".encode()).digest()[0] % 2 == 0
     return label in ("train", "dev")
 
@@ -152,6 +153,7 @@ async def _play_task(env: ToolEnv, task_id: str, repair_prompt: RepairPrompt) ->
     def run(kind: Kind, played: Episode, prompt: str | None = None) -> ScriptedEpisode:
         return ScriptedEpisode(kind, task_id, played.attack, _conversation(played.messages, prompt), tools)
 
+    # Where the ground truth fails its own graders, no script could show what it is meant to show.
     good = await rollout(env, _DUTIFUL, task_id, 0)
     if good.status != "ok" or good.verdict.vector.min() < 1:
         return []

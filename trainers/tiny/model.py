@@ -14,6 +14,7 @@ def make_model(tokenizer: Any, settings: TinySettings) -> Any:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
+    # Forked, so that the weights depend on the seed alone and the caller's random numbers stay as they were.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         return Qwen3ForCausalLM(
