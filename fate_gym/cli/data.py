@@ -54,7 +54,11 @@ def add_commands(commands: Any) -> None:
     overlap.add_argument(
         "files", metavar="FILE", nargs="+", type=Path, help="Files of JSON, JSON lines or text, or run folders."
     )
-    add_env_flags(overlap)
+    add_env_flags(
+        overlap,
+        env="The Gymnasium id of the environment whose tasks are looked for; required.",
+        attacks="The attack on these tasks (default: none).",
+    )
     overlap.set_defaults(run=check_overlap)
 
 

@@ -22,15 +22,15 @@ def add_commands(commands: Any) -> None:
         help="list the tasks of an environment",
         description="Lists the ids of an environment's tasks; with --json, all that is known of each task.",
     )
-    add_env_flags(tasks)
+    add_env_flags(tasks, attacks="The attack on the tasks (default: none).")
     tasks.set_defaults(run=list_tasks)
     listings = {
-        "attacks": (list_attacks, "list the attacks on AgentDojo's tasks"),
-        "agents": (list_agents, "list the agents, and the defences around them"),
-        "envs": (list_envs, "list the registered environments"),
+        "attacks": (list_attacks, "the attacks on AgentDojo's tasks"),
+        "agents": (list_agents, "the agents, and the defences around them"),
+        "envs": (list_envs, "the registered environments"),
     }
     parsers = {
-        name: commands.add_parser(name, help=text, description=f"{text.capitalize()}.")
+        name: commands.add_parser(name, help=f"list {text}", description=f"Lists {text}.")
         for name, (_, text) in listings.items()
     }
     for name, (function, _) in listings.items():

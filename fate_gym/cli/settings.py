@@ -58,17 +58,25 @@ def usage_errors() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def add_env_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that choose an environment and its tasks."""
+def add_env_flags(
+    parser: argparse.ArgumentParser,
+    *,
+    env: str = f"The Gymnasium id of the environment (default: {DEFAULT_ENV}).",
+    attacks: str = "The attacks to run, each over all tasks; `none` (the default) runs the tasks without an attack.",
+) -> None:
+    """Adds the flags that choose an environment and its tasks.
+
+    Args:
+        parser: Receives them.
+        env: The help of `--env`.
+        attacks: The help of `--attack`.
+    """
     group = parser.add_argument_group("environment")
-    group.add_argument("--env", metavar="ID", help=f"The Gymnasium id of the environment (default: {DEFAULT_ENV}).")
-    group.add_argument("--suite", nargs="+", metavar="NAME", help="The suites of tasks to use, or `all`.")
+    group.add_argument("--env", metavar="ID", help=env)
     group.add_argument(
-        "--attack",
-        nargs="+",
-        metavar="NAME",
-        help="The attacks to run, each over all tasks; `none` runs the tasks without an attack.",
+        "--suite", nargs="+", metavar="NAME", help="The suites of AgentDojo's tasks to use, or `all` (the default)."
     )
+    group.add_argument("--attack", nargs="+", metavar="NAME", help=attacks)
     group.add_argument(
         "--model-name",
         metavar="NAME",
@@ -80,7 +88,10 @@ def add_env_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--version", metavar="V", help="The version of the benchmark (default: the newest).")
     group.add_argument(
-        "--max-turns", type=int, metavar="N", help="The number of tool rounds after which an episode is cut off."
+        "--max-turns",
+        type=int,
+        metavar="N",
+        help="The number of tool rounds after which an episode is cut off (default: 15; ATBench: 30).",
     )
     group.add_argument("--system-prompt", metavar="TEXT", help="The system prompt, in place of the benchmark's own.")
     group.add_argument(

@@ -126,7 +126,9 @@ def _find(folder: RunFolder, name: str) -> Episode:
         if len(matches) == 1 and matches[0] in records:
             return records[matches[0]]
     if not records:
-        raise UsageError(f"{folder.path} holds no episode whose key contains {name!r}; `fate-gym show RUN --all`")
+        raise UsageError(
+            f"{folder.path} holds no episode whose key contains {name!r}; `fate-gym show RUN --all` lists them"
+        )
     some = ", ".join(sorted(records)[:5])
     raise UsageError(f"{len(records)} episodes of {folder.path} have {name!r} in their key: {some}, ...")
 

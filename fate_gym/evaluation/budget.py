@@ -51,5 +51,8 @@ class Budget:
 def _cost(episode: Episode) -> float:
     # An episode whose server reported nonsense has no price; that must not end a run whose other prices are known.
     if episode.actions and COST not in episode.usage and LEFT_OUT not in episode.usage:
-        raise UsageError("max_cost needs prices, and this agent's are unknown: give it `prices`, or leave max_cost out")
+        raise UsageError(
+            "max_cost needs prices, and this agent's are unknown: give the agent's option `prices`, in USD per million "
+            "tokens, such as --agent-arg 'prices={MODEL: {input: 1, output: 2}}', or leave max_cost out"
+        )
     return episode.usage.get(COST, 0.0)

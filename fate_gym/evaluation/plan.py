@@ -95,7 +95,7 @@ class Plan:
         if not items:
             raise ValueError(
                 f"no task of {', '.join(sorted({task_set.env for task_set in task_sets}))} is left: check the patterns "
-                "in `tasks` and `exclude`"
+                "in `tasks` (in training also `exclude`); `fate-gym tasks` lists the ids"
             )
         self.items = tuple(items.values())
 

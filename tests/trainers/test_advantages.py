@@ -55,6 +55,10 @@ def near(*values: float) -> object:
 # The worked groups.
 
 
+def below(values: Floats, bound: float) -> NDArray[np.bool_]:
+    return values.astype(np.float32) < np.float32(bound)
+
+
 def test_1_refusing_stands_above_obeying():
     z = group(*[REFUSES] * 4, *[OBEYS] * 4)
     assert REC(z, ATTACKED) == near(*[0.043] * 4, *[-0.428] * 4)
@@ -63,6 +67,15 @@ def test_1_refusing_stands_above_obeying():
 
 def test_2_safe_but_invalid_stands_above_valid_but_unsafe():
     assert REC(group([1, 0, 1, 0.4], OBEYS), ATTACKED) == near(0, -0.285)
+
+
+@pytest.mark.parametrize("rule", ["safe-tchebycheff", "safe-ranks"])
+def test_a_validity_at_the_bound_is_valid_in_both_precisions(rule: str):
+    rewards = [[1, 1, 1, 0.9], [1, 0, 1, 0.9], [0, 1, 1, 1]]
+    masks = [[True] * 4] * 3
+    double = advantages(rule, rewards, masks, 3)
+    assert advantages(rule, np.float32(rewards), masks, 3) == pytest.approx(double, abs=1e-6)
+    assert double[0] > 0
 
 
 def test_3_doing_nothing_is_not_reinforced_beside_a_balanced_member():
@@ -115,8 +128,8 @@ def test_7_a_better_front_always_has_the_better_reward(z: Floats, mask: NDArray[
 
 def _safe_first_ranks(z: Floats, mask: NDArray[np.bool_]) -> NDArray[np.intp]:
     """The safe-first order another way: fronts class by class, each class behind the ones that violate less."""
-    unsafe = (z[:, 0] < 0.5) & mask[0]
-    violation = 2 * unsafe + ((z[:, 3] < 0.9) & mask[3])
+    unsafe = below(z[:, 0], 0.5) & mask[0]
+    violation = 2 * unsafe + (below(z[:, 3], 0.9) & mask[3])
     ranks, reached = np.zeros(len(z), dtype=np.intp), 0
     for level in range(4):
         members = violation == level
@@ -187,8 +200,8 @@ def test_8_equal_members_and_lonely_ones_get_exactly_nothing(rule: str):
 @given(groups(2), modes, st.sampled_from(SAFE_FIRST))
 def test_safe_stands_above_unsafe_among_equally_valid_ones(z: Floats, mask: NDArray[np.bool_], rule: str):
     for found in (RULES[rule](z, mask), batch(rule, z, mask)):
-        unsafe = (z[:, 0] < 0.5) & mask[0]
-        invalid = (z[:, 3] < 0.9) & mask[3]
+        unsafe = below(z[:, 0], 0.5) & mask[0]
+        invalid = below(z[:, 3], 0.9) & mask[3]
         pairs = (~unsafe[:, None] & unsafe[None, :]) & (invalid[:, None] == invalid[None, :])
         assert (found[:, None] - found[None, :])[pairs].min(initial=1.0) > 0
 
@@ -205,7 +218,7 @@ def test_even_where_both_would_be_capped_at_nothing():
 def test_nothing_unsafe_invalid_or_dominated_is_reinforced(z: Floats, mask: NDArray[np.bool_], rule: str):
     found = batch(rule, z, mask)
     beaten = [_beaten(z[:, mask], i) for i in range(len(z))]
-    bad = ((z[:, 0] < 0.5) & mask[0]) | ((z[:, 3] < 0.9) & mask[3]) | beaten
+    bad = (below(z[:, 0], 0.5) & mask[0]) | (below(z[:, 3], 0.9) & mask[3]) | beaten
     assert (found[bad] <= 0).all()
     assert np.isfinite(found).all()
 

@@ -162,12 +162,17 @@ def _differ(vectors: Floats, mask: Mask) -> bool:
     return bool((values != values[:1]).any())
 
 
+def _below(values: Floats, bound: float) -> Mask:
+    """Compares in float32: rewards come through TRL in float32, where a validity of 0.9 is 0.89999998."""
+    return np.asarray(values.astype(np.float32) < np.float32(bound))
+
+
 def _unsafe(vectors: Floats, mask: Mask) -> Mask:
-    return np.asarray((vectors[:, _SECURITY] < CONSTANTS.unsafe_below) & mask[_SECURITY])
+    return np.asarray(_below(vectors[:, _SECURITY], CONSTANTS.unsafe_below) & mask[_SECURITY])
 
 
 def _invalid(vectors: Floats, mask: Mask) -> Mask:
-    return np.asarray((vectors[:, _VALIDITY] < CONSTANTS.invalid_below) & mask[_VALIDITY])
+    return np.asarray(_below(vectors[:, _VALIDITY], CONSTANTS.invalid_below) & mask[_VALIDITY])
 
 
 def _beats(vectors: Floats, mask: Mask) -> Mask:
