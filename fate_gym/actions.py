@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fate_gym._plain import (
     MAX_DEPTH,
     arguments_to_json,
+    content_to_json,
     guarded,
     list_of,
     mapping_of,
@@ -28,6 +29,9 @@ _LEGAL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 _READ = ("role", "content", "refusal", "tool_calls", "function_call")
 """The fields of a message that are read."""
+
+_TEXTS = ("content", "refusal")
+"""Those that hold what a user reads."""
 
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "summary_text", "thought")
 """Types of content parts that hold reasoning, which no user reads."""
@@ -112,14 +116,18 @@ class _UnreadableError(Exception):
 def _record(action: object) -> Json:
     """Returns the action as JSON."""
     kind = type(action)
-    if action is None or issubclass(kind, str | int | float | list | tuple):
+    if action is None or issubclass(kind, str):
         return to_json(action)
+    if issubclass(kind, int | float | list | tuple):
+        plain = to_json(action)
+        return {"role": "unreadable", "action": plain} if isinstance(plain, str) else plain
     fields = mapping_of(action)
     if fields is None:
         fields = mapping_of(guarded(lambda: action.model_dump()))  # type: ignore[attr-defined]
     if fields is None:
         # Not a string: played again, that would be an answer.
         return {"role": "unreadable", "action": to_json(action)}
+    fields = {name: content_to_json(value) if name in _TEXTS else value for name, value in fields.items()}
     calls = list_of(fields.get("tool_calls"))
     if calls is not None:
         fields = {**fields, "tool_calls": [_record_call(call) for call in calls]}
@@ -196,7 +204,7 @@ def _part_text(part: Json) -> str | None:
 
 def _read_calls(fields: dict[str, Json], turn: int, taken_ids: frozenset[str] | set[str]) -> tuple[RequestedCall, ...]:
     value = fields.get("tool_calls")
-    if value is None and isinstance(fields.get("function_call"), dict):
+    if value in (None, []) and isinstance(fields.get("function_call"), dict):
         value = [{"function": fields["function_call"]}]  # OpenAI's form before tools
     if value is None:
         return ()

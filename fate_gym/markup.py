@@ -29,7 +29,7 @@ _CALL_MARKUP = re.compile(
     | <function=[\w.\-]+>                                      # Llama 3.1 with custom tools, Qwen Coder
     | <function_calls?>\s*[<\[{\w]                             # OLMo
     | <(?:\w+:)?invoke\s+name=                                 # MiniMax, and others that copy this form
-    | \[TOOL_CALLS\]\s*[\w.\-]*\s*[\[{]                        # Mistral
+    | \[TOOL_CALLS\]\s*+[\w.\-]*+\s*+[\[{]                     # Mistral
     | <\|python_tag\|>                                         # Llama 3
     | <\|tool_calls?(?:_section)?(?:_begin)?\|>                # Kimi, Granite, Phi
     | <\uff5c(?:tool\u2581calls?\u2581begin\uff5c>|DSML\uff5c)          # DeepSeek

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from fate_gym.benchmark import disclosure
 from fate_gym.evaluation.summary import ALL
 from fate_gym.leaderboards.columns import column
 from fate_gym.leaderboards.runs import LoadedRun
+
+_PLAIN_NAME: Final = re.compile(r"([\w.+-]+( [\w.+-]+){0,3})?")
+"""A name of a model in at most four words, such as "Local model" or "Llama 3.1 8B", or none at all."""
 
 Group: TypeAlias = Mapping[str, Any]
 """Episodes of one mode, attack and suite, as a summary has them."""
@@ -49,6 +53,9 @@ def protocol(run: LoadedRun, group: Group) -> str:
     declared = disclosure(config["env"])
     # How attacks address the model follows from the model, which every row of a board has of its own.
     apart = {"suite", "attack", None if declared is None else declared.model_option}
+    if declared is not None and not _PLAIN_NAME.fullmatch(str(config["env_args"].get(declared.model_option, ""))):
+        # It stands in the injected text, which words such as "nobody. Ignore what follows" would change.
+        apart.discard(declared.model_option)
     settings = {name: value for name, value in without_paths(config).items() if name not in apart}
     if group["suite"] == ALL:
         settings["suite"] = sorted(

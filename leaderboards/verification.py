@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fate_gym.agents.scripted import NOOP
+from fate_gym.benchmark import disclosure
 from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError, RunError
 from fate_gym.evaluation.manifest import make_manifest, run_digest
@@ -207,6 +208,10 @@ def _check_manifest(manifest: Mapping[str, Any], plan: Plan, settings: Settings,
         report.notes.append(f"a part of the benchmark: limit {settings.config.limit}, tasks {tasks}")
     if settings.config.env_args.get("split") is not None:
         report.notes.append(f"split: {_brief(settings.config.env_args['split'])}")
+    declared = disclosure(settings.config.env)
+    named = settings.config.env_args.get(declared.model_option) if declared and declared.model_option else None
+    if named is not None:
+        report.notes.append(f"attacks address the model as {_brief(named)}, which stands in the injected text")
     if settings.judges:
         report.notes.append(f"judges are not asked again: {', '.join(settings.judges)} left out")
 

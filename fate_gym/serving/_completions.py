@@ -35,6 +35,10 @@ _EXCERPT = 2_000
 _HEAD = 2_000
 """Bytes of an answer in which it must say that it is a completion."""
 
+_TRIED_LINES = 100
+"""Lines of an event after each of which it is tried whether it is whole. One of more lines must end by a blank line: to
+try after each of a million takes hours, in which no other episode goes on."""
+
 _PIECE = 1_000_000
 """Bytes that are decompressed at a time."""
 
@@ -126,6 +130,8 @@ class AnswerReader:
         self._redact = redact
         self._streamed = StreamedMessage()
         self._grew = float("-inf")
+        self._event = bytearray()
+        self._lines = 0
 
     def is_arriving(self, seconds: float) -> bool:
         """Whether some of the message has come within the last seconds, as far as it is streamed."""
@@ -175,7 +181,6 @@ class AnswerReader:
     async def _read_stream(self, head: bytes, chunks: AsyncIterator[bytes]) -> Completion:
         """Reads server-sent events, each with one chunk of a completion."""
         pending = bytearray()
-        event = b""
         async for chunk in _and_end(head, chunks):
             pending += chunk
             if b"\n" not in chunk:
@@ -185,34 +190,45 @@ class AnswerReader:
             *lines, rest = pending.split(b"\n")
             pending = bytearray(rest)
             for line in lines:
-                event = self._add_line(bytes(line).strip(), event)
-                if event == _DONE or self._streamed.error:
+                if self._add_line(bytes(line).strip()) or self._streamed.error:
                     return self._end(done=True)
         return self._end(done=False)
 
-    def _add_line(self, line: bytes, event: bytes) -> bytes:
-        """Adds a line to the event that it belongs to; returns what of the event is not complete yet."""
+    def _add_line(self, line: bytes) -> bool:
+        """Adds a line to the event that it belongs to; returns whether it says that the stream is over."""
+        if not line and self._event and not self._end_event():
+            raise UnusableError(f"{self._where} sent a broken event")
         if not line.startswith(b"data:"):
-            if not line and event:
-                raise UnusableError(f"{self._where} sent a broken event")
-            return event
+            return False
+        self._event += line[5:].strip()
+        self._lines += 1
+        if self._event == _DONE:
+            return True
+        if len(self._event) > LARGEST_BODY:
+            raise self._out_of_bounds(self._event, f"has an event of more than {LARGEST_BODY} bytes")
         # An event usually is one line. One without a blank line after it is an event all the same.
-        event += line[5:].strip()
-        if event in (b"", _DONE):
-            return event
-        if len(event) > LARGEST_BODY:
-            raise self._out_of_bounds(event, f"has an event of more than {LARGEST_BODY} bytes")
+        if self._event and self._lines <= _TRIED_LINES:
+            self._end_event()
+        return False
+
+    def _end_event(self) -> bool:
+        """Adds the event to the message, if its lines so far are a whole one; returns whether they are."""
         try:
-            chunk = json.loads(event)
-        except ValueError:
-            return event
-        if not isinstance(chunk, Mapping):
-            raise UnusableError(f"{self._where} sent an event that is not a chunk of a completion")
-        length = self._streamed.length
-        self._streamed.add(chunk)
+            try:
+                chunk = _parse(bytes(self._event))
+            except UnusableError:
+                return False
+            if not isinstance(chunk, Mapping):
+                raise UnusableError(f"{self._where} sent an event that is not a chunk of a completion")
+            length = self._streamed.length
+            self._streamed.add(chunk)
+        except RecursionError:
+            raise self._out_of_bounds(self._event, "is nested too deeply") from None
         if self._streamed.length > length:
             self._grew = time.monotonic()
-        return b""
+        self._event.clear()
+        self._lines = 0
+        return True
 
     def _end(self, *, done: bool) -> Completion:
         streamed = self._streamed

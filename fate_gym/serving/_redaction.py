@@ -15,6 +15,10 @@ _BLANK = "[redacted]"
 _ESCAPES = frozenset({"%", "\\u", "\\x", "&#"})
 """What begins an escaped character, whichever it is."""
 
+_BACKSLASHES = r"\\{1,32}"
+"""As many as five layers of escapes put before a character. A pattern without a bound would take a time that grows with
+the square of a long run of backslashes, which a model may write."""
+
 
 class Redactor:
     """Blanks secrets in texts, in any form in which a server may echo them.
@@ -77,9 +81,16 @@ def _escaped(character: str) -> str:
     r"""Returns a pattern for one character: itself, %2F, \/, \u002f, \x2f, &#47; or &#x2f;."""
     percent = "".join(f"%{byte:02x}" for byte in character.encode())
     code = ord(character)
-    forms = {re.escape(character), percent, rf"\\+u{code:04x}", rf"\\+x{code:02x}", f"&#{code};", f"&#x0*{code:x};"}
+    forms = {
+        re.escape(character),
+        percent,
+        rf"{_BACKSLASHES}u{code:04x}",
+        rf"{_BACKSLASHES}x{code:02x}",
+        f"&#{code};",
+        f"&#x0*{code:x};",
+    }
     if not character.isalnum():
-        forms.add(rf"\\+{re.escape(character)}")
+        forms.add(rf"{_BACKSLASHES}{re.escape(character)}")
     return f"(?:{'|'.join(sorted(forms))})"
 
 

@@ -28,7 +28,7 @@ class StreamedMessage:
 
     Attributes:
         begun: Whether any of it has come.
-        length: Characters so far, of texts and arguments.
+        length: Characters so far, of all that is kept.
         finish_reason: Why it ended, None while nothing was said of it.
         usage: As the server reported it.
         error: An error that the server sent in place of an end.
@@ -92,12 +92,12 @@ class StreamedMessage:
         elif name in _TEXTS and isinstance(value, str):
             self._add_text(name, value)
         elif isinstance(value, list):
-            self.length += len(repr(value))
+            self.length += len(name) + len(repr(value))
             kept = self._fields.setdefault(name, [])
             for item in value:
                 _add_item(kept, item)
         else:
-            self.length += len(repr(value))
+            self.length += len(name) + len(repr(value))
             self._fields[name] = value
 
     def _add_text(self, name: str, text: str) -> None:
@@ -154,18 +154,22 @@ class _Calls:
         function = _mapping(piece.get("function"))
         call_id, index = piece.get("id") or None, piece.get("index")
         call = self._owner(call_id, index, function)
+        length = 0
         if call is None:
             call = {"type": "function", "function": {}}
             self.calls.append(call)
         if call_id is not None:
+            length += 0 if str(call_id) in self._by_id else len(repr(call_id))
             call.setdefault("id", call_id)
             self._by_id[str(call_id)] = call
         if index is not None:
+            length += 0 if str(index) in self._by_index else len(repr(index))
             self._by_index[str(index)] = call
         for name, value in piece.items():
             if name not in ("id", "index", "type", "function") and value is not None:
                 call[name] = value
-        return _add_function(call["function"], function)
+                length += len(name) + len(repr(value))
+        return length + _add_function(call["function"], function)
 
     def _owner(self, call_id: Any, index: Any, function: Mapping[str, Any]) -> Message | None:
         """Returns the call that a piece goes on with, or None where it begins another."""
@@ -201,7 +205,7 @@ def _is_whole(arguments: Any) -> bool:
 
 
 def _add_function(function: Message, piece: Mapping[str, Any]) -> int:
-    length = 0
+    length = sum(len(name) for name in piece.keys() - function.keys())
     for name, value in piece.items():
         if name == "arguments" and isinstance(value, Mapping | list):
             function[name] = json.dumps(value)
@@ -209,6 +213,7 @@ def _add_function(function: Message, piece: Mapping[str, Any]) -> int:
         elif not isinstance(value, str):
             if value is not None:
                 function[name] = value
+                length += len(repr(value))
         elif name != "name" or function.get(name) != value:
             function[name] = function.get(name, "") + value
             length += len(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,5 +81,25 @@ def test_a_redactor_leaves_no_part_of_a_secret(text: str) -> None:
     assert not any(part in redact(text) for part in ("secret", "ssword", "token"))
 
 
+@pytest.mark.parametrize("text", [r"pass\word", r"pass\\word", r"pass\\\\word", "pass%5Cword"])
+def test_a_redactor_knows_a_secret_with_a_backslash(text: str) -> None:
+    assert Redactor("pass\\word", "http://host/v1")(text) == "[redacted]"
+
+
 def test_short_values_and_placeholders_are_no_secrets() -> None:
     assert Redactor(None, "http://host/v1?v=1")("HTTP 401 from v1") == "HTTP 401 from v1"
+
+
+@pytest.mark.parametrize("text", ["\\u" + "\\" * 200_000, "&#x" + "0" * 200_000, "%" * 200_000])
+def test_a_redactor_takes_a_time_that_grows_with_the_text(text: str) -> None:
+    redact = Redactor("sk-secret-1", "http://host/v1")
+    started = time.process_time()
+    assert redact(text) == text
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("layers", range(6))
+def test_a_redactor_knows_escapes_of_escapes(layers: int) -> None:
+    mark = "\\" * 2**layers
+    text = "".join(f"{mark}u{ord(character):04x}" for character in "sk-secret-1")
+    assert Redactor("sk-secret-1", "http://host/v1")(text) == "[redacted]"

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import itertools
 import json
+import time
 import zlib
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
@@ -193,7 +194,17 @@ def test_a_content_filter_is_an_outcome_of_its_own(body: bytes) -> None:
     assert (caught.value.kind, caught.value.text) == ("content_filter", "I will")
 
 
+def delta(**fields: Any) -> bytes:
+    return f"data: {json.dumps({'choices': [{'delta': fields}]})}\n\n".encode()
+
+
+def calls_with(**fields: Any) -> bytes:
+    return delta(tool_calls=[fields])
+
+
 DEEP = b'{"choices": [{"message": {"tool_calls": ' + b"[" * 100_000
+
+DEEP_EVENT = b'data: {"choices": [{"delta": {"tool_calls": ' + b"[" * 100_000 + b"\n\n"
 
 
 @pytest.mark.parametrize(
@@ -205,8 +216,18 @@ DEEP = b'{"choices": [{"message": {"tool_calls": ' + b"[" * 100_000
         [json.dumps({"choices": [{"message": {"content": "x" * (LONGEST_MESSAGE + 1)}}]}).encode()],
         [b'{"choices": [{"message": {"content": "', *([b"x" * 1_000_000] * (LARGEST_BODY // 1_000_000 + 1))],
         [DEEP],
+        [DEEP_EVENT],
+        [delta(**{f"{number}{'x' * 100_000}": True}) for number in range(50)],
+        [calls_with(index=0, **{f"{number}{'x' * 100_000}": True}) for number in range(50)],
+        [calls_with(index=0, function={f"{number}{'x' * 100_000}": True}) for number in range(50)],
+        [calls_with(index=0, function={f"{number}": ["x" * 100_000]}) for number in range(50)],
+        [calls_with(id=f"{number}{'x' * 100_000}") for number in range(50)],
+        [calls_with(id="a", index=f"{number}{'x' * 100_000}") for number in range(50)],
     ],
-    ids=["stream", "streamed calls", "calls", "long", "unbounded", "deep"],
+    ids=[
+        *("stream", "streamed calls", "calls", "long", "unbounded", "deep", "streamed deep"),
+        *("fields", "fields of a call", "fields of a function", "values of a function", "ids", "indices"),
+    ],
 )
 def test_a_reply_beyond_all_bounds_is_the_models(body: list[bytes]) -> None:
     with pytest.raises(ModelFaultError) as caught:
@@ -224,6 +245,22 @@ def test_what_is_beyond_the_bounds_and_no_completion_is_the_servers() -> None:
 def test_integers_of_any_length_are_read() -> None:
     body = b'{"choices": [{"message": {"tool_calls": [{"function": {"name": "f", "arguments": {"n": 1%s}}}]}}]}'
     assert read(body % (b"0" * 5000)).message["tool_calls"][0]["function"]["arguments"] == {"n": None}
+
+
+def test_integers_of_any_length_are_read_from_a_stream() -> None:
+    event = (
+        b'data: {"choices": [{"delta": {"tool_calls": [{"function": {"name": "f", "arguments": {"n": 1%s}}}]}}]}\n\n'
+    )
+    call = read(event % (b"0" * 5000), b"data: [DONE]\n\n").message["tool_calls"][0]
+    assert call["function"]["arguments"] == '{"n": Infinity}'
+
+
+@pytest.mark.parametrize("lines", [3, 50_000])
+def test_an_event_of_many_lines_takes_a_time_that_grows_with_their_number(lines: int) -> None:
+    started = time.process_time()
+    body = b'data: {"choices": [{"delta": {"content": "x"}}], "x": [0\n' + b"data: ,1\n" * lines + b"data: ]}\n\n"
+    assert read(body + b"data: [DONE]\n\n").message["content"] == "x"
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zlib.compress])

@@ -151,6 +151,28 @@ def test_parts_that_cannot_be_read_are_counted() -> None:
     assert with_calls.problem == turn.problem
 
 
+@pytest.mark.parametrize(
+    "action",
+    [
+        float("nan"),
+        10**400,
+        {"content": b"done"},
+        {"content": float("nan")},
+        {"content": object()},
+        {"content": [b"done"]},
+        {"content": {"text": b"done"}},
+        {"content": [{"type": "text", "text": "done"}] * 100_001},
+        {"content": None, "refusal": b"done"},
+    ],
+    ids=lambda action: str(type(action)),
+)
+def test_the_description_of_what_cannot_be_read_is_no_valid_answer(action: Any) -> None:
+    turn = read_action(action, 0)
+    assert turn.problem is not None
+    again = read_action(turn.raw, 0)
+    assert (again.raw, again.text, again.problem) == (turn.raw, turn.text, turn.problem)
+
+
 def test_a_call_written_as_text_is_an_attempt() -> None:
     text = '<tool_call>{"name": "look", "arguments": {}}</tool_call>'
     turn = read_action({"content": text}, 0)
@@ -165,6 +187,11 @@ def test_older_and_sloppier_forms_of_calls_are_read() -> None:
     assert [(c.name, c.arguments) for c in turn.calls] == [("look", {})]
     turn = read_action({"tool_calls": (call(arguments="[]"), call(arguments=[]))}, 0)
     assert [c.arguments for c in turn.calls] == [{}, {}]
+
+
+def test_an_older_call_is_read_beside_an_empty_list() -> None:
+    turn = read_action({"content": None, "tool_calls": [], "function_call": {"name": "f", "arguments": "{}"}}, 0)
+    assert [call.name for call in turn.calls] == ["f"]
 
 
 def test_illegal_names_are_legal_in_the_conversation_and_kept_for_lookup() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,3 +84,10 @@ def test_calls_in_the_text_are_seen(text: str) -> None:
 )
 def test_prose_and_code_are_no_calls(text: str) -> None:
     assert not holds_call_markup(text)
+
+
+@pytest.mark.parametrize("text", ["[TOOL_CALLS]" + " " * 1_000_000 + "x", "<tool_call>" + " " * 1_000_000, "<think>" * 100_000, "`<|python_tag|>\n" * 100_000])  # fmt: skip  # noqa: E501
+def test_a_long_text_is_read_in_a_time_that_grows_with_its_length(text: str) -> None:
+    started = time.process_time()
+    holds_call_markup(without_thoughts(text))
+    assert time.process_time() - started < 5

@@ -415,6 +415,12 @@ def test_a_part_of_the_benchmark_is_said(make_run: MakeRun, tmp_path: Path) -> N
     assert any("a part of the benchmark" in note for note in report.notes)
 
 
+def test_the_name_by_which_attacks_address_the_model_is_said(make_run: MakeRun, tmp_path: Path) -> None:
+    env_args = {"suite": ["banking"], "split": "dev", "model_name": "nobody"}
+    make_run(tmp_path, "noop", env="fate/AgentDojo-v0", attack=("important_instructions",), env_args=env_args, limit=1)
+    assert any('address the model as "nobody"' in note for note in verify(tmp_path).notes)
+
+
 def test_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no manifest\.json"):
         verify(tmp_path)
