@@ -54,7 +54,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         scalarization: None for the vector, float32 (4,); or "min" or weights (see `Scalarization`) for a float
             reward, with the vector in `info["reward_vector"]`.
         render_mode: None, or "ansi" for `render()` to give the episode as text.
-        purpose: "evaluation" or "training"; training on what its authors ask not to train on raises.
+        purpose: "evaluation" or "training"; "training" raises where the benchmark's authors ask not to train on it.
         system_prompt: Replaces the benchmark's own; "" for none.
         **options: Options of the benchmark.
 
@@ -166,7 +166,7 @@ class ToolEnv(gym.Env[Observation, Any]):
             `problem` says why.
 
         Raises:
-            gymnasium.error.ResetNeeded: No episode runs.
+            gymnasium.error.ResetNeeded: No episode is running: call `reset` first.
         """
         transcript = self._running()
         index = len(transcript.actions)
@@ -206,7 +206,7 @@ class ToolEnv(gym.Env[Observation, Any]):
             reason: Stands in `info["ended"]`.
 
         Raises:
-            gymnasium.error.ResetNeeded: No episode runs.
+            gymnasium.error.ResetNeeded: No episode is running.
         """
         self._running()
         self._problem = None
@@ -222,7 +222,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         """Returns the whole state as opaque bytes: world, conversation, counters, random number generator.
 
         Raises:
-            gymnasium.error.ResetNeeded: There is no episode.
+            gymnasium.error.ResetNeeded: There is no episode yet, or it is over.
         """
         task = self._require_task()
         if self._transcript.ended:

@@ -23,7 +23,7 @@ MAX_COUNT: Final = 10**15
 """Tokens, dollars, seconds or attempts of an episode beyond this are absurd, and sums of them would overflow."""
 
 LEFT_OUT: Final = "left_out"
-"""Under this name usage counts the figures that were no sane numbers."""
+"""The key of `Episode.usage` that counts the figures left out because they were no sane numbers."""
 
 _TIMES: Final = ("total", "agent")
 
@@ -124,17 +124,17 @@ class Episode:
         key: Its identity in a run or a stage, such as `ATTACK/TASK_ID#REPEAT`.
         repeat: Which of the repeats of its task, from 0.
         task_id: The task.
-        mode: The task's.
-        suite: The task's.
-        cluster: The task's.
+        mode: The task's mode.
+        suite: The task's suite.
+        cluster: The task's cluster.
         attack: Name of the attack, or None.
-        metadata: The task's.
+        metadata: The task's metadata.
         seed: The episode's seed.
         status: "ok", or why it is not scored.
         error: What went wrong, None if nothing did.
         ended: Why the episode is over ("answer", "max_turns", ...), None where it never began or was not finished.
         truncated: Whether it was cut off.
-        verdict: Why each axis has its value; nothing is active unless `status` is "ok".
+        verdict: Each axis with its value and the reason; no axis is active unless `status` is "ok".
         injections: Vector -> injected text.
         injection_reached: Whether an injected text has stood in a tool message.
         messages: The normalised conversation.
@@ -178,7 +178,7 @@ class Episode:
         return "content_filter" in reasons
 
     def to_json(self, *, tokens: bool = False) -> dict[str, Json]:
-        """As it stands in `episodes.jsonl`; recorded times are all under "seconds".
+        """Returns the episode as it stands in `episodes.jsonl`; all recorded times are under "seconds".
 
         Args:
             tokens: Whether `trajectory` is a part of it, as in the stage files of training.
@@ -205,8 +205,8 @@ class Episode:
             where: The file and line; begins the error.
 
         Raises:
-            RunCorruptError: It is anything else; the message names the field.
-            RunError: It was written by a newer fate-gym.
+            RunCorruptError: The record is anything else; the message names the field.
+            RunError: The record was written by a newer fate-gym.
         """
         fields = Fields(dict(record), where)
         fields.check_schema(SCHEMA)

@@ -1,7 +1,7 @@
 """FATE, failure-trajectory evolution: a policy that repairs its own failures, round after round.
 
 `evolve` is Figure 1 of the paper from top to bottom, and `train` repeats it until it no longer helps. A policy is a
-string, the place of its weights; episodes and repairs are values. Each stage also leaves a file, from which an
+string that says where its weights are; episodes and repairs are values. Each stage also leaves a file, from which an
 interrupted training is resumed: that is the business of `Round`, one layer below.
 """
 
@@ -52,7 +52,7 @@ def evolve(policy: str, this_round: Round) -> str:
 def train(
     config: TrainConfig, out: Path, *, progress: ProgressReporter | None = None, shared: Path | None = None
 ) -> Summary:
-    """Trains from the base policy to the summary. An interrupted training is resumed by the same call.
+    """Trains the base policy, round after round, and scores it. The same call resumes an interrupted training.
 
     Args:
         config: The settings.
@@ -64,10 +64,11 @@ def train(
         The content of `summary.json`.
 
     Raises:
-        NotCompetentError: The base policy does not pass the gate.
+        NotCompetentError: The base policy does too few tasks, or obeys too few attacks, to learn from (`config.gate`).
+        UsageError: This is one of several processes, which train in one stage alone.
         RunMismatchError: The folder holds a training with other settings.
-        RunLockedError: Another process trains in it.
-        RunError: A file in it is damaged.
+        RunLockedError: Another process trains in the folder.
+        RunError: A file in the folder is damaged.
     """
     if process_count() > 1:
         raise UsageError(
@@ -75,7 +76,7 @@ def train(
         )
     with TrainingFolder(config, out, progress, shared=shared) as folder:
         policies = [base_policy(folder)]
-        # The rollouts of the first round serve the gate too; the round finds them in its stage file.
+        # The gate judges the base policy by the first round's rollouts, which that round then finds in its stage file.
         failures, successes = collect(policies[0], Round(folder, 1))
         check_competence([*failures, *successes], config.gate)
         before = score_tests("before", policies[0], folder)
