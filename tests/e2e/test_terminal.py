@@ -239,6 +239,8 @@ def test_a_bug_shows_its_trace_and_no_escapes(tmp_path: Path) -> None:
 def test_tables_lose_no_name_and_cut_no_number(
     columns: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Workers of the tests may have a width of their own.
+    monkeypatch.delenv("COLUMNS", raising=False)
     if columns is not None:
         monkeypatch.setenv("COLUMNS", columns)
     name = "a-model-of-many-words-and-a-date-2026-11-26-as-providers-name-theirs"
