@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from fate_gym.errors import UsageError
 from fate_gym.trainers.folder import TrainingFolder
 
 
 def base_policy(folder: TrainingFolder) -> str:
-    """Returns the base policy, after making it if the settings say so and it is not there yet."""
+    """Returns the base policy, after making it if the settings say so and it is not there yet.
+
+    Raises:
+        UsageError: A package of the extra `train` is not installed.
+    """
     config = folder.config
     if config.base is None:
         return folder.base
@@ -15,11 +20,14 @@ def base_policy(folder: TrainingFolder) -> str:
     made = read_base(folder.shared / "base")
     if made is None or made.digest != config.tiny.digest():
         with folder.timed("base"), folder.progress.stage("base", config.tiny.steps):
-            build_base(
-                folder.shared / "base",
-                config.tiny,
-                on_progress=lambda step, steps, loss: folder.progress.advance(f"loss {loss:.3f}"),
-            )
+            try:
+                build_base(
+                    folder.shared / "base",
+                    config.tiny,
+                    on_progress=lambda step, steps, loss: folder.progress.advance(f"loss {loss:.3f}"),
+                )
+            except ModuleNotFoundError as error:
+                raise UsageError(f"training needs {error.name}: pip install 'fate-gym[train]'") from error
     return folder.base
 
 

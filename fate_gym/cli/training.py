@@ -85,7 +85,7 @@ def _command(settings: list[str]) -> tuple[str | None, list[str]]:
     unknown = [word for word in words if word not in (*STAGES, _COMPARE)]
     if unknown or len(words) > 1:
         known = ", ".join((*STAGES, _COMPARE))
-        raise UsageError(f"{' '.join(unknown or words)}: give one of {known} at most; settings are KEY=VALUE")
+        raise UsageError(f"{' '.join(unknown or words)}: give one of {known}, or none; settings are KEY=VALUE")
     return (words[0] if words else None), [text for text in settings if "=" in text]
 
 
