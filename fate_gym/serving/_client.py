@@ -116,7 +116,9 @@ class ChatClient:
         # Plain ASCII: no server stumbles over it, and encoding it is fastest.
         data = json.dumps(body).encode()
         address = f"{self.url.rstrip('/')}/chat/completions"
-        async with self._connect().post(address, params=self._query, data=data) as response:
+        # A redirect would let another host answer in the model's place, and read the prompts.
+        post = self._connect().post(address, params=self._query, data=data, allow_redirects=False)
+        async with post as response:
             encoding = response.headers.get("Content-Encoding", "").strip().lower()
             chunks = decompressed(response.content.iter_any(), encoding)
             if response.status < 300:

@@ -103,6 +103,13 @@ def test_bad_arguments_read_the_same_under_any_pydantic():
     assert outcome.text.count("\n") == 8
 
 
+def test_an_error_is_bounded_whatever_is_sent():
+    wrong = "[" + "1," * 40_000 + "]"
+    outcome = call_tool(TOOLS["workspace"], load("workspace"), "send_email", {"recipients": wrong})
+    assert outcome.kind == "bad_arguments"
+    assert len(outcome.text) <= 100_000
+
+
 def test_an_error_of_the_tool():
     outcome = call_tool(TOOLS["slack"], load("slack"), "read_inbox", {"user": "Nobody"})
     assert (outcome.kind, outcome.text) == ("tool_error", "ValueError: User Nobody not found in the users list")

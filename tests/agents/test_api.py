@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -476,3 +478,40 @@ def test_a_secret_in_a_reply_is_blanked(monkeypatch: pytest.MonkeyPatch) -> None
     said = {"content": "the key is sk/secret+0123", "x": ["sk%2Fsecret%2B0123"], "tool_calls": [CALL]}
     reply, _ = ask(Settings(saying(**said)))
     assert (reply.message["content"], reply.message["x"]) == ("the key is [redacted]", ["[redacted]"])
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_no_other_host_answers_in_the_models_place(status: int) -> None:
+    asked = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.send_header("Location", "/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        agent = OpenAIAgent("m", base_url=f"http://127.0.0.1:{server.server_port}/v1", max_attempts=1, timeout=60.0)
+
+        async def ask() -> None:
+            try:
+                await agent.reply(OBSERVATION)
+            finally:
+                await agent.aclose()
+
+        with pytest.raises(ProviderError, match=f"HTTP {status}"):
+            asyncio.run(ask())
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert asked == ["/v1/chat/completions"]

@@ -14,6 +14,8 @@ from fate_gym.benchmarks.agentdojo.emails import remembered_emails
 from fate_gym.benchmarks.agentdojo.formatting import format_result
 
 _LONGEST_LITERAL = 100_000
+# Pydantic writes paragraphs for each wrong element of a list: fifty times what a hostile model has to send.
+_LONGEST_ERROR = 100_000
 # Pydantic's errors link to its documentation of its own version: the same error would read differently after an update.
 _VERSIONED_LINK = re.compile(r"\n +For further information visit https://errors\.pydantic\.dev/\S*")
 
@@ -52,7 +54,7 @@ def call_tool(
     if not error:
         return ToolOutcome("ok", text, coerced)
     kind: Literal["bad_arguments", "tool_error"] = "tool_error" if _valid(functions[name], coerced) else "bad_arguments"
-    return ToolOutcome(kind, _VERSIONED_LINK.sub("", error), coerced)
+    return ToolOutcome(kind, _VERSIONED_LINK.sub("", error[:_LONGEST_ERROR]), coerced)
 
 
 def _as_list(value: Any) -> Any:
