@@ -68,9 +68,12 @@ def test_a_step_of_pfpo_costs_what_a_step_of_grpo_costs(tmp_path: Path) -> None:
     rules = {"grpo": None, "safe-tchebycheff": by_rule("safe-tchebycheff"), "safe-ranks": by_rule("safe-ranks")}
     steps = {name: make_step(policy, tmp_path / name, rule) for name, rule in rules.items()}
     best = dict.fromkeys(steps, float("inf"))
-    for _ in range(5):
+    # The least time is what a step costs; a busy machine only adds to it, so more rounds bring it nearer to the truth.
+    for number in range(30):
         for name, step in steps.items():
             best[name] = min(best[name], step())
+        if number >= 4 and max(best.values()) <= 1.05 * best["grpo"]:
+            break
     torch.set_num_threads(threads)
     ratios = {name: seconds / best["grpo"] for name, seconds in best.items()}
     print("\n" + ", ".join(f"{name} {best[name] * 1000:.0f} ms ({ratio:.3f})" for name, ratio in ratios.items()))
