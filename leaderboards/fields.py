@@ -93,12 +93,6 @@ ALWAYS: Final = "whether these traces are the first attempt or the best of many"
 """What no field of any file could show."""
 
 
-def field_of(path: str, table: Mapping[str, Field]) -> Field | None:
-    """Returns the entry that covers a path; None if there is none."""
-    names = [name for name in table if path == name or path.startswith((f"{name}.", f"{name}["))]
-    return table[max(names, key=len)] if names else None
-
-
 def strange(values: Mapping[str, Json], table: Mapping[str, Field]) -> Iterator[str]:
     """Yields the fields of an object that are in no entry of a table, each by its path."""
     inner = {name.partition(".")[0] for name in table if "." in name}
