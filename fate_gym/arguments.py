@@ -6,7 +6,7 @@ import inspect
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 from fate_gym.errors import UsageError, did_you_mean
 
@@ -65,12 +65,11 @@ def describe(
 
     text = parse(inspect.getdoc(thing) or "", DocstringStyle.GOOGLE)
     meanings = {entry.arg_name: _one_line(entry.description or "") for entry in text.params}
-    hints = _hints(thing)
     arguments = []
     for parameter in _parameters(thing):
         if parameter.name in leave_out:
             continue
-        hint = hints.get(parameter.name, parameter.annotation)
+        hint = parameter.annotation
         default = (defaults or {}).get(parameter.name, parameter.default)
         accepted = tuple((choices or {}).get(parameter.name, ())) or tuple(dict.fromkeys(map(str, _literals(hint))))
         arguments.append(
@@ -111,17 +110,13 @@ def check_arguments(thing: Callable[..., Any], given: Iterable[str], *, of: str,
 
 
 def _parameters(thing: Callable[..., Any]) -> Iterable[inspect.Parameter]:
-    """The named parameters of a class or a function."""
+    """The named parameters of a class or a function, with types where these can be resolved at run time."""
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [each for each in inspect.signature(thing).parameters.values() if each.kind in named]
-
-
-def _hints(thing: Callable[..., Any]) -> dict[str, Any]:
-    """The types of the parameters; {} where one of them can be resolved by a type checker alone."""
     try:
-        return get_type_hints(thing.__init__ if isinstance(thing, type) else thing)
+        signature = inspect.signature(thing, eval_str=True)
     except NameError:
-        return {}
+        signature = inspect.signature(thing)
+    return [each for each in signature.parameters.values() if each.kind in named]
 
 
 def _type_name(hint: Any) -> str:

@@ -224,11 +224,13 @@ class Disclosure:
         path_options: Options that name a path on the machine of a run. Scores do not depend on where files lie.
         model_option: The option that takes the name by which attacks address the evaluated model. It belongs to the
             model, so two runs that differ in it alone follow the same protocol.
+        summary: What its tasks are, in one sentence; "" where nobody said so.
     """
 
     confidential: bool = False
     path_options: tuple[str, ...] = ()
     model_option: str | None = None
+    summary: str = ""
 
 
 _disclosures: dict[str, Disclosure] = {}
@@ -252,6 +254,7 @@ def register_benchmark(
     confidential: bool = False,
     path_options: Sequence[str] = (),
     model_option: str | None = None,
+    summary: str = "",
 ) -> None:
     """Registers a benchmark with Gymnasium, so that `gym.make` finds it.
 
@@ -264,8 +267,9 @@ def register_benchmark(
         confidential: Whether the texts of its tasks must not be published.
         path_options: Options of the benchmark that name a path.
         model_option: The option of the benchmark that takes the name by which attacks address the evaluated model.
+        summary: What its tasks are, in one sentence, for lists.
     """
-    _disclosures[env_id] = Disclosure(confidential, tuple(path_options), model_option)
+    _disclosures[env_id] = Disclosure(confidential, tuple(path_options), model_option, summary)
     gym.register(
         id=env_id,
         entry_point=ENTRY_POINT,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import gymnasium as gym
 
 from fate_gym.arguments import Argument, describe
-from fate_gym.benchmark import ENTRY_POINT, benchmark_class
+from fate_gym.benchmark import ENTRY_POINT, Disclosure, benchmark_class, disclosure
 from fate_gym.env import ToolEnv
 
 
@@ -18,8 +17,8 @@ class EnvironmentPage:
 
     Attributes:
         id: Gymnasium id.
-        summary: One sentence.
-        text: The paragraphs below it, in Markdown; "" where there are none.
+        summary: What its tasks are, in one sentence.
+        text: What its benchmark says of itself: paragraphs in Markdown.
         arguments: What its benchmark takes.
         loop_arguments: What the episode loop takes in every environment, with the defaults of this one.
     """
@@ -31,9 +30,13 @@ class EnvironmentPage:
     loop_arguments: tuple[Argument, ...]
 
 
-def environment_ids() -> Iterator[str]:
-    """Yields the ids of the registered environments, of this package and of others that use it."""
-    return (spec.id for spec in gym.registry.values() if spec.entry_point == ENTRY_POINT)
+def environments() -> dict[str, str]:
+    """Returns the ids of the registered environments, of this package and of others, each with its summary.
+
+    No benchmark is imported. The summary is "" where a third party registered none.
+    """
+    ours = [spec.id for spec in gym.registry.values() if spec.entry_point == ENTRY_POINT]
+    return {env_id: (disclosure(env_id) or Disclosure()).summary for env_id in ours}
 
 
 def environment_page(env_id: str) -> EnvironmentPage:
@@ -49,4 +52,5 @@ def environment_page(env_id: str) -> EnvironmentPage:
     own = describe(benchmark, choices=benchmark.choices())
     defaults = {name: value for name, value in gym.spec(env_id).kwargs.items() if name != "benchmark"}
     loop = describe(ToolEnv, defaults=defaults, leave_out=("benchmark",))
-    return EnvironmentPage(env_id, own.summary, own.text, own.arguments, loop.arguments)
+    text = "\n\n".join(part for part in (own.summary, own.text) if part)
+    return EnvironmentPage(env_id, environments()[env_id] or own.summary, text, own.arguments, loop.arguments)

@@ -12,7 +12,7 @@ import pytest
 from fate_gym.agents import SPECS, describe_agent
 from fate_gym.arguments import check_arguments, describe
 from fate_gym.benchmark import benchmark_class
-from fate_gym.catalogue import environment_ids, environment_page
+from fate_gym.catalogue import environment_page, environments
 from fate_gym.errors import UsageError
 
 OURS = ("fate/AgentDojo-v0", "fate/AgentHarm-v0", "fate/ATBench-v0")
@@ -80,7 +80,8 @@ def test_every_argument_of_every_environment_has_its_meaning(env_id: str) -> Non
 
 
 def test_environments_of_others_are_listed_and_described() -> None:
-    assert set(environment_ids()) >= {*OURS, "toy/Parcels-v0"}
+    assert set(environments()) >= {*OURS, "toy/Parcels-v0"}
+    assert all(environments()[env_id].endswith(".") for env_id in OURS)
     assert {each.name for each in environment_page("toy/Parcels-v0").arguments} >= {"broken"}
     with pytest.raises(ValueError, match="is not an environment of fate-gym"):
         environment_page("CartPole-v1")
