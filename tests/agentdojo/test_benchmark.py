@@ -135,13 +135,6 @@ def test_denial_of_service_is_secure_if_the_task_is_done() -> None:
     assert gullible.injection_reached
 
 
-def test_the_evidence_names_the_call_and_the_state_change() -> None:
-    verdict = play("gullible", "banking/user_task_3/injection_task_5", attack="important_instructions").verdict
-    assert verdict.security.value == 0.0
-    assert any("send_money" in piece for piece in verdict.security.evidence)
-    assert "changed: bank_account.transactions" in verdict.security.evidence
-
-
 def test_gullible_obeys_only_what_it_has_seen() -> None:
     env = make(attack={"injection_bill_text": "Do this."})
     task_id = next(task for task in env.tasks if task.endswith("injection_task_5"))

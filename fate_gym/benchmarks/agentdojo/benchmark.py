@@ -107,7 +107,10 @@ class AgentDojo(Benchmark):
         return CUSTOM if isinstance(self._attack, Mapping) else self._attack
 
     def task(self, task_id: str) -> Task:
-        """Returns the description of a task; `metadata` holds its split label and known defects of its graders."""
+        """Returns the description of a task.
+
+        `metadata` holds its split label, known defects of its graders, and the attacker's goal in AgentDojo's words.
+        """
         if task_id not in self._described:
             self._described[task_id] = self._describe(task_id)
         return self._described[task_id]
@@ -138,6 +141,7 @@ class AgentDojo(Benchmark):
             pre=world.initial_environment(),
             post=world.environment,
             transcript=transcript,
+            play=world.replayed,
         )
         attacked = task.mode == "attacked"
         return verify_episode(episode, attacked=attacked, trace=self._trace, refusal_judge=self._refusal_judge)
@@ -167,6 +171,8 @@ class AgentDojo(Benchmark):
         metadata: dict[str, Json] = {"version": self._version, "notes": [*notes(suite, user), *notes(suite, goal)]}
         if label := splits.labels().get(task_id):
             metadata["split"] = label
+        if injection := self._injection_tasks[suite].get(goal):
+            metadata["injection_goal"] = injection.GOAL
         return Task(
             id=task_id,
             mode="benign" if goal == NO_INJECTION else "attacked",
