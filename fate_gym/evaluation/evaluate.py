@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
 from fate_gym.episode import Episode
+from fate_gym.errors import RunError
 from fate_gym.evaluation.budget import Budget
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
 from fate_gym.evaluation.manifest import make_manifest
@@ -57,9 +59,17 @@ async def run_evaluation(
         try:
             items = [item for item in plan.items if item.key not in folder.done]
             await run_episodes(plan, items, agent, concurrency=config.concurrency, on_done=keep, stop=stop)
-        finally:
-            run = load_run(config.out, planned=planned)
-            folder.write_summary(run.summary)
+        except BaseException:
+            with contextlib.suppress(RunError):  # What ended the run is what its user must hear of.
+                _conclude(folder, planned)
+            raise
+        return _conclude(folder, planned)
+
+
+def _conclude(folder: RunFolder, planned: list[str]) -> Run:
+    """Writes the summary of what there is."""
+    run = load_run(folder.path, planned=planned)
+    folder.write_summary(run.summary)
     return run
 
 
