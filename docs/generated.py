@@ -227,9 +227,12 @@ def _kind(whole: Mapping[str, Any], field: Mapping[str, Any]) -> str:
 
 
 def api(package: str) -> str:
-    """The public names of a package, from its docstrings."""
-    module = importlib.import_module(package)
-    return "\n\n".join(f"```{{eval-rst}}\n{_directive(package, name, module)}\n```" for name in module.__all__)
+    """The public names of a package, from its docstrings; what `fate_gym` has too is described there alone."""
+    module, top = importlib.import_module(package), importlib.import_module("fate_gym")
+    above = [name for name in module.__all__ if module is not top and name in top.__all__]
+    parts = [f"See `fate_gym` for {', '.join(map(code, above))}."] if above else []
+    parts += [f"```{{eval-rst}}\n{_directive(package, name, module)}\n```" for name in module.__all__ if name not in above]
+    return "\n\n".join(parts)
 
 
 def _directive(package: str, name: str, module: object) -> str:
