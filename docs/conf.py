@@ -40,6 +40,7 @@ napoleon_numpy_docstring = False
 default_role = "literal"
 
 html_theme = "furo"
+html_theme_options = {name: {"code-font-size": "75%"} for name in ("light_css_variables", "dark_css_variables")}
 html_title = f"fate-gym {release}"
 html_copy_source = False
 html_show_sphinx = False

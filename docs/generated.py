@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import inspect
 import json
@@ -10,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parents[1]
 DOCS: Final = ROOT / "docs"
+
+LINE: Final = 94
+"""Characters of a line of code that a wide screen shows without scrolling."""
 
 SITE_PAGES: Final = {
     "README.md": "index.md",
@@ -82,7 +87,9 @@ def command_line() -> str:
 
 
 def _commands(parser: argparse.ArgumentParser) -> Iterator[str]:
-    usage = " ".join(parser.format_usage().split())
+    formatter = parser.formatter_class(parser.prog, width=LINE)
+    formatter.add_usage(parser.usage, parser._actions, parser._mutually_exclusive_groups, prefix="")
+    usage = formatter.format_help().strip()
     yield f"## `{parser.prog}`\n\n{_paragraphs(parser.description)}\n\n```text\n{usage}\n```"
     commands: dict[str, argparse.ArgumentParser] = {}
     for group in parser._action_groups:
@@ -91,7 +98,6 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[str]:
             if isinstance(action, argparse._SubParsersAction):
                 commands.update(action.choices)
             elif not isinstance(action, argparse._HelpAction) and action.help != argparse.SUPPRESS:
-                formatter = parser._get_formatter()
                 rows.append((code(formatter._format_action_invocation(action)), _help(formatter, action)))
         if rows:
             yield table((str(group.title), "meaning"), rows)
@@ -231,17 +237,30 @@ def api(package: str) -> str:
     module, top = importlib.import_module(package), importlib.import_module("fate_gym")
     above = [name for name in module.__all__ if module is not top and name in top.__all__]
     parts = [f"See `fate_gym` for {', '.join(map(code, above))}."] if above else []
-    parts += [f"```{{eval-rst}}\n{_directive(package, name, module)}\n```" for name in module.__all__ if name not in above]
+    parts += [
+        f"```{{eval-rst}}\n{_directive(package, name, module)}\n```" for name in module.__all__ if name not in above
+    ]
     return "\n\n".join(parts)
 
 
-def _directive(package: str, name: str, module: object) -> str:
+def _directive(package: str, name: str, module: ModuleType) -> str:
     value = getattr(module, name)
     if inspect.isclass(value):
         members = "" if issubclass(value, BaseException) else "\n   :members:"
         return f".. autoclass:: {package}.{name}{members}"
-    kind = "function" if inspect.isroutine(value) else "data"
-    return f".. auto{kind}:: {package}.{name}"
+    if inspect.isroutine(value):
+        return f".. autofunction:: {package}.{name}"
+    # What a value means stands beside its definition, where Sphinx looks for it.
+    shown = "" if len(repr(value)) < LINE else "\n   :no-value:"
+    return f".. autodata:: {_home(module, name)}.{name}{shown}"
+
+
+def _home(module: ModuleType, name: str) -> str:
+    """Returns the module from which a package takes a name."""
+    for node in ast.parse(inspect.getsource(module)).body:
+        if isinstance(node, ast.ImportFrom) and name in (alias.name for alias in node.names):
+            return str(node.module)
+    return module.__name__
 
 
 PARTS: Final[Mapping[str, Callable[..., str]]] = {
