@@ -102,7 +102,7 @@ def read_results(folder: Path) -> list[Result]:
     results = [read_object(path, SCHEMA).values for path in sorted(folder.glob("*.json"))]
     if not results:
         raise RunError(f"there is no result of a study in {folder}")
-    if len(names := {result["study"] for result in results}) > 1:
+    if len(names := {str(result["study"]) for result in results}) > 1:
         raise RunError(f"{folder} holds results of several studies: {', '.join(sorted(names))}")
     return results
 
