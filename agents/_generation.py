@@ -62,6 +62,7 @@ class Generator:
         temperature: 0 for greedy decoding.
         top_p: Probability mass that is kept, in (0, 1].
         cache_bytes: Most memory for keys and values that are kept between batches.
+        may_learn: Whether the model's weights may change between batches; what was kept is then worth nothing.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class Generator:
         temperature: float,
         top_p: float,
         cache_bytes: int,
+        may_learn: bool,
     ) -> None:
         self._model = model
+        self._may_learn = may_learn
         self._stop_ids = stop_ids
         self._max_new_tokens = max_new_tokens
         self._temperature, self._top_p = temperature, top_p
@@ -97,8 +100,8 @@ class Generator:
             raise
 
     def _generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        # In training the weights change under the agent. Their version counts every change in place.
-        self._store.renew(tuple((id(weights), weights._version) for weights in self._model.parameters()))
+        if self._may_learn:
+            self._store.renew(_fingerprint(self._model))
         self._read_common([request.prompt_ids for request in requests])
         pasts = [self._known(request.prompt_ids) for request in requests]
         # On a CPU, prompts with about as much to read go together, a few at a time: padding costs as much as text
@@ -292,6 +295,14 @@ def _common_blocks(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     most = min(map(len, prompts)) - 1
     common = next((place for place in range(most) if first[place] != last[place]), most)
     return first[: common // BLOCK * BLOCK]
+
+
+def _fingerprint(model: Any) -> tuple[float, ...]:
+    """Returns a value that differs whenever the weights do: sums, at the cost of about one token's forward pass.
+
+    torch counts the versions of a tensor, but its fused optimisers change weights without counting.
+    """
+    return tuple(float(weights.sum(dtype=torch.float64)) for weights in model.parameters())
 
 
 def _uniforms(seed: int, count: int) -> Tensor:

@@ -51,7 +51,8 @@ class KeysAndValues:
     @property
     def bytes(self) -> int:
         """Memory."""
-        return self.keys.nbytes + self.values.nbytes
+        total: int = self.keys.nbytes + self.values.nbytes
+        return total
 
     def part(self, start: int, end: int) -> KeysAndValues:
         """Returns a copy of some tokens', which keeps no more memory than it needs."""

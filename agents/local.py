@@ -172,6 +172,7 @@ class LocalAgent(Agent):
             temperature=self._temperature,
             top_p=self._top_p,
             cache_bytes=int(self._cache_gib * 2**30),
+            may_learn=self._loaded is not None,
         )
         chat = ChatFormat(tokenizer, template, self._chat_template_kwargs, stop_ids)
         return Engine(
