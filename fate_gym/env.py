@@ -449,7 +449,8 @@ class ToolEnv(gym.Env[Observation, Any]):
 
     def _reward(self) -> Reward:
         if self._scalarize is None:
-            return self._verdict.vector.view(RewardVector)
+            vector: RewardVector = self._verdict.vector.view(RewardVector)
+            return vector
         return self._scalarize(self._verdict.vector, self._verdict.mask)
 
     def _info(self) -> dict[str, Any]:
