@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import gymnasium as gym
 
+from fate_gym.attack import is_attack
 from fate_gym.benchmark import ENTRY_POINT, disclosure
 from fate_gym.errors import UsageError, did_you_mean, unknown
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig, read_settings
@@ -187,9 +188,7 @@ def _is_mapping(value: object) -> bool:
 
 
 def _is_attack(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(vector, str) and isinstance(payload, str) for vector, payload in value.items())
-    return value is None or _is_text(value)
+    return is_attack(value) and (not isinstance(value, str) or _is_text(value))
 
 
 def _grouped(settings: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 | `manifest.json` | the resolved configuration, its digest, versions | once, before the first episode |
 | `episodes.jsonl` | one whole episode a line | appended and fsynced |
 | `failures.jsonl` | episodes that errored; never in `episodes.jsonl` | appended and fsynced |
+| `recorded.jsonl` | of an imported run: what each log said, a line an episode | appended and fsynced |
 | `summary.json` | what is derived from the other files | replaced atomically |
 
 The manifest names the version of this layout under `schema`. Lines end in LF alone and are ASCII, so that no other line
@@ -24,6 +25,7 @@ from typing import Any, TypeAlias
 from fate_gym.chat import Json
 from fate_gym.episode import Episode
 from fate_gym.errors import RunError
+from fate_gym.evaluation.recorded import Recorded
 from fate_gym.storage import (
     LOCK_FILE,
     SURROGATE,
@@ -42,6 +44,7 @@ SCHEMA = "fate-gym/run/1"
 """What a manifest has under `schema`; the number rises when an older reader would misread the folder."""
 
 _MANIFEST, _EPISODES, _FAILURES, _SUMMARY = "manifest.json", "episodes.jsonl", "failures.jsonl", "summary.json"
+_RECORDED = "recorded.jsonl"
 # All that a kill between mkdir and the manifest can leave behind.
 _BEFORE_MANIFEST = {LOCK_FILE, f"{_MANIFEST}.tmp"}
 
@@ -96,7 +99,7 @@ class RunFolder:
             else:
                 raise RunError(f"{path} already holds a run: resume it, or give another --out")
             logs = {}
-            for name in (_EPISODES, _FAILURES):
+            for name in (_EPISODES, _FAILURES, *((_RECORDED,) if "imported" in manifest else ())):
                 logs[name] = AppendLog(path / name)
                 resources.callback(logs[name].close)
             run = cls(path)
@@ -133,6 +136,32 @@ class RunFolder:
                 raise ValueError(f"{self.path}: the episode {episode.key!r} is already there")
             self._log(_EPISODES).append(line)
             self.done.add(episode.key)
+
+    def append_recorded(self, recorded: Recorded) -> None:
+        """Adds what a log said of an episode; to be called before the episode itself is added.
+
+        Raises:
+            DiskError: The disk refused.
+        """
+        with self._mutex:
+            self._log(_RECORDED).append(encode_line(recorded.to_json()))
+
+    def recorded(self, on_problem: OnProblem | None = None) -> Iterator[Recorded]:
+        """Yields what the logs of an imported run said, of scored episodes alone; see `episodes`.
+
+        Of an episode that a kill left without its own line, another line may follow: the last one counts.
+        """
+        path = self.path / _RECORDED
+        for number, record in records(path):
+            try:
+                entry = Recorded.from_json(record, f"{path}, line {number}")
+            except RunError as problem:
+                if on_problem is None:
+                    raise
+                on_problem(problem)
+                continue
+            if entry.key in self.done:
+                yield entry
 
     def episodes(self, on_problem: OnProblem | None = None) -> Iterator[Episode]:
         """Yields the scored episodes in the order in which they ended, reading as it goes.
