@@ -16,7 +16,7 @@ meanwhile.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -137,14 +137,26 @@ class RunFolder:
             self._log(_EPISODES).append(line)
             self.done.add(episode.key)
 
-    def append_recorded(self, recorded: Recorded) -> None:
-        """Adds what a log said of an episode; to be called before the episode itself is added.
+    def append_imported(self, played: Sequence[tuple[Episode, Recorded]]) -> None:
+        """Adds imported episodes with what their logs said; when this returns, all of them survive a loss of power.
 
         Raises:
+            ValueError: A scored episode's key is there already.
             DiskError: The disk refused.
         """
+        lines: dict[str, list[bytes]] = {_RECORDED: [], _EPISODES: [], _FAILURES: []}
+        for episode, recorded in played:
+            lines[_RECORDED].append(encode_line(recorded.to_json()))
+            lines[_EPISODES if episode.status == "ok" else _FAILURES].append(encode_line(episode.to_json()))
+        keys = [episode.key for episode, _ in played if episode.status == "ok"]
         with self._mutex:
-            self._log(_RECORDED).append(encode_line(recorded.to_json()))
+            if not self.done.isdisjoint(keys):
+                raise ValueError(f"{self.path}: one of {keys} is already there")
+            # The records first, so that no episode stands there without its own.
+            for name, written in lines.items():
+                if written:
+                    self._log(name).append(b"".join(written))
+            self.done.update(keys)
 
     def recorded(self, on_problem: OnProblem | None = None) -> Iterator[Recorded]:
         """Yields what the logs of an imported run said, of scored episodes alone; see `episodes`.

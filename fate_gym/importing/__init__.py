@@ -25,7 +25,7 @@ from fate_gym.evaluation.summary import summarise
 from fate_gym.evaluation.workers import spread
 from fate_gym.importing.logs import Header, LeftOut, Reader, Settings
 from fate_gym.importing.playing import Piece, Player
-from fate_gym.storage import AppendLog, encode_line, make_folder
+from fate_gym.storage import encode_line, make_folder, replace_file
 
 LEFT_OUT_FILE: Final = "left_out.jsonl"
 """What was not imported, a line each: run, source or key, reason."""
@@ -140,9 +140,8 @@ class _Import:
                 on_done()
             try:
                 for played in spread(Player(self._reader, self._config), _chunks(waiting), workers):
-                    for episode, recorded in played:
-                        folder.append_recorded(recorded)
-                        folder.append(episode)
+                    folder.append_imported(played)
+                    for _ in played:
                         on_done()
             finally:
                 keys = [item.key for item in self._plan.items]
@@ -224,9 +223,4 @@ def _chunks(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:
 
 
 def _write_left_out(folder: Path, lines: Iterable[Mapping[str, Json]]) -> None:
-    path = folder / LEFT_OUT_FILE
-    path.unlink(missing_ok=True)
-    log = AppendLog(path)
-    for line in lines:
-        log.append(encode_line(line))
-    log.close()
+    replace_file(folder / LEFT_OUT_FILE, b"".join(map(encode_line, lines)))

@@ -14,6 +14,7 @@ OTHERWISE: Final = "otherwise"
 
 _MOMENT: Final = re.compile(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(\+00:00|Z)?")
 _LINK: Final = re.compile(r"\n +For further information visit \S*")
+_WORD: Final = re.compile(r"\w")
 _OMITTED: Final = re.compile(r"<Data omitted[^>]*>")
 
 
@@ -25,8 +26,8 @@ def compare_answers(recorded: Sequence[str], episode: Episode) -> dict[str, int]
         episode: The same calls, played here.
 
     Returns:
-        Kind -> how many: "equal"; "equal inside a defence's marks"; "omitted by a defence"; "another time", where only
-        a time of day is otherwise; "another order", of the same characters; "not recorded"; "otherwise".
+        Kind -> how many: "equal"; "another time", where only a time of day is otherwise; "equal inside a defence's
+        marks"; "omitted by a defence"; "another order", of the same characters; "not recorded"; "otherwise".
     """
     outcomes = {call.id: call.outcome for call in episode.calls}
     ours = [
@@ -46,10 +47,11 @@ def _kind(recorded: str, ours: str) -> str:
         return "equal"
     if _OMITTED.search(recorded):
         return "omitted by a defence"
-    if ours and ours in recorded:
-        return "equal inside a defence's marks"
-    if _MOMENT.sub("", recorded) == _MOMENT.sub("", ours):
+    timeless, ours_timeless = _MOMENT.sub("", recorded), _MOMENT.sub("", ours)
+    if timeless == ours_timeless:
         return "another time"
+    if ours_timeless in timeless if ours else not _WORD.search(recorded):
+        return "equal inside a defence's marks"
     return "another order" if sorted(recorded) == sorted(ours) else OTHERWISE
 
 
