@@ -107,6 +107,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         self._fingerprint = fingerprint(self.benchmark, max_turns, max_messages, verbatim)
         self._task_ids = frozenset(self.benchmark.tasks)
         self._task: Task | None = None
+        self._problem: str | None = None
         self._packed_from: list[ToolSchema] | None = None
 
     @property

@@ -25,7 +25,7 @@ from fate_gym.episode import Episode
 from fate_gym.errors import CUTS, FateGymError, RunError
 from fate_gym.evaluation.manifest import make_manifest, run_digest
 from fate_gym.evaluation.plan import Item, Plan
-from fate_gym.evaluation.recorded import CLASSES, differences
+from fate_gym.evaluation.recorded import CLASSES, Origin, differences
 from fate_gym.evaluation.replaying import Recording, replay
 from fate_gym.evaluation.store import SCHEMA as RUN_SCHEMA
 from fate_gym.evaluation.store import RunFolder
@@ -149,7 +149,7 @@ def verify(path: Path, *, trusted: str | None = None, concurrency: int = 4) -> V
         return report
     _check_manifest(manifest, plan, settings, report)
     planned = {item.key: item for item in plan.items}
-    imported = "imported" in manifest
+    imported = _is_imported(manifest, report)
     _check_files(path, planned, report, imported=imported)
     if imported:
         _check_recorded(path, report)
@@ -253,6 +253,18 @@ def _check_files(path: Path, planned: Items, report: Verification, *, imported: 
             report.add(key, f"is missing: the task list has it, and no episode does{error}")
     for key in sorted(set(errors) - set(planned)):
         report.add(key, "is in failures.jsonl and not in the task list of these settings")
+
+
+def _is_imported(manifest: Mapping[str, Any], report: Verification) -> bool:
+    """Whether a run was imported; its manifest then says from what."""
+    try:
+        origin = Origin.read(manifest, "manifest.json")
+    except RunError as problem:
+        report.add("manifest.json", str(problem))
+        return True
+    if origin is not None:
+        report.notes.append(f"imported: {origin}")
+    return origin is not None
 
 
 def _check_recorded(path: Path, report: Verification) -> None:

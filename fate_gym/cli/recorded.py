@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -148,7 +149,7 @@ def _print(runs: list[Imported], of_no_run: dict[str, int]) -> None:
                 out.prose(f"{name}: {CLASSES[name]}.")
         out.table(_counts("answers of tools, compared with ours", ((run.path.name, run.outputs) for run in runs)))
         left = [(run.path.name, run.left_out + run.parts_left_out) for run in runs]
-        left.append(("(no run)", of_no_run))
+        left.append(("(no run)", Counter(of_no_run)))
         missing = [(run.path.name, run.summary["episodes"]["missing"]) for run in runs]
         out.table(_counts("left out", [(name, dict(counts)) for name, counts in left if counts]))
         for name, count in missing:
@@ -188,5 +189,7 @@ def run_export(options: argparse.Namespace) -> int:
     written = export_run(options.run_folder, options.to, options.out)
     for reason, count in written.left_out.items():
         out.line(f"left out: {count} {reason}")
+    for note in written.notes:
+        out.line(f"note: {note}")
     out.line(f"{written.episodes} episodes: {written.path}")
     return 0

@@ -10,6 +10,7 @@ from typing import Any
 from fate_gym.cli.terminal import out
 from fate_gym.episode import Episode
 from fate_gym.errors import RunError, UsageError
+from fate_gym.evaluation.recorded import Origin
 from fate_gym.evaluation.report import notes, read_summary, remarks, results_tables
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.rendering import render_episode
@@ -67,6 +68,9 @@ def _described(path: Path) -> str:
 def _show_run(folder: RunFolder, options: argparse.Namespace) -> None:
     summary = read_summary(folder.path / "summary.json")
     out.line(_described(folder.path))
+    origin = Origin.read(folder.manifest, str(folder.path / "manifest.json"))
+    if origin is not None:
+        out.prose(f"imported from {origin}. Unknown: {'; '.join(origin.unknown)}.")
     for table in results_tables([summary], by_suite=True):
         out.table(table)
     out.prose(notes([summary]))

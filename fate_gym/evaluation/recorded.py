@@ -106,6 +106,62 @@ class Recorded:
 _NAMES: Final = frozenset({"schema", *(entry.name for entry in dataclasses.fields(Recorded))})
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an imported run is from, as its manifest has it under `imported`.
+
+    Attributes:
+        format: The harness that wrote the logs.
+        source: Where they are from: address, commit, licence; "" if nobody said.
+        packages: Versions of the harness that wrote them, "unknown" among them.
+        first: When the first log was written, as the harness wrote the time; None where no log says.
+        last: When the last one was written.
+        logs: Logs imported.
+        left_out: Reason -> logs that were not.
+        unknown: What the logs do not say.
+    """
+
+    format: str
+    source: str
+    packages: tuple[str, ...]
+    first: str | None
+    last: str | None
+    logs: int
+    left_out: Mapping[str, int]
+    unknown: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Json]:
+        """Returns the form that a manifest holds."""
+        return {**dataclasses.asdict(self), "packages": list(self.packages), "unknown": list(self.unknown)}
+
+    @classmethod
+    def read(cls, manifest: Mapping[str, Any], where: str) -> Origin | None:
+        """Reads it from a manifest; None for a run that was not imported.
+
+        Raises:
+            RunCorruptError: It is malformed; the message names the field.
+        """
+        if "imported" not in manifest:
+            return None
+        fields = Fields(dict(manifest), where).object("imported")
+        fields.only([entry.name for entry in dataclasses.fields(cls)])
+        return cls(
+            format=fields.text("format"),
+            source=fields.text("source"),
+            packages=tuple(fields.texts("packages")),
+            first=fields.text_or_none("first"),
+            last=fields.text_or_none("last"),
+            logs=fields.integer("logs"),
+            left_out=_counts(fields, "left_out"),
+            unknown=tuple(fields.texts("unknown")),
+        )
+
+    def __str__(self) -> str:
+        written = "" if self.first is None else f", written {self.first} to {self.last}"
+        named = f" ({self.source})" if self.source else ""
+        return f"{self.logs} logs of {self.format} {', '.join(self.packages)}{written}{named}"
+
+
 def differences(recorded: Recorded, verdict: Verdict, ended: str | None) -> dict[str, str]:
     """Compares a recorded verdict with ours, and classes what differs.
 

@@ -19,6 +19,7 @@ from fate_gym.chat import Json
 from fate_gym.errors import ProviderError
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
 from fate_gym.evaluation.manifest import make_manifest
+from fate_gym.evaluation.recorded import Origin
 from fate_gym.evaluation.replaying import Recording
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import summarise
@@ -163,19 +164,18 @@ class _Import:
 
     def _make_manifest(self, headers: Sequence[Header], source: str) -> dict[str, Any]:
         whens = sorted(header.when for header in headers if header.when is not None)
-        unknown = ["tokens, cost, attempts and seeds", "sampling settings", *self._settings.unknown]
         manifest = make_manifest(self._config, self._plan, Recording((), ProviderError("")))
-        manifest["imported"] = {
-            "format": self._reader.format,
-            "source": source,
-            "packages": sorted({header.package or "unknown" for header in headers}),
-            "first": whens[0] if whens else None,
-            "last": whens[-1] if whens else None,
-            "logs": len(self._pieces),
-            "left_out": dict(Counter(entry.reason for entry in self._left)),
-            "unknown": unknown,
-        }
-        return manifest
+        origin = Origin(
+            format=self._reader.format,
+            source=source,
+            packages=tuple(sorted({header.package or "unknown" for header in headers})),
+            first=whens[0] if whens else None,
+            last=whens[-1] if whens else None,
+            logs=len(self._pieces),
+            left_out=dict(Counter(entry.reason for entry in self._left)),
+            unknown=("tokens, cost, attempts and seeds", "sampling settings", *self._settings.unknown),
+        )
+        return {**manifest, "imported": origin.to_json()}
 
 
 def _config(settings: Settings, headers: Sequence[Header], path: Path) -> EvalConfig:

@@ -125,14 +125,14 @@ class AgentDojoReader(Reader):
         )
 
     def _cut(self, header: Header, raw: Raw) -> CutError | None:
-        if raw.ended is not None:
-            kind = CUTS.get(raw.ended)
+        if raw.ended in CUTS:
+            kind = CUTS[raw.ended]
         elif ends_with_tool(raw):
             kind = AbortedError if (header.run, header.variant) in self._aborting else ContextOverflowError
         else:
-            kind = CallsLeftError if raw.calls_left and raw.rounds - 1 < MAX_ROUNDS else None
-        if kind is None:
-            return None
+            kind = CallsLeftError
+            if not raw.calls_left or raw.rounds > MAX_ROUNDS:
+                return None
         return kind("recorded", action=raw.actions[-1] if kind is CallsLeftError else None)
 
     def _header(self, path: Path, source: str, run: str, raw: Raw) -> Header | LeftOut:
@@ -216,7 +216,7 @@ def _registered(version: str, attack: str | None, model_name: str | None) -> Any
 
     if attack is not None and attack not in attack_names():
         return None
-    named = {} if model_name is None else {"model_name": model_name}
+    named: dict[str, Any] = {} if model_name is None else {"model_name": model_name}
     return AgentDojo(version=version, attack=attack, **named)
 
 

@@ -90,8 +90,7 @@ class AgentDojo(Benchmark):
         # Upstream's properties choose the tasks of a version anew on every access.
         self._user_tasks = {name: chosen.user_tasks for name, chosen in self._suites.items()}
         self._injection_tasks = {name: chosen.injection_tasks for name, chosen in self._suites.items()}
-        own = isinstance(attack, Mapping)
-        self._attack = OwnPayloads.read(attack) if own else None if attack == NO_INJECTION else attack
+        self._attack = _read_attack(attack)
         splits.check_fold(fold)
         self._split, self._fold = split, fold
         self._trace: Trace = trace
@@ -349,6 +348,12 @@ def _demonstrate(task: Any, world: AgentDojoWorld) -> Demonstration:
     for name, arguments in calls:
         world.call(name, arguments)
     return Demonstration(calls, task.GROUND_TRUTH_OUTPUT)
+
+
+def _read_attack(attack: str | Mapping[str, Any] | None) -> str | OwnPayloads | None:
+    if isinstance(attack, Mapping):
+        return OwnPayloads.read(attack)
+    return None if attack == NO_INJECTION else attack
 
 
 def _choose(names: str | Sequence[str], available: Mapping[str, TaskSuite[Any]]) -> dict[str, TaskSuite[Any]]:
