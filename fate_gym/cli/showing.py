@@ -71,6 +71,9 @@ def _line_of(run: Run) -> str:
 
 def _show_run(run: Run, options: argparse.Namespace) -> None:
     out.line(_line_of(run))
+    origin = Origin.read(run.manifest, str(run.path / "manifest.json"))
+    if origin is not None:
+        out.prose(f"imported from {origin}. Unknown: {'; '.join(origin.unknown)}.")
     for table in results_tables([run.summary], by_suite=True):
         out.table(table)
     out.prose(notes([run.summary]))

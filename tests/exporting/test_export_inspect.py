@@ -12,7 +12,7 @@ pytest.importorskip("inspect_ai")
 from fate_gym.agents import load_agent
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.config import EvalConfig
-from fate_gym.evaluation.evaluate import evaluate
+from fate_gym.evaluation.evaluate import run_evaluation
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.exporting import Exported, export_run
 
@@ -21,7 +21,7 @@ from fate_gym.exporting import Exported, export_run
 def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunFolder, Exported]:
     out = tmp_path_factory.mktemp("runs") / "run"
     config = EvalConfig("random", env="toy/Parcels-v0", repeats=2, out=out)
-    asyncio.run(evaluate(config, load_agent("random")))
+    asyncio.run(run_evaluation(config, load_agent("random")))
     return RunFolder.read(out), export_run(out, "inspect")
 
 

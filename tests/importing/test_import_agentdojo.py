@@ -14,7 +14,7 @@ from fate_gym.agents import load_agent
 from fate_gym.cli.main import main
 from fate_gym.errors import RunCorruptError, UsageError
 from fate_gym.evaluation.config import EvalConfig
-from fate_gym.evaluation.evaluate import evaluate
+from fate_gym.evaluation.evaluate import run_evaluation
 from fate_gym.evaluation.recorded import (
     ABORT_TEXT,
     ASKED_AGAIN,
@@ -55,7 +55,7 @@ def test_a_run_of_ours_comes_back_with_the_same_verdicts(tmp_path: Path) -> None
         limit=6,
         out=tmp_path / "run",
     )
-    asyncio.run(evaluate(config, load_agent("random")))
+    asyncio.run(run_evaluation(config, load_agent("random")))
     written = export_run(config.out, "agentdojo", tmp_path / "logs")
     run = imported(tmp_path / "logs", tmp_path / "again")
     assert run.logs == written.episodes == 24
