@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from agentdojo.agent_pipeline import BasePipelineElement
+from agentdojo.agent_pipeline.base_pipeline_element import BasePipelineElement
 from agentdojo.attacks import load_attack
 from agentdojo.attacks.attack_registry import ATTACKS
 from agentdojo.models import MODEL_NAMES
