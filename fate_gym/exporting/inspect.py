@@ -2,7 +2,7 @@
 
 Each axis of the verdict is a score. Inspect has no mask: an axis that does not apply to an episode, or whose grader
 failed, has no score there, and the reason stands in the sample's metadata. The log is written in one piece, so that the
-run must fit into memory.
+run must fit into memory. It has one event a sample, the agent's last turn: the conversation before it is the input.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def _sample(episode: Episode, model: str) -> Any:
         input=messages[:asked],
         target="",
         messages=messages,
-        output=_output(episode, messages, model),
+        output=(output := _output(episode, messages, model)),
+        events=_events(messages, output, model),
         scores={
             name: Score(
                 value=axis.value,
@@ -176,6 +177,17 @@ def _output(episode: Episode, messages: list[Any], model: str) -> Any:
     stop = "content_filter" if episode.content_filtered else "tool_calls" if said[-1].tool_calls else "stop"
     choice = ChatCompletionChoice(message=said[-1], stop_reason=stop)
     return ModelOutput(model=model, choices=[choice], usage=_usage(episode))
+
+
+def _events(messages: list[Any], output: Any, model: str) -> list[Any]:
+    """Returns the agent's last turn as an event: Inspect's dataframe of messages is made of the events' inputs."""
+    from inspect_ai.event import ModelEvent
+    from inspect_ai.model import GenerateConfig
+
+    if output.empty:
+        return []
+    before = messages[: messages.index(output.message)]
+    return [ModelEvent(model=model, input=before, tools=[], tool_choice="auto", config=GenerateConfig(), output=output)]
 
 
 def _usage(episode: Episode) -> Any:

@@ -61,7 +61,9 @@ def test_inspects_dataframes_open_it(exported: tuple[RunFolder, Exported]) -> No
     assert len(samples) == len(episodes)
     known = [episode.verdict.utility.value for episode in episodes if episode.verdict.utility.active]
     assert sorted(samples["score_utility"].dropna()) == pytest.approx(sorted(known))
-    assert len(messages_df(str(written.path))) == sum(len(episode.messages) for episode in episodes)
+    # Inspect takes the messages that its model has read or written: answers after the last turn are not among them.
+    ends = [max(i for i, m in enumerate(e.messages) if m["role"] == "assistant") for e in episodes]
+    assert len(messages_df(str(written.path))) == sum(end + 1 for end in ends)
     assert len(evals_df(str(written.path))) == 1
 
 
