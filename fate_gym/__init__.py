@@ -76,3 +76,13 @@ register_benchmark(
 register_benchmark(
     "fate/ATBench-v0", "fate_gym.benchmarks.atbench.benchmark:ATBench", max_turns=30, path_options=["data_dir"]
 )
+register_benchmark(
+    "fate/RJudge-v0",
+    "fate_gym.benchmarks.atbench.others:RJudge",
+    max_turns=30,
+    confidential=True,
+    path_options=["data_dir"],
+)
+register_benchmark(
+    "fate/ASSEBench-v0", "fate_gym.benchmarks.atbench.others:ASSEBench", max_turns=30, path_options=["data_dir"]
+)
