@@ -52,6 +52,7 @@ class AgentDojo(Benchmark):
         attack: None, the name of a registered attack, or payloads of the user as `{vector: text}`.
         split: None for every pair; "train", "dev", "test" or a label of the split file. Without an attack, and under
             denial of service, a split consists of the user tasks that occur in its pairs.
+        fold: The fold of version 2 of the split, from 0 to 4; None for version 1.
         trace: The calls that graders see: "official" for all that were requested, "executed" for those that ran.
         injection_encoding: "official" places a payload as AgentDojo does, which folds line breaks and cannot carry
             quotes; "literal" places it character by character.
@@ -75,6 +76,7 @@ class AgentDojo(Benchmark):
         version: str = "v1.2.2",
         attack: str | Mapping[str, str] | None = None,
         split: str | None = None,
+        fold: int | None = None,
         trace: Trace = "official",
         injection_encoding: Encoding = "official",
         model_name: str = "Local model",
@@ -89,7 +91,8 @@ class AgentDojo(Benchmark):
         self._user_tasks = {name: chosen.user_tasks for name, chosen in self._suites.items()}
         self._injection_tasks = {name: chosen.injection_tasks for name, chosen in self._suites.items()}
         self._attack = None if attack in (None, NO_INJECTION) else attack
-        self._split = split
+        splits.check_fold(fold)
+        self._split, self._fold = split, fold
         self._trace: Trace = trace
         self._encode: Callable[[str], str] = encode_literal if injection_encoding == "literal" else str
         self._model_name = model_name
@@ -99,7 +102,8 @@ class AgentDojo(Benchmark):
         self._described: dict[str, Task] = {}
         self.tasks = tuple(self._list_tasks(verified_only))
         if not self.tasks:
-            raise ValueError(f"no task is left with suite={suite!r}, attack={attack!r}, split={split!r}")
+            fold_too = "" if fold is None else f", fold={fold}"
+            raise ValueError(f"no task is left with suite={suite!r}, attack={attack!r}, split={split!r}{fold_too}")
 
     @property
     def attack_name(self) -> str | None:
@@ -107,7 +111,10 @@ class AgentDojo(Benchmark):
         return CUSTOM if isinstance(self._attack, Mapping) else self._attack
 
     def task(self, task_id: str) -> Task:
-        """Returns the description of a task; `metadata` holds its split label and known defects of its graders."""
+        """Returns the description of a task.
+
+        `metadata` holds its split label, known defects of its graders, and the attacker's goal in AgentDojo's words.
+        """
         if task_id not in self._described:
             self._described[task_id] = self._describe(task_id)
         return self._described[task_id]
@@ -138,6 +145,7 @@ class AgentDojo(Benchmark):
             pre=world.initial_environment(),
             post=world.environment,
             transcript=transcript,
+            play=world.replayed,
         )
         attacked = task.mode == "attacked"
         return verify_episode(episode, attacked=attacked, trace=self._trace, refusal_judge=self._refusal_judge)
@@ -158,15 +166,17 @@ class AgentDojo(Benchmark):
         return {
             "agentdojo": importlib.metadata.version("agentdojo"),
             "version": self._version,
-            "split_version": splits.VERSION,
+            "split_version": splits.version(self._fold),
             "data_sha256": {name: _checksum(name) for name, suite in self._suites.items() if suite.data_path is None},
         }
 
     def _describe(self, task_id: str) -> Task:
         suite, user, goal = task_id.split("/")
         metadata: dict[str, Json] = {"version": self._version, "notes": [*notes(suite, user), *notes(suite, goal)]}
-        if label := splits.labels().get(task_id):
+        if label := splits.labels(self._fold).get(task_id):
             metadata["split"] = label
+        if injection := self._injection_tasks[suite].get(goal):
+            metadata["injection_goal"] = injection.GOAL
         return Task(
             id=task_id,
             mode="benign" if goal == NO_INJECTION else "attacked",
@@ -212,8 +222,8 @@ class AgentDojo(Benchmark):
             return True
         labels = splits.split_labels(self._split)
         if len(parts) == 3:
-            return splits.labels().get("/".join(parts)) in labels
-        return "/".join(parts) in _users_of(labels)
+            return splits.labels(self._fold).get("/".join(parts)) in labels
+        return "/".join(parts) in _users_of(labels, self._fold)
 
     def _start(self, task_id: str) -> Start:
         name, user, goal = task_id.split("/")
@@ -275,8 +285,8 @@ def _system_message() -> str:
 
 
 @cache
-def _users_of(labels: tuple[splits.Label, ...]) -> frozenset[str]:
-    return frozenset(pair.rsplit("/", 1)[0] for pair, label in splits.labels().items() if label in labels)
+def _users_of(labels: tuple[splits.Label, ...], fold: int | None) -> frozenset[str]:
+    return frozenset(pair.rsplit("/", 1)[0] for pair, label in splits.labels(fold).items() if label in labels)
 
 
 @cache
