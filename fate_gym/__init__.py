@@ -17,8 +17,8 @@ from fate_gym.task import DataPolicy, Demonstration, GroundTruth, Task
 
 if TYPE_CHECKING:
     from fate_gym.agents import load_agent
-    from fate_gym.evaluation import EvalConfig, evaluate
-    from fate_gym.leaderboards import load_run
+    from fate_gym.evaluation import EvalConfig, Run, load_run
+    from fate_gym.interface import evaluate
 
 __all__ = [
     "AXES",
@@ -32,6 +32,7 @@ __all__ = [
     "FateGymError",
     "GroundTruth",
     "Reply",
+    "Run",
     "Scalarization",
     "Task",
     "ToolEnv",
@@ -52,9 +53,10 @@ __path__ = extend_path(__path__, __name__)
 
 _LAZY = {
     "EvalConfig": "fate_gym.evaluation",
-    "evaluate": "fate_gym.evaluation",
+    "Run": "fate_gym.evaluation",
+    "evaluate": "fate_gym.interface",
     "load_agent": "fate_gym.agents",
-    "load_run": "fate_gym.leaderboards",
+    "load_run": "fate_gym.evaluation",
 }
 
 
@@ -65,16 +67,26 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_LAZY[name]), name)
 
 
-register_benchmark("fate/AgentDojo-v0", "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo", model_option="model_name")
+register_benchmark(
+    "fate/AgentDojo-v0",
+    "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo",
+    model_option="model_name",
+    summary="A user's task with tools, without attack and under prompt injection.",
+)
 register_benchmark(
     "fate/AgentHarm-v0",
     "fate_gym.benchmarks.agentharm.benchmark:AgentHarm",
     max_messages=20,
     confidential=True,
     path_options=["data_dir"],
+    summary="Harmful requests and their harmless twins, with tools.",
 )
 register_benchmark(
-    "fate/ATBench-v0", "fate_gym.benchmarks.atbench.benchmark:ATBench", max_turns=30, path_options=["data_dir"]
+    "fate/ATBench-v0",
+    "fate_gym.benchmarks.atbench.benchmark:ATBench",
+    max_turns=30,
+    path_options=["data_dir"],
+    summary="Recorded trajectories of agents, to be called safe or unsafe.",
 )
 register_benchmark(
     "fate/RJudge-v0",

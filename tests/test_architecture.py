@@ -23,6 +23,7 @@ ALLOWED = {
     "leaderboards": {"core", "agents"},
     "integrations": {"core", "agents"},
     "configs": set(),
+    "interface": {"core", "agents"},
     "cli": {"core", "agents", "trainers", "leaderboards", "configs"},
 }
 # Who must know nothing of whom within a layer, although the direction would allow it.
