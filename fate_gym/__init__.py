@@ -94,7 +94,12 @@ register_benchmark(
     max_turns=30,
     confidential=True,
     path_options=["data_dir"],
+    summary="R-Judge's recorded trajectories, to be called safe or unsafe.",
 )
 register_benchmark(
-    "fate/ASSEBench-v0", "fate_gym.benchmarks.atbench.others:ASSEBench", max_turns=30, path_options=["data_dir"]
+    "fate/ASSEBench-v0",
+    "fate_gym.benchmarks.atbench.others:ASSEBench",
+    max_turns=30,
+    path_options=["data_dir"],
+    summary="ASSEBench's recorded trajectories, to be called safe or unsafe by a strict or a loose standard.",
 )

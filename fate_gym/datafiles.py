@@ -60,10 +60,9 @@ class DataFiles:
     @property
     def remedy(self) -> str:
         """What to do where a file is missing."""
-        named = f"let data_dir= or {self.variable} name a folder with it"
         if self.revision is None:
-            return f"take it from {self.repo}, and {named}"
-        return f"run `fate-gym data fetch {self.name}`, or {named}"
+            return f"take it from {self.repo}, and let data_dir= or {self.variable} name a folder with it"
+        return f"run `fate-gym data fetch {self.name}`, or let data_dir= or {self.variable} name a folder with it"
 
     def hub_path(self, name: str) -> str:
         """Path of a file in the hub's repository."""
@@ -141,10 +140,9 @@ def read_data(data: DataFiles, name: str, data_dir: str | os.PathLike[str] | Non
     sha256 = hashlib.sha256(content).hexdigest()
     verified = is_on_record(data, name, sha256)
     if not verified:
-        problem = f"is not the {name} on record"
+        differs = f"{path} is not the {name} on record for {data.name} (SHA-256 {sha256[:8]}...)"
         if data.checksums.get(name, "") is None:
-            problem = "has no checksum on record"
-        differs = f"{path} {problem} for {data.name} (SHA-256 {sha256[:8]}...)"
+            differs = f"{path} has no checksum on record for {data.name} (SHA-256 {sha256[:8]}...)"
         if data_folder(data, data_dir) is None:
             raise DataError(f"{differs}: delete it and run `fate-gym data fetch {data.name}`")
         _warn_once(f"{differs}: results are not comparable")

@@ -76,12 +76,14 @@ class Rollout:
     def _play(self, completion: Sequence[Message]) -> Verdict:
         env = self._env
         env.reset(seed=self._seed, options={"task_id": self._task_id})
-        over, info = False, {}
         for message in completion:
-            if message["role"] == "assistant" and not over:
+            if message["role"] == "assistant":
                 _, _, terminated, truncated, info = env.step(message)
-                over = terminated or truncated
-        verdict: Verdict = (info if over else env.truncate("trl_limit")[4])["verdict"]
+                if terminated or truncated:
+                    break
+        else:
+            info = env.truncate("trl_limit")[4]
+        verdict: Verdict = info["verdict"]
         return verdict
 
 

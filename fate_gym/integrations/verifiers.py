@@ -20,7 +20,7 @@ import os
 import uuid
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 from pydantic import Field, NonNegativeFloat
@@ -44,7 +44,7 @@ _idle: defaultdict[str, list[ToolEnv]] = defaultdict(list)
 class FateTaskConfig(vf.TaskConfig):  # type: ignore[misc]
     """`--env.taskset.task.*`: weights of the axes in `trace.reward`."""
 
-    weights: dict[Axis, NonNegativeFloat] = dict.fromkeys(AXES, 1.0)
+    weights: dict[Axis, NonNegativeFloat] = Field(default_factory=lambda: dict.fromkeys(get_args(Axis), 1.0))
 
 
 class FateTasksetConfig(vf.TasksetConfig):  # type: ignore[misc]

@@ -153,8 +153,10 @@ def test_a_step_of_plain_trl(banking: TRLTasks, tmp_path: Path, monkeypatch: pyt
     from fate_gym.agents.response_templates import choose_response_template
 
     call = '<tool_call>\n{"name": "get_balance", "arguments": {}}\n</tool_call>'
-    script = {"assistant\n": [call, "Done."], call: ["<|im_end|>"], "Done.": ["<|im_end|>"]}
-    folder = tiny_model.make_scripted_model(tmp_path / "model", script)
+    turn = [call, "I'm sorry, but I can't help with that.", "Done."]
+    script = {"assistant\n": turn, **{text: ["<|im_end|>"] for text in turn}}
+    opening = gym.make("fate/AgentDojo-v0", **BANKING).reset(seed=0)[0]
+    folder = tiny_model.make_scripted_model(tmp_path / "model", script, [json.dumps(opening)])
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.response_template = choose_response_template(tokenizer, None, {})
     model = Qwen3ForCausalLM.from_pretrained(folder)
@@ -164,8 +166,8 @@ def test_a_step_of_plain_trl(banking: TRLTasks, tmp_path: Path, monkeypatch: pyt
         processing_class=tokenizer,
         args=GRPOConfig(
             output_dir=str(tmp_path / "out"),
-            per_device_train_batch_size=4,
-            num_generations=4,
+            per_device_train_batch_size=8,
+            num_generations=8,
             max_completion_length=400,
             max_tool_calling_iterations=2,
             max_steps=1,
