@@ -45,6 +45,7 @@ FORMATS: Final[Mapping[str, Format]] = {
         ("only", "despite_policy"),
     ),
     "parquet": Format("a table of one row an episode, for dataframes", ".parquet", "fate_gym.exporting.parquet"),
+    "inspect": Format("a log that `inspect view` shows", ".eval", "fate_gym.exporting.inspect"),
 }
 """Formats by name."""
 
@@ -57,11 +58,13 @@ class Exported:
         path: The file or the folder.
         episodes: Episodes written.
         left_out: Why episodes, or parts of them, are not in it -> how many.
+        notes: What else its reader must know.
     """
 
     path: Path
     episodes: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
 
 def export_run(run: Path, to: str, out: Path | None = None, **options: Any) -> Exported:
