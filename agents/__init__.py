@@ -15,6 +15,7 @@ from fate_gym.errors import unknown
 from fate_gym.rollout import Agent, FunctionAgent, Reply, Session, as_agent
 
 __all__ = [
+    "REFERENCES",
     "SPECS",
     "Agent",
     "Answerer",
@@ -53,6 +54,9 @@ _BUILT_IN: dict[str, Callable[[], Agent]] = {
     "random": RandomAgent,
     "always-unsafe": always_unsafe,
 }
+
+REFERENCES = frozenset((*_BUILT_IN, "turn-count"))
+"""Agents that follow a script: marks by which to measure others, never competitors."""
 
 
 def load_agent(spec: str, *, defences: Sequence[str] = (), **options: Any) -> Agent:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ class LoadedRun:
     """A run, ready for tables and pages.
 
     Attributes:
-        run_id: Names it in addresses: letters, digits, "-" and "." only, unique among the runs loaded together.
+        run_id: Names it in addresses: letters, digits, "-", "_" and "." only, unique among the runs loaded together.
         folder: The run folder, open for reading.
         manifest: As stored.
         summary: Computed from the episodes; `episodes.planned` and `.missing` are None where the run never ended.
@@ -130,7 +130,7 @@ def _load(path: Path, taken: set[str]) -> LoadedRun:
     if submission:
         marks.update(submission.contaminated_by)
     return LoadedRun(
-        run_id=_run_id(str(summary["agent"]), folder.manifest["digest"], taken),
+        run_id=_run_id(folder.manifest["config"], path, taken),
         folder=folder,
         manifest=folder.manifest,
         summary=summary,
@@ -178,11 +178,18 @@ def _count_missing(summary: dict[str, Any], folder: RunFolder) -> None:
         counts["missing"] = max(0, planned - counts["scored"] - counts["errors"])
 
 
-def _run_id(agent: str, digest: str, taken: set[str]) -> str:
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", agent).strip("-.")[:60] or "agent"
-    base = f"{slug}-{hashlib.sha256(f'{agent}/{digest}'.encode(errors='replace')).hexdigest()[:8]}"
-    names = [base, *(f"{base}-{i}" for i in range(2, len(taken) + 3))]
-    return next(name for name in names if name not in taken)
+def _run_id(config: Mapping[str, Any], path: Path, taken: Collection[str]) -> str:
+    """Names a run by agent and defences; one whose name is taken, by the first folder of its path that adds a name."""
+    base = _slug("+".join((config["agent"], *config["defences"]))) or "agent"
+    folders = (name for part in reversed(path.parts) if (name := _slug(part)) and name != base)
+    names = [base, *(f"{base}-{folder}" for folder in islice(folders, 1))]
+    # Names that differ in case alone are one folder on some file systems.
+    known = {name.lower() for name in taken}
+    return next(name for name in chain(names, (f"{names[-1]}-{i}" for i in count(2))) if name.lower() not in known)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:60].rstrip("-.")
 
 
 def _names(value: object) -> list[str]:

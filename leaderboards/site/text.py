@@ -42,6 +42,15 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.1f}"
 
 
+def points(value: float | None) -> str:
+    """A difference of shares in percentage points with one decimal and its sign; a dash for None."""
+    if value is None:
+        return NOTHING
+    # The tenth that is shown decides: a difference that rounds to nothing has no sign.
+    shown = round(100 * value, 1)
+    return f"{shown:+.1f}".replace("-", "\u2212") if shown else "0.0"
+
+
 def number(value: float | None) -> str:
     """A number with three significant digits; a dash for None."""
     if value is None:
@@ -105,7 +114,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters.update(percent=percent, number=number, short=short)
+    made.filters.update(percent=percent, points=points, number=number, short=short)
+    made.policies["json.dumps_kwargs"] = {"ensure_ascii": True, "separators": (",", ":")}
     return made
 
 
