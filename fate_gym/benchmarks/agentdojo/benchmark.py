@@ -16,12 +16,12 @@ from agentdojo.task_suite.task_suite import TaskSuite
 from fate_gym.benchmark import Benchmark
 from fate_gym.benchmark import World as BaseWorld
 from fate_gym.benchmarks.agentdojo import splits
-from fate_gym.benchmarks.agentdojo.attacks import RegisteredAttack, is_dos
+from fate_gym.benchmarks.agentdojo.attacks import RegisteredAttack, attack_names, is_dos
 from fate_gym.benchmarks.agentdojo.candidates import candidates
 from fate_gym.benchmarks.agentdojo.grader_notes import notes, verified
 from fate_gym.benchmarks.agentdojo.placement import encode_literal, placed
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
-from fate_gym.benchmarks.agentdojo.upstream import suites
+from fate_gym.benchmarks.agentdojo.upstream import suites, versions
 from fate_gym.benchmarks.agentdojo.verifier import Episode, Trace, verify_episode
 from fate_gym.benchmarks.agentdojo.world import AgentDojoWorld, Start
 from fate_gym.chat import Json, ToolSchema
@@ -105,6 +105,16 @@ class AgentDojo(Benchmark):
             fold_too = "" if fold is None else f", fold={fold}"
             raise ValueError(f"no task is left with suite={suite!r}, attack={attack!r}, split={split!r}{fold_too}")
 
+    @classmethod
+    def choices(cls) -> Mapping[str, Sequence[str]]:
+        """Returns the names of suites, versions, attacks and splits."""
+        return {
+            "suite": ["all", *suites(versions()[-1])],
+            "version": versions(),
+            "attack": [NO_INJECTION, *attack_names()],
+            "split": list(dict.fromkeys([*splits.LABELS_OF, *get_args(splits.Label)])),
+        }
+
     @property
     def attack_name(self) -> str | None:
         """The name of the attack; "custom" for payloads that the user gave."""
@@ -160,6 +170,12 @@ class AgentDojo(Benchmark):
             return GroundTruth(solved, stop, world.payloads, injection_replaces_task=True)
         attacked = None if goal == NO_INJECTION else _demonstrate(self._injection_tasks[name][goal], world)
         return GroundTruth(solved, attacked, world.payloads)
+
+    def injection_goal(self, task_id: str) -> str | None:
+        """Returns the goal that AgentDojo gives the injection task; None for denial of service, which has no task."""
+        name, _, goal = task_id.split("/")
+        injected = self._injection_tasks[name].get(goal)
+        return None if injected is None else str(injected.GOAL)
 
     def provenance(self) -> dict[str, Json]:
         """Returns the versions of AgentDojo and of the split, and the checksums of the suites' data."""
