@@ -28,6 +28,13 @@ def add_commands(commands: Any) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="The run folder, or a folder of several.")
     parser.add_argument("episode", metavar="EPISODE", nargs="?", help="An episode's key, or a part that only it has.")
+    parser.add_argument(
+        "--single-file",
+        metavar="FILE",
+        type=Path,
+        help="Write the episode as one page that opens in a browser, and can be sent by mail.",
+    )
+    parser.add_argument("--private", action="store_true", help="Show in it what the licence does not allow to publish.")
     parser.add_argument("--all", action="store_true", help="List every episode, not only those below a perfect score.")
     parser.add_argument("--suite", metavar="NAME", help="List only episodes of this suite.")
     parser.add_argument("--attack", metavar="NAME", help="List only episodes under this attack; `none` for no attack.")
@@ -49,10 +56,23 @@ def run(options: argparse.Namespace) -> int:
         return 0
     folder = RunFolder.read(path)
     if options.episode is None:
+        if options.single_file is not None:
+            raise UsageError("--single-file writes one episode: name it after the run")
         _show_run(folder, options)
+    elif options.single_file is not None:
+        _write_episode(folder, options)
     else:
         _show_episode(_find(folder, options.episode))
     return 0
+
+
+def _write_episode(folder: RunFolder, options: argparse.Namespace) -> None:
+    from fate_gym.leaderboards.runs import load_run
+    from fate_gym.leaderboards.site import trace_file
+
+    page = trace_file(load_run(folder.path), _find(folder, options.episode), private=options.private)
+    options.single_file.write_text(page, encoding="utf-8", newline="")
+    out.line(str(options.single_file))
 
 
 def _described(path: Path) -> str:

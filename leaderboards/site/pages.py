@@ -60,7 +60,7 @@ def build_site(boards: Sequence[Board], runs: Sequence[LoadedRun], out: Path, *,
     for source in files("fate_gym.leaderboards.site").joinpath("static").iterdir():
         (out / "static" / source.name).write_bytes(source.read_bytes())
     names = _names(boards)
-    common = _common(private=private)
+    common = common_values(private=private)
     views = [overview(board, names[board.env], f"overview-{i}") for i, board in enumerate(boards)]
     with _workers(runs) as work:
         read = list(work(run_pages.read_run, [(RunView.of(run),) for run in runs], private=private))
@@ -133,8 +133,14 @@ def _workers(runs: Sequence[LoadedRun]) -> Iterator[Callable[..., Iterable[Any]]
         yield work
 
 
-def _common(*, private: bool) -> dict[str, object]:
-    return {"private": private, "version": fate_gym.__version__, "alone": False}
+def common_values(*, private: bool, alone: bool = False) -> dict[str, object]:
+    """Returns what every page reads.
+
+    Args:
+        private: Whether the build shows what may not be published.
+        alone: Whether the page stands without the others, and so leads to none.
+    """
+    return {"private": private, "version": fate_gym.__version__, "alone": alone}
 
 
 def _clear(out: Path) -> None:

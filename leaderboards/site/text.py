@@ -119,14 +119,17 @@ def environment() -> Environment:
     return made
 
 
-def write_page(path: Path, template: str, root: str, values: Mapping[str, object]) -> None:
-    """Renders a template into a file.
+def render_page(template: str, root: str, values: Mapping[str, object]) -> str:
+    """Renders a template.
 
     Args:
-        path: The file; its folder is there.
         template: Its name without the suffix.
         root: Relative address of the site's top folder, "" or one that ends in a slash.
         values: What the template reads.
     """
-    page = environment().get_template(f"{template}.html.j2").render(root=root, **values)
-    path.write_bytes(page.encode())
+    return environment().get_template(f"{template}.html.j2").render(root=root, **values)
+
+
+def write_page(path: Path, template: str, root: str, values: Mapping[str, object]) -> None:
+    """Renders a template into a file, whose folder is there; see `render_page`."""
+    path.write_bytes(render_page(template, root, values).encode())
