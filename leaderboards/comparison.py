@@ -89,7 +89,7 @@ def compare(a: LoadedRun, b: LoadedRun) -> Comparison:
     Raises:
         UsageError: They are runs of different environments, or share no episode.
     """
-    first, second = ({e.key: score(e) for e in run.episodes() if e.status == "ok"} for run in (a, b))
+    first, second = ({e.key: score(e) for e in run.episodes} for run in (a, b))
     return compare_scores(a, b, first, second)
 
 

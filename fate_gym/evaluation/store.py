@@ -5,6 +5,7 @@
 | `manifest.json` | the resolved configuration, its digest, versions | once, before the first episode |
 | `episodes.jsonl` | one whole episode a line | appended and fsynced |
 | `failures.jsonl` | episodes that errored; never in `episodes.jsonl` | appended and fsynced |
+| `recorded.jsonl` | of an imported run: what each log said, a line an episode | appended and fsynced |
 | `summary.json` | what is derived from the other files | replaced atomically |
 
 The manifest names the version of this layout under `schema`. Lines end in LF alone and are ASCII, so that no other line
@@ -15,7 +16,7 @@ meanwhile.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from typing import Any, TypeAlias
 from fate_gym.chat import Json
 from fate_gym.episode import Episode
 from fate_gym.errors import RunError
+from fate_gym.evaluation.recorded import Recorded
 from fate_gym.storage import (
     LOCK_FILE,
     SURROGATE,
@@ -41,7 +43,10 @@ from fate_gym.storage import (
 SCHEMA = "fate-gym/run/1"
 """What a manifest has under `schema`; the number rises when an older reader would misread the folder."""
 
-_MANIFEST, _EPISODES, _FAILURES, _SUMMARY = "manifest.json", "episodes.jsonl", "failures.jsonl", "summary.json"
+EPISODES, FAILURES = "episodes.jsonl", "failures.jsonl"
+"""The files of a run that hold episodes, one a line."""
+
+_MANIFEST, _SUMMARY, _RECORDED = "manifest.json", "summary.json", "recorded.jsonl"
 # All that a kill between mkdir and the manifest can leave behind.
 _BEFORE_MANIFEST = {LOCK_FILE, f"{_MANIFEST}.tmp"}
 
@@ -96,7 +101,7 @@ class RunFolder:
             else:
                 raise RunError(f"{path} already holds a run: resume it, or give another --out")
             logs = {}
-            for name in (_EPISODES, _FAILURES):
+            for name in (EPISODES, FAILURES, *((_RECORDED,) if "imported" in manifest else ())):
                 logs[name] = AppendLog(path / name)
                 resources.callback(logs[name].close)
             run = cls(path)
@@ -127,59 +132,100 @@ class RunFolder:
         line = encode_line(episode.to_json())
         with self._mutex:
             if episode.status != "ok":
-                self._log(_FAILURES).append(line)
+                self._log(FAILURES).append(line)
                 return
             if episode.key in self.done:
                 raise ValueError(f"{self.path}: the episode {episode.key!r} is already there")
-            self._log(_EPISODES).append(line)
+            self._log(EPISODES).append(line)
             self.done.add(episode.key)
 
+    def append_imported(self, played: Sequence[tuple[Episode, Recorded]]) -> None:
+        """Adds imported episodes with what their logs said; when this returns, all of them survive a loss of power.
+
+        Raises:
+            ValueError: A scored episode's key is there already.
+            DiskError: The disk refused.
+        """
+        lines: dict[str, list[bytes]] = {_RECORDED: [], EPISODES: [], FAILURES: []}
+        for episode, recorded in played:
+            lines[_RECORDED].append(encode_line(recorded.to_json()))
+            lines[EPISODES if episode.status == "ok" else FAILURES].append(encode_line(episode.to_json()))
+        keys = [episode.key for episode, _ in played if episode.status == "ok"]
+        with self._mutex:
+            if not self.done.isdisjoint(keys):
+                raise ValueError(f"{self.path}: one of {keys} is already there")
+            # The records first, so that no episode stands there without its own.
+            for name, written in lines.items():
+                if written:
+                    self._log(name).append(b"".join(written))
+            self.done.update(keys)
+
+    def recorded(self, on_problem: OnProblem | None = None) -> Iterator[Recorded]:
+        """Yields what the logs of an imported run said, of scored episodes alone; see `episodes`.
+
+        Of an episode that a kill left without its own line, another line may follow: the last one counts.
+        """
+        path = self.path / _RECORDED
+        for number, record in records(path):
+            try:
+                entry = Recorded.from_json(record, f"{path}, line {number}")
+            except RunError as problem:
+                if on_problem is None:
+                    raise
+                on_problem(problem)
+                continue
+            if entry.key in self.done:
+                yield entry
+
     def episodes(self, on_problem: OnProblem | None = None) -> Iterator[Episode]:
-        """Yields the scored episodes in the order in which they ended, reading as it goes.
+        """Yields the scored episodes in the order in which they ended, reading as it goes; see `numbered`."""
+        return (episode for _, episode in self.numbered(EPISODES, on_problem))
+
+    def failures(self, on_problem: OnProblem | None = None) -> Iterator[Episode]:
+        """Yields the episodes that errored, every attempt; see `numbered`."""
+        return (episode for _, episode in self.numbered(FAILURES, on_problem))
+
+    def numbered(self, name: str, on_problem: OnProblem | None = None) -> Iterator[tuple[int, Episode]]:
+        """Yields (line number, episode) of a file.
 
         Args:
+            name: `EPISODES` or `FAILURES`.
             on_problem: Called with the error of each record that is not an episode, which is then left out. None
                 to raise the error.
 
         Raises:
-            RunCorruptError: A line before the last is not a JSON object, or has no key of its own; or a record is no
-                episode's.
+            RunCorruptError: A line before the last is not a JSON object, or a scored one has no key of its own; or a
+                record is no episode's.
         """
-        for number, record in self._scored():
-            yield from self._read(_EPISODES, number, record, on_problem)
-
-    def failures(self, on_problem: OnProblem | None = None) -> Iterator[Episode]:
-        """Yields the episodes that errored, every attempt; see `episodes`."""
-        for number, record in records(self.path / _FAILURES):
-            yield from self._read(_FAILURES, number, record, on_problem)
+        for number, record in self._scored() if name == EPISODES else records(self.path / name):
+            try:
+                episode = Episode.from_json(record, f"{self.path / name}, line {number}")
+            except RunError as problem:
+                if on_problem is None:
+                    raise
+                on_problem(problem)
+            else:
+                yield number, episode
 
     def _scored(self) -> Iterator[tuple[int, dict[str, Any]]]:
         seen = set()
-        for number, record in records(self.path / _EPISODES):
+        for number, record in records(self.path / EPISODES):
             key = record.get("key")
             if not isinstance(key, str) or key in seen:
-                raise corrupt(self.path / _EPISODES, number, "has no key" if key is None else f"repeats key {key!r}")
+                raise corrupt(self.path / EPISODES, number, "has no key" if key is None else f"repeats key {key!r}")
             seen.add(key)
             yield number, record
-
-    def _read(self, name: str, number: int, record: dict[str, Any], on_problem: OnProblem | None) -> Iterator[Episode]:
-        try:
-            yield Episode.from_json(record, f"{self.path / name}, line {number}")
-        except RunError as problem:
-            if on_problem is None:
-                raise
-            on_problem(problem)
 
     def write_summary(self, summary: Mapping[str, Json]) -> None:
         """Replaces the summary: a reader sees the old one or the new one, whole."""
         with self._mutex:
-            self._log(_EPISODES)
+            self._log(EPISODES)
             replace_file(self.path / _SUMMARY, encode_line(summary))
 
     def replace_manifest(self, manifest: Mapping[str, Json]) -> None:
         """Replaces the manifest by one with other settings among those that the digest leaves out."""
         with self._mutex:
-            self._log(_EPISODES)
+            self._log(EPISODES)
             replace_file(self.path / _MANIFEST, encode_line(manifest))
             self.manifest = dict(manifest)
 

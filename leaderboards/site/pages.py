@@ -23,7 +23,7 @@ from fate_gym.leaderboards.site.charts import Scatter, scatter
 from fate_gym.leaderboards.site.overview import Overview, overview
 from fate_gym.leaderboards.site.pairs import Surveyed, pairs, write_pairs
 from fate_gym.leaderboards.site.reported import reported
-from fate_gym.leaderboards.site.runs import Other, RunView
+from fate_gym.leaderboards.site.runs import Other
 from fate_gym.leaderboards.site.tables import MOST_ROWS, Line, choices, depends_on_refusals, lines, split_columns
 from fate_gym.leaderboards.site.text import slug, write_page
 
@@ -63,7 +63,7 @@ def build_site(boards: Sequence[Board], runs: Sequence[LoadedRun], out: Path, *,
     common = common_values(private=private)
     views = [overview(board, names[board.env], f"overview-{i}") for i, board in enumerate(boards)]
     with _workers(runs) as work:
-        read = list(work(run_pages.read_run, [(RunView.of(run),) for run in runs], private=private))
+        read = list(work(run_pages.read_run, [(run,) for run in runs], private=private))
         surveyed = {run.run_id: Surveyed(run, *found) for run, found in zip(runs, read, strict=True)}
         compared = {view.board.env: pairs(_by_rank(view, surveyed)) for view in views}
         written = work(run_pages.write_run, list(_tasks(views, surveyed, out, common)))
@@ -94,22 +94,23 @@ def _tasks(
     views: Sequence[Overview], surveyed: Mapping[str, Surveyed], out: Path, common: Mapping[str, object]
 ) -> Iterator[tuple[object, ...]]:
     """What `write_run` needs for each run."""
-    found = {run_id: RunView.of(one.run) for run_id, one in surveyed.items()}
     on_boards = set()
     for view in views:
         board = view.board
         ids = list(dict.fromkeys(row.run_id for row in board.rows))
-        others = [Other.of(found[run_id], surveyed[run_id].census) for run_id in ids[: run_pages.MOST_OTHERS + 1]]
+        others = [
+            Other.of(surveyed[run_id].run, surveyed[run_id].census) for run_id in ids[: run_pages.MOST_OTHERS + 1]
+        ]
         for run_id in ids:
             on_boards.add(run_id)
             rows = [row for row in board.rows if row.run_id == run_id]
             elsewhere = [other for other in others if other.run_id != run_id]
             link = (board.env, f"board/{view.page}.html")
-            census = surveyed[run_id].census
-            yield found[run_id], census, board.columns, rows, link, elsewhere, out / "run" / run_id, common
+            run, census = surveyed[run_id].run, surveyed[run_id].census
+            yield run, census, board.columns, rows, link, elsewhere, out / "run" / run_id, common
     for run_id, one in surveyed.items():
         if run_id not in on_boards:
-            yield found[run_id], one.census, (), [], None, [], out / "run" / run_id, common
+            yield one.run, one.census, (), [], None, [], out / "run" / run_id, common
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +16,6 @@ from fate_gym.leaderboards.runs import LoadedRun
 from fate_gym.leaderboards.site.episodes import CLASSES, Census, Listed
 from fate_gym.leaderboards.site.gist import Gist, gist
 from fate_gym.leaderboards.site.grids import STATES, state
-from fate_gym.leaderboards.site.runs import RunView
 from fate_gym.leaderboards.site.text import Budget, write_page
 from fate_gym.leaderboards.site.traces import Entry, Trace, trace
 
@@ -119,11 +118,16 @@ def _pair(a: Surveyed, b: Surveyed, most: int) -> Pair | None:
         share = min(len(parted), max(1, left // 2))
         left -= share
         listed = [
-            Parted(one, other, one.page if i < share and not one.hidden and not other.hidden else None)
+            Parted(one, other, one.page if i < share and _scored(one) and _scored(other) else None)
             for i, (one, other) in enumerate(parted[:_MOST_PARTED])
         ]
         groups.append((*states, counts[states], tuple(listed)))
     return Pair(a, b, f"{a.run.run_id}--{b.run.run_id}", comparison, len(both), tuple(groups))
+
+
+def _scored(entry: Listed) -> bool:
+    """Whether there is a trace to show: one that errored ends where a server did, and some are not published."""
+    return "errored" not in entry.classes and not entry.hidden
 
 
 def write_pairs(made: Sequence[Pair], board: tuple[str, str], out: Path, common: Mapping[str, object]) -> None:
@@ -145,7 +149,7 @@ def write_pairs(made: Sequence[Pair], board: tuple[str, str], out: Path, common:
         folder = out / "compare" / pair.folder
         folder.mkdir(exist_ok=True)
         write_page(folder / "index.html", "pair", "../../", {**shared, "pair": pair, "index": name})
-    for pair, parted, first, second in _sides(made, private=bool(common["private"])):
+    for pair, parted, first, second in _sides(made):
         below = "../" * str(parted.side).count("/")
         path = out / "compare" / pair.folder / str(parted.side)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,28 +157,15 @@ def write_pairs(made: Sequence[Pair], board: tuple[str, str], out: Path, common:
         write_page(path, "side", f"../../{below}", {**shared, **values})
 
 
-def _sides(made: Sequence[Pair], *, private: bool) -> Iterator[tuple[Pair, Parted, Episode, Episode]]:
-    """Reads the episodes that stand side by side, each run once."""
-    wanted = [(pair, parted) for pair in made for _, _, _, listed in pair.groups for parted in listed if parted.side]
-    keys: dict[str, set[str]] = {}
-    for pair, parted in wanted:
-        for one in (pair.a, pair.b):
-            keys.setdefault(one.run.run_id, set()).add(parted.first.key)
-    every = {one.run.run_id: one.run for pair in made for one in (pair.a, pair.b)}
-    episodes = {
-        (run_id, episode.key): episode
-        for run_id, needed in keys.items()
-        for episode in _visible(RunView.of(every[run_id]), private=private)
-        if episode.key in needed
-    }
-    for pair, parted in wanted:
-        found = [episodes.get((one.run.run_id, parted.first.key)) for one in (pair.a, pair.b)]
-        if found[0] is not None and found[1] is not None:
-            yield pair, parted, found[0], found[1]
-
-
-def _visible(run: RunView, *, private: bool) -> Iterable[Episode]:
-    return (episode for episode in run.episodes() if not run.hides(episode, private=private))
+def _sides(made: Sequence[Pair]) -> Iterator[tuple[Pair, Parted, Episode, Episode]]:
+    """Reads the episodes that stand side by side, one pair of them at a time."""
+    for pair in made:
+        places = [{key: i for i, key in enumerate(one.run.episodes.keys)} for one in (pair.a, pair.b)]
+        for parted in (parted for _, _, _, listed in pair.groups for parted in listed if parted.side):
+            first, second = (
+                one.run.episodes[place[parted.first.key]] for one, place in zip((pair.a, pair.b), places, strict=True)
+            )
+            yield pair, parted, first, second
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from fate_gym.episode import Episode
-from fate_gym.evaluation.store import RunFolder
+from fate_gym.evaluation.run import Run
 from fate_gym.leaderboards.board import Row
 from fate_gym.leaderboards.columns import Column
 from fate_gym.leaderboards.comparison import Score, Scores, score
 from fate_gym.leaderboards.groups import without_paths
-from fate_gym.leaderboards.runs import LoadedRun, pass_over
+from fate_gym.leaderboards.runs import LoadedRun
 from fate_gym.leaderboards.site.charts import BAR_WIDTH, bars
 from fate_gym.leaderboards.site.commands import commands
 from fate_gym.leaderboards.site.episodes import (
@@ -33,7 +34,6 @@ from fate_gym.leaderboards.site.tables import depends_on_refusals, told_by
 from fate_gym.leaderboards.site.text import Budget, short, write_page
 from fate_gym.leaderboards.site.traces import trace
 from fate_gym.leaderboards.site.training import curves
-from fate_gym.leaderboards.submissions import Submission
 from fate_gym.rewards import AXES
 
 _LIST: Final = 300_000
@@ -53,42 +53,14 @@ MOST_OTHERS: Final = 12
 """Other runs that a trace page leads to."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunView:
-    """What of a loaded run goes to the process that writes its pages; see `LoadedRun`."""
+def every_episode(run: Run) -> Iterator[Episode]:
+    """Yields the scored episodes of a run, then those that errored."""
+    return chain(run.episodes, run.failures)
 
-    run_id: str
-    path: Path
-    manifest: dict[str, Any]
-    summary: dict[str, Any]
-    malformed: int
-    submission: Submission | None
-    contaminated_by: tuple[str, ...]
 
-    @classmethod
-    def of(cls, run: LoadedRun) -> RunView:
-        """Makes the view of a run."""
-        return cls(**{entry.name: getattr(run, entry.name) for entry in fields(cls)})
-
-    @property
-    def name(self) -> str:
-        """Agent and defences."""
-        return str(self.summary["agent"])
-
-    def hides(self, episode: Episode, *, private: bool) -> bool:
-        """Whether an episode's texts stay off the pages."""
-        return not private and confidential(episode, self.summary["env"])
-
-    def episodes(self) -> Iterator[Episode]:
-        """Yields the episodes, then those that errored and were never scored, each as its last attempt left it."""
-        run, done = RunFolder.read(self.path), set()
-        for episode in run.episodes(pass_over):
-            done.add(episode.key)
-            yield episode
-        last = {failure.key: i for i, failure in enumerate(run.failures(pass_over)) if failure.key not in done}
-        for i, failure in enumerate(run.failures(pass_over)):
-            if last.get(failure.key) == i:
-                yield failure
+def hides(run: Run, episode: Episode, *, private: bool) -> bool:
+    """Whether an episode's texts stay off the pages."""
+    return not private and confidential(episode, run.summary["env"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +76,7 @@ class Other:
     pages: Mapping[tuple[str | None, str, int], tuple[str, str]]
 
     @classmethod
-    def of(cls, run: RunView, census: Census) -> Other:
+    def of(cls, run: LoadedRun, census: Census) -> Other:
         """Makes it of a run."""
         pages = {_same(entry): (state(entry), entry.page) for entry in census.listed}
         return cls(run.run_id, pages)
@@ -114,21 +86,21 @@ def _same(entry: Listed) -> tuple[str | None, str, int]:
     return entry.attack, entry.task_id, entry.repeat
 
 
-def read_run(run: RunView, *, private: bool) -> tuple[Census, Scores]:
+def read_run(run: LoadedRun, *, private: bool) -> tuple[Census, Scores]:
     """Reads a run once: what is in it, and the scores by which it is compared with others."""
     scores: dict[str, Score] = {}
 
     def seen() -> Iterator[Episode]:
-        for episode in run.episodes():
+        for episode in every_episode(run):
             if episode.status == "ok":
                 scores[episode.key] = score(episode)
             yield episode
 
-    return survey(seen(), lambda episode: run.hides(episode, private=private)), scores
+    return survey(seen(), lambda episode: hides(run, episode, private=private)), scores
 
 
 def write_run(
-    run: RunView,
+    run: LoadedRun,
     census: Census,
     columns: Sequence[Column],
     rows: Sequence[Row],
@@ -232,7 +204,7 @@ def _fitting(entries: Sequence[Listed], budget: Budget) -> Iterator[Listed]:
 
 
 def _write_traces(
-    run: RunView,
+    run: LoadedRun,
     census: Census,
     board: tuple[str, str] | None,
     others: Sequence[Other],
@@ -242,7 +214,7 @@ def _write_traces(
     listed = census.listed
     places = {entry.key: i for i, entry in enumerate(listed)}
     shared = {**common, "run": run, "board": board, "meanings": CLASSES, "states": STATES}
-    for episode in run.episodes():
+    for episode in every_episode(run):
         i = places.get(episode.key)
         if i is None:
             continue
@@ -263,9 +235,9 @@ def _write_traces(
         write_page(path, "trace", f"../../{below}", values)
 
 
-def trace_values(run: RunView, episode: Episode, entry: Listed, *, private: bool) -> dict[str, object]:
+def trace_values(run: Run, episode: Episode, entry: Listed, *, private: bool) -> dict[str, object]:
     """Returns what a trace page shows of an episode itself, wherever the page stands."""
-    hidden = run.hides(episode, private=private)
+    hidden = hides(run, episode, private=private)
     shown = None if hidden else trace(episode)
     record = None if hidden else episode.to_json()
     return {
@@ -290,7 +262,7 @@ def _elsewhere(entry: Listed, others: Sequence[Other], below: str) -> Iterator[t
 _Facts = list[tuple[str, str]]
 
 
-def _settings(run: RunView) -> list[tuple[str, _Facts]]:
+def _settings(run: LoadedRun) -> list[tuple[str, _Facts]]:
     """What was run, as (heading, facts); long values are cut."""
     manifest = run.manifest
     # Where things lay says nothing, and names somebody's home.

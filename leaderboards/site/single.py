@@ -8,14 +8,14 @@ from importlib.resources import files
 from typing import Final
 
 from fate_gym.episode import Episode
+from fate_gym.evaluation.run import Run
 from fate_gym.leaderboards.board import Board
-from fate_gym.leaderboards.runs import LoadedRun
 from fate_gym.leaderboards.site.charts import scatter
 from fate_gym.leaderboards.site.episodes import CLASSES, listed
 from fate_gym.leaderboards.site.grids import STATES
 from fate_gym.leaderboards.site.pages import common_values, table_values
 from fate_gym.leaderboards.site.reported import reported
-from fate_gym.leaderboards.site.runs import RunView, trace_values
+from fate_gym.leaderboards.site.runs import trace_values
 from fate_gym.leaderboards.site.tables import MOST_ROWS, lines
 from fate_gym.leaderboards.site.text import render_page
 
@@ -49,7 +49,7 @@ def board_file(board: Board, *, private: bool) -> str:
     return _alone(render_page("board", "", values))
 
 
-def trace_file(run: LoadedRun, episode: Episode, *, private: bool) -> str:
+def trace_file(run: Run, episode: Episode, *, private: bool) -> str:
     """Returns an episode's page as one file.
 
     Args:
@@ -57,11 +57,10 @@ def trace_file(run: LoadedRun, episode: Episode, *, private: bool) -> str:
         episode: One of its episodes.
         private: Shows also what may not be published (`fate_gym.leaderboards.site.episodes.confidential`).
     """
-    view = RunView.of(run)
     values = {
         **common_values(private=private, alone=True),
-        **trace_values(view, episode, listed(episode), private=private),
-        "run": view,
+        **trace_values(run, episode, listed(episode), private=private),
+        "run": run,
         "board": None,
         "meanings": CLASSES,
         "states": STATES,
