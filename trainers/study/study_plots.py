@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ _CURVES: Final = {"ASR": "ASR (less is better)", "TSR": "TSR", "earned_utility":
 def plane(path: Path, report: Report) -> None:
     """Draws ASR and TSR on each attacked test set: small points for replicates, a large one for their mean."""
     tests = [test for test, arms in report["scores"].items() if any("ASR" in of for of in arms.values())]
+    highest = max(value for test in tests for of in report["scores"][test].values() for value in _all(of, "ASR"))
     with panels(path, len(tests), columns=2, width=4.6, height=4.2) as drawn:
         for axes, test in zip(drawn, tests, strict=True):
             for number, (arm, of) in enumerate(report["scores"][test].items()):
@@ -30,7 +31,7 @@ def plane(path: Path, report: Report) -> None:
                 label = "before" if arm == BASE else arm
                 axes.scatter(of["ASR"]["mean"], of["TSR"]["mean"], s=70, label=label, zorder=3, **style)
             axes.set(title=f"Test set {test}", xlabel="ASR (less is better)", ylabel="TSR", ylim=(-0.03, 1.03))
-            axes.set_xlim(left=-0.02)
+            axes.set_xlim(-0.02, max(0.1, 1.05 * highest))
         drawn[0].legend(loc="best")
 
 
@@ -42,6 +43,9 @@ def differences(path: Path, report: Report) -> None:
         for name in (("ASR", "TSR") if any("ASR" in of for of in arms.values()) else ("earned_utility", "BRR"))
     ]
     most = max(len(report["differences"][test]) for test, _ in wanted)
+    shown = [of[name] for test, name in wanted for of in report["differences"][test].values() if name in of]
+    # One scale for all panels: else the smallest difference would look as large as the largest.
+    reach = 1.1 * max(0.1, *(abs(one[part] or 0.0) for one in shown for part in ("low", "mean", "high")))
     with panels(path, len(wanted), columns=2, width=4.6, height=0.9 + 0.24 * most) as drawn:
         for axes, (test, name) in zip(drawn, wanted, strict=True):
             arms = {arm: of[name] for arm, of in report["differences"][test].items() if name in of}
@@ -53,6 +57,7 @@ def differences(path: Path, report: Report) -> None:
             axes.set_yticks(range(len(arms)), ["before" if arm == BASE else arm for arm in arms])
             axes.invert_yaxis()
             axes.set(title=f"{HEADINGS.get(name, name)} on {test}", xlabel=f"{report['reference']} minus the arm")
+            axes.set_xlim(-min(1.05, reach), min(1.05, reach))
 
 
 def curves(path: Path, results: Sequence[Result]) -> None:
@@ -76,6 +81,10 @@ def curves(path: Path, results: Sequence[Result]) -> None:
                     axes.plot(*zip(*means, strict=True), color=colour, marker=marker, markersize=4, label=arm)
             axes.set(title=title, xlabel="sampled policy tokens", ylim=(-0.03, 1.03))
         drawn[0].legend(loc="best")
+
+
+def _all(of: Mapping[str, Any], name: str) -> Iterable[float]:
+    return of[name]["values"].values() if name in of else ()
 
 
 def _colour(arm: str, number: int) -> str:
