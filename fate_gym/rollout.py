@@ -129,7 +129,14 @@ def as_agent(agent: Agent | ActFunction) -> Agent:
 
 
 async def rollout(
-    env: ToolEnv, agent: Agent, task_id: str, seed: int, *, repeat: int = 0, key: str | None = None
+    env: ToolEnv,
+    agent: Agent,
+    task_id: str,
+    seed: int,
+    *,
+    repeat: int = 0,
+    key: str | None = None,
+    on_fault: Callable[[BaseException], None] = lambda error: None,
 ) -> Episode:
     """Runs one episode. Steps run in threads, so that a slow grader blocks no other episode.
 
@@ -140,6 +147,8 @@ async def rollout(
         seed: Seeds the environment and the agent's session.
         repeat: Which of the repeats of its task it is.
         key: Its identity; made from attack, task and repeat if it is not given.
+        on_fault: Called with an exception that code of the environment, a judge or the agent raised and that is not
+            how such code says what it cannot do. The episode stands for it as an error.
     """
     meter = _Meter()
     task = env.task(task_id)
@@ -149,10 +158,15 @@ async def rollout(
         visible_task, observation, info = await asyncio.to_thread(_begin, env, agent, task_id, seed)
         injections, transcript = info["injections"], env.transcript
         info = await _play(env, agent, visible_task, seed, observation, meter)
+        if env.failure is not None:
+            on_fault(env.failure)
     except ProviderError as failure:
+        if isinstance(failure, _AgentFault):
+            on_fault(failure.raised)
         meter.attempts += failure.attempts
         info = {"status": "provider_error", "error": str(failure)}
     except Exception as failure:
+        on_fault(failure)
         info = {"status": "env_error", "error": f"{type(failure).__name__}: {failure}"}
     return Episode(
         key=key or episode_key(task, repeat),
@@ -198,7 +212,7 @@ async def _play(
     try:
         session = agent.start(task, seed)
     except Exception as error:
-        raise ProviderError(f"{agent.name} could not start: {type(error).__name__}: {error}") from error
+        raise _AgentFault(f"{agent.name} could not start", error) from error
     while True:
         try:
             reply = await meter.time(session.act(observation))
@@ -209,10 +223,18 @@ async def _play(
         except ProviderError:
             raise
         except Exception as error:
-            raise ProviderError(f"{agent.name} failed: {type(error).__name__}: {error}") from error
+            raise _AgentFault(f"{agent.name} failed", error) from error
         observation, _, terminated, truncated, info = await asyncio.to_thread(env.step, reply.message)
         if terminated or truncated:
             return info
+
+
+class _AgentFault(ProviderError):
+    """An agent raised what no agent should."""
+
+    def __init__(self, what: str, raised: Exception) -> None:
+        super().__init__(f"{what}: {type(raised).__name__}: {raised}")
+        self.raised = raised
 
 
 class _Meter:

@@ -12,12 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import gymnasium as gym
-
 from fate_gym.benchmark import disclosure
-from fate_gym.catalogue import environments
+from fate_gym.catalogue import find_environment, make_environment
 from fate_gym.env import ToolEnv
-from fate_gym.errors import UsageError, did_you_mean, unknown
+from fate_gym.errors import UsageError, did_you_mean
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig, read_settings
 from fate_gym.evaluation.plan import DEFAULT_ENV
 from fate_gym.storage import dump, is_finite, parse_yaml
@@ -56,7 +54,7 @@ def usage_errors() -> Iterator[None]:
     """Turns what wrong settings raise into one line; elsewhere such an exception is a bug and shows its trace."""
     try:
         yield
-    except (ValueError, TypeError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
 
 
@@ -147,18 +145,8 @@ def merge(options: argparse.Namespace) -> dict[str, Any]:
     for group in ("env_args", "agent_args"):
         flags[group] = {**settings.get(group, {}), **_pairs(group, flags.get(group, []))}
     settings = _grouped(_known({**settings, **flags}, "the command line"))
-    check_env(settings.get("env", DEFAULT_ENV))
+    find_environment(settings.get("env", DEFAULT_ENV))
     return settings
-
-
-def check_env(env: str) -> None:
-    """Refuses an id that is not registered; one with a colon has its module imported first.
-
-    Raises:
-        ValueError: There is no such environment.
-    """
-    if ":" not in env and env not in gym.registry:
-        raise ValueError(unknown("environment", env, environments()))
 
 
 def make_env(options: argparse.Namespace, *, required: bool = False) -> tuple[ToolEnv, str]:
@@ -179,10 +167,7 @@ def make_env(options: argparse.Namespace, *, required: bool = False) -> tuple[To
         if len(attacks) > 1:
             raise ValueError(f"{' '.join(attacks)}: this takes one attack at a time")
         env_id = settings.get("env", DEFAULT_ENV)
-        env = gym.make(env_id, **settings["env_args"], **({"attack": attacks[0]} if attacks else {})).unwrapped
-        if not isinstance(env, ToolEnv):
-            raise ValueError(f"{env_id} is not an environment of fate-gym; `fate-gym envs` lists them")
-    return env, env_id
+        return make_environment(env_id, settings["env_args"] | ({"attack": attacks[0]} if attacks else {})), env_id
 
 
 def _known(settings: dict[str, Any], source: str) -> dict[str, Any]:

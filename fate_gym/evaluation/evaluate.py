@@ -10,6 +10,7 @@ from typing import Any
 from fate_gym.episode import Episode
 from fate_gym.evaluation.budget import Budget
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
+from fate_gym.evaluation.faults import Faults
 from fate_gym.evaluation.manifest import make_manifest
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.pool import run_episodes
@@ -42,6 +43,7 @@ async def evaluate(
     Raises:
         ValueError: The settings make no sense.
         RunError: The folder belongs to another run, is in use, or is damaged; or an episode could not be written.
+        PluginError: Nothing was scored, and the first episodes failed by the same exception; they are stored as errors.
     """
     plan = plan or config.plan()
     stop = stop or asyncio.Event()
@@ -49,18 +51,23 @@ async def evaluate(
     with RunFolder.open(config.out, make_manifest(config, plan, agent), ignore=NOT_IN_DIGEST) as folder:
         planned = _planned(config, plan, folder)
         budget = Budget(config.max_cost, folder, stop)
+        faults = Faults(stop, scored=bool(folder.done))
 
         async def keep(item: Item, episode: Episode) -> None:
             await asyncio.to_thread(folder.append, episode)
             budget.spend(episode)
+            faults.ended(episode)
             on_done(episode)
 
         try:
             items = [item for item in plan.items if item.key not in folder.done]
-            await run_episodes(plan, items, agent, concurrency=config.concurrency, on_done=keep, stop=stop)
+            await run_episodes(
+                plan, items, agent, concurrency=config.concurrency, on_done=keep, stop=stop, on_fault=faults.note
+            )
         finally:
             summary = summarise(folder.episodes(), folder.failures(), folder.manifest, planned)
             folder.write_summary(summary)
+        faults.check()
     return summary
 
 

@@ -7,11 +7,10 @@ import fnmatch
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
-
-import gymnasium as gym
+from typing import Final, TypeAlias
 
 from fate_gym.benchmark import Benchmark
+from fate_gym.catalogue import make_environment
 from fate_gym.chat import Json
 from fate_gym.env import ToolEnv
 from fate_gym.rollout import episode_key
@@ -78,7 +77,7 @@ class Plan:
     Raises:
         ValueError: No task is left, or two sets hold the same task under the same attack.
         FateGymError: A benchmark may not be used for this purpose, or its data are not at hand.
-        TypeError, gymnasium.error.Error: An environment cannot be made with these settings.
+        TypeError: An environment cannot be made with these settings.
     """
 
     def __init__(self, task_sets: Sequence[TaskSet], seed: int) -> None:
@@ -87,7 +86,7 @@ class Plan:
         for task_set in task_sets:
             for attack in (None,) if task_set.attack is None else task_set.attack:
                 arguments = {} if task_set.attack is None else {"attack": None if attack == "none" else attack}
-                self._envs.append(_make_env(task_set.env, {**task_set.env_args, **arguments}))
+                self._envs.append(make_environment(task_set.env, {**task_set.env_args, **arguments}))
                 for item in self._items(task_set, seed):
                     if item.key in items:
                         raise ValueError(f"two task sets hold {item.key}: a task may stand in one of them")
@@ -141,13 +140,6 @@ class Plan:
             for repeat in range(task_set.repeats):
                 episode_seed = _hash(seed, task.attack or "none", task_id, repeat) % 2**31
                 yield Item(episode_key(task, repeat), env_index, task_id, repeat, episode_seed)
-
-
-def _make_env(name: str, arguments: Mapping[str, Any]) -> ToolEnv:
-    env = gym.make(name, **arguments).unwrapped
-    if not isinstance(env, ToolEnv):
-        raise ValueError(f"{name} is not an environment of fate-gym; `fate-gym envs` lists them")
-    return env
 
 
 def _matches(task_id: str, patterns: Sequence[str]) -> bool:
