@@ -6,16 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fate_gym.agents.scripted import ScriptedAgent
 from fate_gym.chat import Json
 from fate_gym.env import Observation
 from fate_gym.episode import Episode
 from fate_gym.errors import ContextOverflowError, EndlessReplyError, NoReplyError, ProviderError
 from fate_gym.evaluation.store import RunFolder
-from fate_gym.rollout import Agent, Reply, Session
+from fate_gym.rollout import Reply, Session
 from fate_gym.task import Task
 
 
-class Recording(Agent):
+class Recording(ScriptedAgent):
     """Plays one recorded episode again, whatever the task.
 
     Args:
@@ -32,7 +33,7 @@ class Recording(Agent):
         return _ReplaySession(iter(self._actions), self._end)
 
 
-class Replay(Agent):
+class Replay(ScriptedAgent):
     """Plays the scored episodes of a run again, each for its task, attack and seed.
 
     Args:

@@ -111,7 +111,10 @@ def check_arguments(
         if parameter.default is parameter.empty and name not in given:
             raise UsageError(f"{of} needs the argument {name!r}")
         if name in given and not _fits(given[name], parameter.annotation):
-            raise ValueError(f"{name} must be {_type_name(parameter.annotation)}, got {repr(given[name])[:80]}")
+            (argument,) = (each for each in describe(thing).arguments if each.name == name)
+            raise ValueError(
+                f"{name} must be {argument.type}, got {repr(given[name])[:80]}. {argument.meaning}".strip()
+            )
 
 
 def _parameters(thing: Callable[..., Any]) -> Iterable[inspect.Parameter]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -67,17 +67,30 @@ class Agent(ABC):
         name: Stands in results.
         privileged: Whether it is given the ground truth (oracles).
         contaminated_by: Benchmark data that its model learned from against the authors' wish; stands in every run.
+        unpriced: Whether its replies cannot say what they cost, so that no budget can be kept.
         exhausted: Why no further episode can be played (a daily quota is spent), None while one can; a run then ends.
     """
 
     name: str
     privileged: bool = False
     contaminated_by: tuple[str, ...] = ()
+    unpriced: bool = False
     exhausted: str | None = None
 
     @abstractmethod
     def start(self, task: Task, seed: int) -> Session:
         """Begins an episode; `task.ground_truth` is set only for privileged agents."""
+
+    def cost(self, usage: Mapping[str, float]) -> float | None:
+        """Returns what so many tokens cost.
+
+        Args:
+            usage: "prompt_tokens" and "completion_tokens", perhaps more, as in `Reply.usage`.
+
+        Returns:
+            USD; None where only a reply can say so, if anything does.
+        """
+        return None
 
     async def check(self, *, tools: bool = False) -> None:
         """Finds out, before a run, whether the agent can answer at all.
@@ -101,6 +114,8 @@ ActFunction: TypeAlias = Callable[[Observation], Awaitable[Message]]
 
 class FunctionAgent(Agent):
     """An agent made of a plain async function, which keeps no state between calls."""
+
+    unpriced = True
 
     def __init__(self, function: ActFunction) -> None:
         self._function = function

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fate_gym.episode import Episode
-from fate_gym.evaluation.budget import Budget
+from fate_gym.evaluation.budget import Budget, check_budget
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
 from fate_gym.evaluation.faults import Faults
 from fate_gym.evaluation.manifest import make_manifest
@@ -42,15 +42,17 @@ async def evaluate(
 
     Raises:
         ValueError: The settings make no sense.
+        UsageError: There is a budget, and nobody knows what the agent costs.
         RunError: The folder belongs to another run, is in use, or is damaged; or an episode could not be written.
         PluginError: Nothing was scored, and the first episodes failed by the same exception; they are stored as errors.
     """
     plan = plan or config.plan()
     stop = stop or asyncio.Event()
     agent = as_agent(agent)
+    check_budget(config.max_cost, agent)
     with RunFolder.open(config.out, make_manifest(config, plan, agent), ignore=NOT_IN_DIGEST) as folder:
         planned = _planned(config, plan, folder)
-        budget = Budget(config.max_cost, folder, stop)
+        budget = Budget(config.max_cost, agent, folder, stop)
         faults = Faults(stop, scored=bool(folder.done))
 
         async def keep(item: Item, episode: Episode) -> None:

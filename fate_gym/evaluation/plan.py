@@ -13,6 +13,7 @@ from fate_gym.benchmark import Benchmark
 from fate_gym.catalogue import make_environment
 from fate_gym.chat import Json
 from fate_gym.env import ToolEnv
+from fate_gym.errors import did_you_mean
 from fate_gym.rollout import episode_key
 from fate_gym.task import Task
 
@@ -75,7 +76,8 @@ class Plan:
         items: The episodes, those of one environment together.
 
     Raises:
-        ValueError: No task is left, or two sets hold the same task under the same attack.
+        ValueError: No task is left, a pattern of `tasks` matches none, or two sets hold the same task under the same
+            attack.
         FateGymError: A benchmark may not be used for this purpose, or its data are not at hand.
         TypeError: An environment cannot be made with these settings.
     """
@@ -91,6 +93,7 @@ class Plan:
                     if item.key in items:
                         raise ValueError(f"two task sets hold {item.key}: a task may stand in one of them")
                     items[item.key] = item
+            self._check_patterns(task_set)
         if not items:
             raise ValueError(
                 f"no task of {', '.join(sorted({task_set.env for task_set in task_sets}))} is left: check the patterns "
@@ -126,6 +129,14 @@ class Plan:
                 if "tools" in self._envs[env_index].reset(seed=0, options={"task_id": task_id})[0]:
                     return True
         return False
+
+    def _check_patterns(self, task_set: TaskSet) -> None:
+        """Refuses a pattern that matches no task under any attack of its set: it was meant to match one."""
+        ids = dict.fromkeys(task_id for env in self._envs[-len(task_set.attack or (None,)) :] for task_id in env.tasks)
+        for pattern in task_set.tasks or ():
+            if not any(_matches(task_id, [pattern]) for task_id in ids):
+                near = did_you_mean(pattern, ids) or f"; the first is {next(iter(ids))}"
+                raise ValueError(f"no task of {task_set.env} matches {pattern!r}{near}; `fate-gym tasks` lists them")
 
     def _items(self, task_set: TaskSet, seed: int) -> Iterator[Item]:
         """Yields the episodes of the environment that was made last."""
