@@ -22,6 +22,7 @@ ALLOWED = {
     "trainers": {"core", "agents"},
     "leaderboards": {"core", "agents"},
     "configs": set(),
+    "interface": {"core", "agents"},
     "cli": {"core", "agents", "trainers", "leaderboards", "configs"},
 }
 # Who must know nothing of whom within a layer, although the direction would allow it.
