@@ -152,7 +152,7 @@ def _print_arguments(title: str, arguments: Iterable[Argument], flags: Iterable[
     for argument in listed:
         flag = f"  --{argument.name.replace('_', '-')}" if argument.name in flags else ""
         default = "required" if argument.default is None else f"default {argument.default}"
-        out.prose(f"{argument.name}  {argument.type}  {default}{flag}", indent=2)
-        out.prose(argument.meaning, indent=6)
+        out.prose(f"{argument.name}  {argument.type}  {default}{flag}", start="  ")
+        out.prose(argument.meaning, start="      ")
         if argument.accepted:
-            out.prose(f"accepted: {', '.join(argument.accepted)}", indent=6)
+            out.prose(f"accepted: {', '.join(argument.accepted)}", start="      ")
