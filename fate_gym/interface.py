@@ -8,7 +8,7 @@ import contextvars
 import dataclasses
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,11 +83,11 @@ def evaluate(
     config = EvalConfig(
         agent=named,
         agent_args=dict(agent_args or {}),
-        defences=_several(defences),
+        defences=_texts(defences),
         env=env,
-        attack=None if attack is None else tuple(None if name == "none" else name for name in _several(attack)),
+        attack=_attacks(attack),
         env_args={**model_name(named, env), **env_args},
-        tasks=None if tasks is None else _several(tasks),
+        tasks=None if tasks is None else _texts(tasks),
         seed=seed,
         repeats=repeats,
         limit=limit,
@@ -111,28 +111,35 @@ async def _evaluate(config: EvalConfig, agent: Agent, on_done: Callable[[Episode
 
 def _finish(work: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine to its end, in a thread of its own: the caller's may have a running event loop already."""
-    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = Future()
+    loop = asyncio.new_event_loop()
 
-    async def body() -> T:
-        started.set_result((asyncio.get_running_loop(), asyncio.current_task()))
-        return await work
+    def run() -> T:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            return runner.run(work)
+
+    def cancel() -> None:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
 
     with ThreadPoolExecutor(1, thread_name_prefix="fate-gym") as thread:
-        running = thread.submit(contextvars.copy_context().run, asyncio.run, body())
         try:
-            return running.result()
+            return thread.submit(contextvars.copy_context().run, run).result()
         except KeyboardInterrupt:
-            loop, task = started.result()
             with contextlib.suppress(RuntimeError):  # The loop is closed: the work has just ended.
-                loop.call_soon_threadsafe(task.cancel if task else loop.stop)
+                loop.call_soon_threadsafe(cancel)
             raise
 
 
-def _several(given: T | Sequence[T]) -> tuple[T, ...]:
-    """Returns what was given as one thing or as several; a text and a mapping are one."""
-    if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
-        return (given,)  # type: ignore[return-value]
-    return tuple(given)
+def _texts(given: str | Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _attacks(given: Attack | Sequence[Attack]) -> tuple[Attack, ...] | None:
+    if given is None:
+        return None
+    several: Sequence[Attack] = (given,) if isinstance(given, str | Mapping) else given
+    # As the command line has it: a run that either of them began, the other completes.
+    return tuple(None if isinstance(attack, str) and attack == "none" else attack for attack in several)
 
 
 def _unused(folder: Path) -> Path:

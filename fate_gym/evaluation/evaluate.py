@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
 from fate_gym.episode import Episode
+from fate_gym.errors import RunError
 from fate_gym.evaluation.budget import Budget, check_budget
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
 from fate_gym.evaluation.faults import Faults
@@ -65,10 +67,19 @@ async def run_evaluation(
             await run_episodes(
                 plan, items, agent, concurrency=config.concurrency, on_done=keep, stop=stop, on_fault=faults.note
             )
-        finally:
-            run = load_run(config.out, planned=planned)
-            folder.write_summary(run.summary)
+        except BaseException:
+            with contextlib.suppress(RunError):  # What ended the run is what its user must hear of.
+                _conclude(folder, planned)
+            raise
+        run = _conclude(folder, planned)
         faults.check()
+    return run
+
+
+def _conclude(folder: RunFolder, planned: list[str]) -> Run:
+    """Writes the summary of what there is."""
+    run = load_run(folder.path, planned=planned)
+    folder.write_summary(run.summary)
     return run
 
 

@@ -181,7 +181,7 @@ def load_run(
     _check_manifest(folder)
     scored: dict[str, int] = {}
     failed: dict[str, int] = {}
-    summary = summarise(
+    summary: dict[str, Any] = summarise(
         _numbering(folder.numbered(EPISODES, on_problem), scored),
         _numbering(folder.numbered(FAILURES, on_problem), failed),
         folder.manifest,

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 from fate_gym.cli import main, settings
 from fate_gym.cli.parser import Parser
 from fate_gym.evaluation import EvalConfig, RunFolder
-from fate_gym.evaluation.config import read_settings, shipped_configs
+from fate_gym.evaluation.config import model_name, read_settings, shipped_configs
 
 ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
@@ -186,7 +187,7 @@ def test_a_folder_of_other_settings_is_refused_with_the_difference(
 def test_settings_come_from_files_and_flags_override_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(
-        "agent: noop\nsuite: slack\nattack: [none, {injection_x: hi}]\nenv_args: {trace: executed}\nseed: 4\n"
+        "agent: noop\nsuite: slack\nattack: [none, {injection_phishing_1: hi}]\nenv_args: {trace: executed}\nseed: 4\n"
     )
     command = [
         "eval",
@@ -207,7 +208,7 @@ def test_settings_come_from_files_and_flags_override_them(tmp_path: Path, capsys
     (config,) = yaml.safe_load(shown)
     assert config["seed"] == 5
     assert config["env_args"] == {"trace": "executed", "model_name": "Zed", "suite": "slack", "max_turns": 3}
-    assert config["attack"] == [None, {"injection_x": "hi"}]
+    assert config["attack"] == [None, {"injection_phishing_1": "hi"}]
     path.write_text("agnet: noop\n")
     assert main(["eval", "--config", str(path)]) == 2
     assert "there is no setting 'agnet'; did you mean agent?" in capsys.readouterr().err
@@ -255,7 +256,8 @@ def test_every_attack_can_be_asked_for_at_once(capsys: pytest.CaptureFixture[str
 def test_a_start_that_fails_leaves_no_folder_and_shows_what_was_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["eval", *TOY, "--agent", "import:shop_plugin:clerk", "openai:x", *SERVER]
+    (tmp_path / "absent.yaml").write_text("agent: openai:x\nbase_url: http://127.0.0.1:9/v1\n")
+    command = ["eval", *TOY, "--agent", "import:shop_plugin:clerk", str(tmp_path / "absent.yaml")]
     assert main([*command, "--out", str(tmp_path / "deep" / "runs")]) == 2
     shown = capsys.readouterr()
     assert "run: " in shown.out
@@ -285,7 +287,7 @@ def test_attacks_address_the_evaluated_model(
 
     assert names("openai:gpt-4o-2024-05-13", "openai:somebody", "noop") == ["GPT-4", None, None]
     assert names("openai:gpt-4o-2024-05-13", "noop", "--model-name", "Zed") == ["Zed", "Zed"]
-    assert names("openai:gpt-4o-2024-05-13", "--env", "fate/AgentHarm-v0") == [None]
+    assert model_name("openai:gpt-4o-2024-05-13", "fate/AgentHarm-v0") == {}
 
 
 def test_shipped_configurations_are_read() -> None:
@@ -458,7 +460,9 @@ def test_show_lists_runs_and_filters_episodes(tmp_path: Path, capsys: pytest.Cap
 
     everything = keys("--all")
     assert len(everything) == 12
-    assert everything == sorted(everything)
+    numbers = [[int(number) for number in re.findall(r"task_(\d+)", key)] for key in everything]
+    slack = [key for key in everything if key.startswith("none/slack/")]
+    assert numbers[-len(slack) :] == sorted(numbers[-len(slack) :])  # task 2 before task 10
     assert keys("--all", "--suite", "slack") == [key for key in everything if "/slack/" in key]
     assert keys("--all", "--attack", "none") == [key for key in everything if key.startswith("none/")]
     assert keys("--all", "--task", "*/user_task_1/*") == [key for key in everything if "/user_task_1/" in key]
