@@ -168,13 +168,14 @@ def fetch_data(data: DataFiles, name: str, out: Path | None = None) -> Path:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     except ImportError as error:
         raise DataError("fetching data needs one more package: pip install huggingface_hub") from error
-    source = {"repo_id": data.repo, "filename": data.hub_path(name), "repo_type": "dataset", "revision": data.revision}
+    place = data.hub_path(name)
     try:
         cached = _in_cache(data, name)
         if cached is None:
             # One request without retries, of which the download makes many: a hub out of reach is told at once.
-            get_hf_file_metadata(hf_hub_url(**source), timeout=_PATIENCE)
-            cached = Path(hf_hub_download(**source))
+            url = hf_hub_url(data.repo, place, repo_type="dataset", revision=data.revision)
+            get_hf_file_metadata(url, timeout=_PATIENCE)
+            cached = Path(hf_hub_download(data.repo, place, repo_type="dataset", revision=data.revision))
         sha256 = hashlib.sha256(cached.read_bytes()).hexdigest()
     except Exception as error:  # the hub's client raises errors of several libraries
         reason = " ".join(str(error).split())[:300]

@@ -187,7 +187,7 @@ def test_a_folder_of_other_settings_is_refused_with_the_difference(
 def test_settings_come_from_files_and_flags_override_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(
-        "agent: noop\nsuite: slack\nattack: [none, {injection_phishing_1: hi}]\nenv_args: {trace: executed}\nseed: 4\n"
+        "agent: noop\nsuite: slack\nattack: [none, {injection_web_0: hi}]\nenv_args: {trace: executed}\nseed: 4\n"
     )
     command = [
         "eval",
@@ -208,7 +208,7 @@ def test_settings_come_from_files_and_flags_override_them(tmp_path: Path, capsys
     (config,) = yaml.safe_load(shown)
     assert config["seed"] == 5
     assert config["env_args"] == {"trace": "executed", "model_name": "Zed", "suite": "slack", "max_turns": 3}
-    assert config["attack"] == [None, {"injection_phishing_1": "hi"}]
+    assert config["attack"] == [None, {"injection_web_0": "hi"}]
     path.write_text("agnet: noop\n")
     assert main(["eval", "--config", str(path)]) == 2
     assert "there is no setting 'agnet'; did you mean agent?" in capsys.readouterr().err
