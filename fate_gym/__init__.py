@@ -88,3 +88,18 @@ register_benchmark(
     path_options=["data_dir"],
     summary="Recorded trajectories of agents, to be called safe or unsafe.",
 )
+register_benchmark(
+    "fate/RJudge-v0",
+    "fate_gym.benchmarks.atbench.others:RJudge",
+    max_turns=30,
+    confidential=True,
+    path_options=["data_dir"],
+    summary="R-Judge's recorded trajectories, to be called safe or unsafe.",
+)
+register_benchmark(
+    "fate/ASSEBench-v0",
+    "fate_gym.benchmarks.atbench.others:ASSEBench",
+    max_turns=30,
+    path_options=["data_dir"],
+    summary="ASSEBench's recorded trajectories, to be called safe or unsafe by a strict or a loose standard.",
+)

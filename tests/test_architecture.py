@@ -21,6 +21,7 @@ ALLOWED = {
     "agents": {"core"},
     "trainers": {"core", "agents"},
     "leaderboards": {"core", "agents"},
+    "integrations": {"core", "agents"},
     "configs": set(),
     "interface": {"core", "agents"},
     "cli": {"core", "agents", "trainers", "leaderboards", "configs"},
@@ -39,10 +40,12 @@ HEAVY = {
     "inspect_ai",
     "inspect_evals",
     "openai",
+    "openenv",
     "peft",
     "torch",
     "transformers",
     "trl",
+    "verifiers",
 }
 
 

@@ -50,16 +50,25 @@ def score_dev(number: int, policy: str, folder: TrainingFolder) -> Row:
 
 
 def score_tests(when: Literal["before", "after"], policy: str, folder: TrainingFolder) -> dict[str, Row]:
-    """Returns the row of a policy on every test set, without the pairs that the tiny base policy was cloned on."""
-    config = folder.config
+    """Returns the row of a policy on every test set."""
     out = folder.shared if when == "before" else folder.out
-    rows = {}
-    for name, test in config.evaluate.test.items():
-        # A pair that the base policy was cloned on would be remembered, not generalised to.
-        exclude = (*test.exclude, *config.excluded_tasks, *cloned_pairs(folder))
-        path = out / "eval" / f"{when}-{name.replace('/', '-')}"
-        rows[name] = _score(policy, dataclasses.replace(test, exclude=exclude), path, folder)
-    return rows
+    return {
+        name: _score(policy, test, out / "eval" / f"{when}-{name.replace('/', '-')}", folder)
+        for name, test in test_sets(folder).items()
+    }
+
+
+def test_sets(folder: TrainingFolder) -> dict[str, TaskSet]:
+    """Returns the test sets by name, without the pairs that the tiny base policy was cloned on.
+
+    A pair that it was cloned on would be remembered, not generalised to.
+    """
+    config = folder.config
+    left_out = (*config.excluded_tasks, *cloned_pairs(folder))
+    return {
+        name: dataclasses.replace(test, exclude=(*test.exclude, *left_out))
+        for name, test in config.evaluate.test.items()
+    }
 
 
 def _score(policy: str, task_set: TaskSet, out: Path, folder: TrainingFolder) -> Row:
