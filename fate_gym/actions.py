@@ -79,27 +79,30 @@ class Turn:
     attempted: bool = False
 
 
-def read_action(action: object, turn: int, taken_ids: frozenset[str] | set[str] = frozenset()) -> Turn:
+def read_action(
+    action: object, turn: int, taken_ids: frozenset[str] | set[str] = frozenset(), *, verbatim: bool = False
+) -> Turn:
     """Reads any action as an assistant message. Never raises.
 
     Args:
         action: A dict, an SDK message object (anything with `model_dump`), a string (a final answer), or junk.
         turn: Index of this assistant message in the episode; new call ids are made from it.
         taken_ids: Call ids already used in the conversation.
+        verbatim: Whether the text counts as it is written: with thoughts, and with calls written as text.
     """
     raw = _record(action)
     text, problem, attempted = "", None, False
     calls: tuple[RequestedCall, ...] = ()
     try:
         fields = _fields(raw)
-        text, unreadable = _read_text(fields)
+        text, unreadable = _read_text(fields, verbatim)
         calls = _read_calls(fields, turn, taken_ids)
         attempted = any(part in _CALLS for part in unreadable)
         if unreadable:
             problem = f"Its content holds parts that cannot be read: {', '.join(unreadable)[:200]}."
         elif not calls and not text.strip():
             problem = "It has neither tool calls nor text."
-        elif not calls and holds_call_markup(text):
+        elif not calls and not verbatim and holds_call_markup(text):
             problem, attempted = "It holds a tool call written as text; use `tool_calls`.", True
     except _UnreadableError as error:
         problem, attempted = str(error), True
@@ -160,7 +163,7 @@ def _fields(raw: Json) -> dict[str, Json]:
     return raw
 
 
-def _read_text(fields: dict[str, Json]) -> tuple[str, list[str]]:
+def _read_text(fields: dict[str, Json], verbatim: bool) -> tuple[str, list[str]]:
     """Returns the visible text, and the types of content parts that could not be read.
 
     A `refusal` field (OpenAI) is what the user would read.
@@ -179,7 +182,8 @@ def _read_text(fields: dict[str, Json]) -> tuple[str, list[str]]:
             unreadable.append(str(part["type"]) if isinstance(part, dict) and "type" in part else _kind(part))
         elif text:
             texts.append(text)
-    return without_thoughts("\n".join(texts)), unreadable
+    text = "\n".join(texts)
+    return text if verbatim else without_thoughts(text), unreadable
 
 
 def _part_text(part: Json) -> str | None:

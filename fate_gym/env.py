@@ -57,6 +57,8 @@ class ToolEnv(gym.Env[Observation, Any]):
         render_mode: None, or "ansi" for `render()` to give the episode as text.
         purpose: "evaluation" or "training"; "training" raises where the benchmark's authors ask not to train on it.
         system_prompt: Replaces the benchmark's own; "" for none.
+        verbatim: Whether the text of an action counts as it is written, with thoughts and calls written as text. What
+            others recorded was graded so; a model that is asked today is not.
         **options: Options of the benchmark.
 
     Raises:
@@ -78,6 +80,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         render_mode: str | None = None,
         purpose: Purpose = "evaluation",
         system_prompt: str | None = None,
+        verbatim: bool = False,
         **options: Any,
     ) -> None:
         if max_turns < 1:
@@ -95,14 +98,16 @@ class ToolEnv(gym.Env[Observation, Any]):
         self.max_turns = max_turns
         self.max_messages = max_messages
         self.system_prompt = system_prompt
+        self.verbatim = verbatim
         self.render_mode = render_mode
         self.action_space = ActionSpace()
         self.observation_space = ObservationSpace()
         self.reward_space = gym.spaces.Box(0.0, 1.0, (len(AXES),), np.float32)
         self._scalarize = None if scalarization is None else Scalarization(scalarization)
-        self._fingerprint = fingerprint(self.benchmark, max_turns, max_messages)
+        self._fingerprint = fingerprint(self.benchmark, max_turns, max_messages, verbatim)
         self._task_ids = frozenset(self.benchmark.tasks)
         self._task: Task | None = None
+        self._problem: str | None = None
         self._failure: BaseException | None = None
         self._packed_from: list[ToolSchema] | None = None
 
@@ -179,14 +184,7 @@ class ToolEnv(gym.Env[Observation, Any]):
             gymnasium.error.ResetNeeded: No episode is running: call `reset` first.
         """
         transcript = self._running()
-        index = len(transcript.actions)
-        turn = read_action(action, index, {call.id for call in transcript.calls})
-        transcript.actions.append(turn.raw)
-        transcript.messages.append(turn.message)
-        transcript.final_text = turn.text
-        self._problem = turn.problem
-        if turn.problem is not None:
-            transcript.bad_turns.append(index)
+        turn = self._take(action, transcript)
         if not turn.calls and not turn.attempted:
             return self._end("answer", truncated=False)
         if self._rounds == self.max_turns:
@@ -209,17 +207,20 @@ class ToolEnv(gym.Env[Observation, Any]):
             return self._end("max_messages", truncated=True)
         return self._observation(), self._reward(), False, False, self._info()
 
-    def truncate(self, reason: str) -> Step:
+    def truncate(self, reason: str, action: Any = None) -> Step:
         """Ends the episode from outside (no budget left, context overflow) and scores it as it is.
 
         Args:
             reason: Stands in `info["ended"]`.
+            action: The agent's last message, whose calls are recorded and not run; None if there is none.
 
         Raises:
             gymnasium.error.ResetNeeded: No episode is running.
         """
-        self._running()
+        transcript = self._running()
         self._problem = None
+        if action is not None:
+            self._decline_calls(self._take(action, transcript), "Not run: the episode ended here.")
         return self._end(reason, truncated=True)
 
     def render(self) -> str | None:
@@ -322,6 +323,18 @@ class ToolEnv(gym.Env[Observation, Any]):
         near = difflib.get_close_matches(str(task_id), self.tasks, n=3)
         hint = f"did you mean {', '.join(near)}?" if near else f"the first is {self.tasks[0]!r}"
         raise ValueError(f"no task {task_id!r} among the {len(self.tasks)} of this environment; {hint}")
+
+    def _take(self, action: Any, transcript: Transcript) -> Turn:
+        """Reads an action and records it."""
+        index = len(transcript.actions)
+        turn = read_action(action, index, {call.id for call in transcript.calls}, verbatim=self.verbatim)
+        transcript.actions.append(turn.raw)
+        transcript.messages.append(turn.message)
+        transcript.final_text = turn.text
+        self._problem = turn.problem
+        if turn.problem is not None:
+            transcript.bad_turns.append(index)
+        return turn
 
     def _run(self, call: RequestedCall) -> None:
         """Runs one call and answers it."""

@@ -142,8 +142,8 @@ class Episode:
         calls: Every requested call, in order.
         usage: Sums over the replies by name ("prompt_tokens", "cost_usd", ...), each known for every reply.
             "left_out" counts figures that were no sane numbers.
-        attempts: Requests that it took.
-        seconds: Wall-clock times: "total" and "agent".
+        attempts: Requests that it took; None where that is unknown.
+        seconds: Wall-clock times: "total" and "agent", each None where it is unknown.
         trajectory: The sampled token ids, from a local model. Stage files of training have them, run folders do not.
     """
 
@@ -167,8 +167,8 @@ class Episode:
     actions: list[Json]
     calls: tuple[Call, ...]
     usage: Mapping[str, float]
-    attempts: int
-    seconds: Mapping[str, float]
+    attempts: int | None
+    seconds: Mapping[str, float | None]
     trajectory: Trajectory | None = field(default=None, repr=False)
 
     @property
@@ -234,8 +234,8 @@ class Episode:
             actions=fields.items("actions"),
             calls=tuple(_read_call(call) for call in fields.objects("calls")),
             usage=_counts(fields.object("usage")),
-            attempts=_integer(fields, "attempts"),
-            seconds={name: _count(seconds, name) for name in _TIMES},
+            attempts=None if fields.values.get("attempts", 0) is None else _integer(fields, "attempts"),
+            seconds={name: None if seconds.values.get(name, 0) is None else _count(seconds, name) for name in _TIMES},
             trajectory=_read_trajectory(fields),
         )
 

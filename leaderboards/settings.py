@@ -10,13 +10,14 @@ from typing import Any, Final
 
 import gymnasium as gym
 
+from fate_gym.attack import is_attack
 from fate_gym.benchmark import ENTRY_POINT, Benchmark, Disclosure, JudgeOption, benchmark_class, disclosure
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.config import EvalConfig
 from fate_gym.plugins import import_plugin
 from fate_gym.verifiers.judge import is_model
 
-_LOOP: Final = ("max_turns", "max_messages", "system_prompt")
+_LOOP: Final = ("max_turns", "max_messages", "system_prompt", "verbatim")
 """Arguments of the episode loop itself that may come from a manifest; `benchmark` could name any callable."""
 
 MOST_REPEATS: Final = 1000
@@ -131,8 +132,7 @@ def _judge_name(option: str, judge: object) -> str:
 
 
 def _attack(attack: object) -> Any:
-    named = isinstance(attack, str | None)
-    if not named and not (isinstance(attack, dict) and all(isinstance(text, str) for text in attack.values())):
+    if not is_attack(attack):
         raise ValueError("config.attack must be a list of names, or of payloads by vector")
     return attack
 

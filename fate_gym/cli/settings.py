@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from fate_gym.attack import is_attack
 from fate_gym.benchmark import benchmark_class
 from fate_gym.catalogue import find_environment, make_environment
 from fate_gym.env import ToolEnv
@@ -204,9 +205,7 @@ def _is_mapping(value: object) -> bool:
 
 
 def _is_attack(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(vector, str) and isinstance(payload, str) for vector, payload in value.items())
-    return value is None or _is_text(value)
+    return is_attack(value) and (not isinstance(value, str) or _is_text(value))
 
 
 def _grouped(settings: dict[str, Any]) -> dict[str, Any]:

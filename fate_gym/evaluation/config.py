@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fate_gym.attack import Attack, attack_label
 from fate_gym.benchmark import disclosure
 from fate_gym.chat import Json
-from fate_gym.evaluation.plan import DEFAULT_ENV, Attack, Plan, TaskSet
+from fate_gym.evaluation.plan import DEFAULT_ENV, Plan, TaskSet
 from fate_gym.serving import public_url
 from fate_gym.storage import digest, read_yaml
 
@@ -62,7 +63,7 @@ class EvalConfig:
         if self.max_cost is not None and not self.max_cost > 0:
             raise ValueError(f"max_cost must be above 0, got {self.max_cost!r}")
         if self.attack is not None:
-            names = ["custom" if isinstance(attack, Mapping) else attack for attack in self.attack]
+            names = [attack_label(attack) for attack in self.attack]
             if not names or len(names) != len(set(names)):
                 raise ValueError(f"attack must name at least one attack, each once, got {names}")
 

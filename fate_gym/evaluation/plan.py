@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final
 
+from fate_gym.attack import Attack
 from fate_gym.benchmark import Benchmark
 from fate_gym.catalogue import make_environment
 from fate_gym.chat import Json
@@ -16,9 +17,6 @@ from fate_gym.env import ToolEnv
 from fate_gym.errors import did_you_mean
 from fate_gym.rollout import episode_key
 from fate_gym.task import Task
-
-Attack: TypeAlias = str | Mapping[str, str] | None
-"""A registered attack's name, custom payloads by vector, or none."""
 
 DEFAULT_ENV: Final = "fate/AgentDojo-v0"
 
@@ -114,6 +112,7 @@ class Plan:
             max_turns=first.max_turns,
             max_messages=first.max_messages,
             system_prompt=first.system_prompt,
+            verbatim=first.verbatim,
         )
 
     def task(self, item: Item) -> Task:

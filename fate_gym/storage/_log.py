@@ -40,7 +40,7 @@ class AppendLog:
         self._whole = True
 
     def append(self, line: bytes) -> None:
-        """Adds one line and fsyncs it; a failed write is undone.
+        """Adds one line, or several, and fsyncs; a failed write is undone.
 
         Raises:
             DiskError: The disk refused, or the file was removed or replaced: what is written would be lost.
