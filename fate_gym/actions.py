@@ -16,7 +16,7 @@ from fate_gym._plain import (
     MAX_DEPTH,
     arguments_to_json,
     content_to_json,
-    guarded,
+    fields_of,
     list_of,
     mapping_of,
     replace_surrogates,
@@ -24,6 +24,7 @@ from fate_gym._plain import (
 )
 from fate_gym.chat import EMPTY_ANSWER, Json, Message
 from fate_gym.markup import holds_call_markup, without_thoughts
+from fate_gym.replies import message_in
 
 _LEGAL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -36,7 +37,7 @@ _TEXTS = ("content", "refusal")
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "summary_text", "thought")
 """Types of content parts that hold reasoning, which no user reads."""
 
-_CALLS = ("tool_use", "tool_call", "function_call", "function", "server_tool_use")
+_CALLS = ("tool_use", "tool_call", "function_call", "custom_tool_call", "function", "server_tool_use")
 """Types of content parts that hold calls in other APIs' formats: attempts to act that have no place here."""
 
 
@@ -85,7 +86,8 @@ def read_action(
     """Reads any action as an assistant message. Never raises.
 
     Args:
-        action: A dict, an SDK message object (anything with `model_dump`), a string (a final answer), or junk.
+        action: A message: a dict, an SDK's object (anything with `model_dump`) or a string (a final answer); a whole
+            reply of a chat completion or of the Responses API, of which the message is taken; or junk.
         turn: Index of this assistant message in the episode; new call ids are made from it.
         taken_ids: Call ids already used in the conversation.
         verbatim: Whether the text counts as it is written: with thoughts, and with calls written as text.
@@ -124,12 +126,11 @@ def _record(action: object) -> Json:
     if issubclass(kind, int | float | list | tuple):
         plain = to_json(action)
         return {"role": "unreadable", "action": plain} if isinstance(plain, str) else plain
-    fields = mapping_of(action)
-    if fields is None:
-        fields = mapping_of(guarded(lambda: action.model_dump()))  # type: ignore[attr-defined]
+    fields = fields_of(action)
     if fields is None:
         # Not a string: played again, that would be an answer.
         return {"role": "unreadable", "action": to_json(action)}
+    fields = message_in(fields)
     fields = {name: content_to_json(value) if name in _TEXTS else value for name, value in fields.items()}
     calls = list_of(fields.get("tool_calls"))
     if calls is not None:

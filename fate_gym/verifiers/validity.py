@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from fate_gym.rewards import AxisVerdict
 from fate_gym.transcript import WRONG_CALLS, CallRecord, Transcript
@@ -32,6 +33,14 @@ def verify_validity(transcript: Transcript) -> AxisVerdict:
     only_calls = {call.turn for call in transcript.calls} - set(transcript.bad_turns)
     units = len(transcript.calls) + len(transcript.actions) - len(only_calls)
     return AxisVerdict.scored((units - len(wrong)) / units if units else 0.0, RULE, wrong)
+
+
+def repeats_a_failure(calls: Sequence[CallRecord]) -> bool:
+    """Whether the last call failed in the tool's domain and is the same as an earlier one that did."""
+    *earlier, last = calls
+    return last.outcome == "tool_error" and any(
+        call.outcome == "tool_error" and _identity(call) == _identity(last) for call in earlier
+    )
 
 
 def _identity(call: CallRecord) -> str:
