@@ -116,7 +116,15 @@ class CallsLeftError(CutError):
     ended = "calls_left"
 
 
-CUTS: Final = {cut.ended: cut for cut in (ContextOverflowError, EndlessReplyError, AbortedError, CallsLeftError)}
+class LimitError(CutError):
+    """A limit of another harness, of messages, tokens or time, ended the episode."""
+
+    ended = "limit"
+
+
+CUTS: Final = {
+    cut.ended: cut for cut in (ContextOverflowError, EndlessReplyError, AbortedError, CallsLeftError, LimitError)
+}
 """How episodes end that something other than the environment cut off; no action of such an episode says so."""
 
 
