@@ -67,6 +67,8 @@ class LocalAgent(Agent):
         ValueError: A number is out of its range.
     """
 
+    unpriced = True
+
     def __init__(
         self,
         model: str,

@@ -25,6 +25,10 @@ class UsageError(FateGymError):
     """Settings ask for something that cannot be: an unknown model, a missing key, a budget without prices."""
 
 
+class PluginError(FateGymError):
+    """Code that the user named (an agent, a benchmark, a judge) raised; the cause is what it raised."""
+
+
 class DataError(FateGymError):
     """A benchmark's data file is missing, unreadable, or not the one it should be."""
 
