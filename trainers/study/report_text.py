@@ -81,8 +81,8 @@ def _opening(report: Report) -> str:
     if report["repairs"]:
         shares = [f"{_percent(share['mean'])} % of the {mode} ones" for mode, share in report["repairs"].items()]
         lines.append(
-            f"Of the repair candidates of the base policies {' and '.join(shares)} pass: cloning taught them to repair, "
-            "which is an assumption of this study."
+            f"Of the repair candidates of the base policies {' and '.join(shares)} pass: cloning taught them to "
+            "repair, which is an assumption of this study."
         )
     return " ".join(lines)
 
