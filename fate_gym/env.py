@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fate_gym._plain import replace_surrogates, to_json
-from fate_gym.actions import RequestedCall, Turn, read_action
+from fate_gym.actions import TOO_LONG, RequestedCall, Turn, read_action
 from fate_gym.benchmark import Benchmark, World, load_benchmark
 from fate_gym.chat import Json, Message, ToolSchema, copy_messages
 from fate_gym.delivery import delivered
@@ -45,7 +45,8 @@ class ToolEnv(gym.Env[Observation, Any]):
     call a tool and could not be read is answered, and the episode goes on. `max_turns` counts tool rounds, as AgentDojo
     does: the calls of the message after the last round are recorded, not run, and the episode is truncated.
     `max_messages` counts the whole conversation, opening included, as Inspect does: the calls of a message still run,
-    and the episode is truncated where the agent would be asked again.
+    and the episode is truncated where the agent would be asked again. So it is where its record is full (`MAX_SIZE` of
+    `fate_gym.transcript`).
 
     Args:
         benchmark: A `Benchmark`, or "module:Class" of one, which is then made with `options`.
@@ -171,8 +172,9 @@ class ToolEnv(gym.Env[Observation, Any]):
         transcript = self._running()
         index = len(transcript.actions)
         turn = read_action(action, index, {call.id for call in transcript.calls})
-        transcript.actions.append(turn.raw)
-        transcript.messages.append(turn.message)
+        if not transcript.holds(turn.raw, turn.message):
+            turn = read_action(TOO_LONG, index)
+        transcript.add_turn(turn.raw, turn.message)
         transcript.final_text = turn.text
         self._problem = turn.problem
         if turn.problem is not None:
@@ -185,8 +187,11 @@ class ToolEnv(gym.Env[Observation, Any]):
         self._rounds += 1
         if not turn.calls:
             content = f"Your last message could not be used. {turn.problem} Call a tool, or answer in text."
-            transcript.messages.append({"role": "user", "content": content})
+            transcript.add({"role": "user", "content": content})
         for position, call in enumerate(turn.calls):
+            if transcript.full:
+                self._decline_calls(turn, "Not run: the record of the episode is full.", start=position)
+                return self._end("max_size", truncated=True)
             try:
                 self._run(call)
             except Exception as error:
@@ -328,12 +333,13 @@ class ToolEnv(gym.Env[Observation, Any]):
             self._answer(call, "not_run", reason, call.arguments)
 
     def _answer(self, call: RequestedCall, outcome: Outcome, content: str, arguments: dict[str, Json] | None) -> None:
-        transcript, content = self._transcript, replace_surrogates(content)
+        transcript = self._transcript
+        content = transcript.cut(replace_surrogates(content))
         # A tool may have been given more than JSON can hold: AgentDojo reads lists of anything out of strings.
         recorded = None if arguments is None else cast(dict[str, Json], to_json(arguments))
         turn = len(transcript.actions) - 1
         transcript.calls.append(CallRecord(turn, call.id, call.name, recorded, outcome, content))
-        transcript.messages.append({"role": "tool", "tool_call_id": call.id, "content": content})
+        transcript.add({"role": "tool", "tool_call_id": call.id, "content": content})
         if outcome in WRONG_CALLS and self._problem is None:
             self._problem = f"call {call.id} ({call.name}): {content[:_PROBLEM_LENGTH]}"
 

@@ -12,8 +12,8 @@ from fate_gym.storage._atomic import disk_errors, sync_folder
 from fate_gym.storage._json import NotOursError, parse
 from fate_gym.storage._reading import open_file
 
-MAX_LINE: Final = 256 * 2**20
-"""Most bytes of a line; a stranger's file may be one endless line."""
+MAX_LINE: Final = 64 * 2**20
+"""Most bytes of a line, written or read; a stranger's file may be one endless line."""
 
 
 class AppendLog:
@@ -43,9 +43,12 @@ class AppendLog:
         """Adds one line and fsyncs it; a failed write is undone.
 
         Raises:
+            ValueError: The line is longer than readers accept.
             DiskError: The disk refused, or the file was removed or replaced: what is written would be lost.
             RunCorruptError: An earlier failure could not be undone.
         """
+        if len(line) > MAX_LINE:
+            raise ValueError(f"{self._path}: a record of {len(line)} bytes is longer than {MAX_LINE}")
         if not self._whole:
             raise RunCorruptError(f"{self._path}: a failed write could not be undone; run again to repair and resume")
         with disk_errors(self._path):
