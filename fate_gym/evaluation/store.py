@@ -137,6 +137,8 @@ class RunFolder:
     def episodes(self, on_problem: OnProblem | None = None) -> Iterator[Episode]:
         """Yields the scored episodes in the order in which they ended, reading as it goes.
 
+        The single writer makes sure first that they are those which it has written.
+
         Args:
             on_problem: Called with the error of each record that is not an episode, which is then left out. None
                 to raise the error.
@@ -144,14 +146,22 @@ class RunFolder:
         Raises:
             RunCorruptError: A line before the last is not a JSON object, or has no key of its own; or a record is no
                 episode's.
+            DiskError: For the writer: the file was removed or changed by another program.
         """
+        self._check_log(_EPISODES)
         for number, record in self._scored():
             yield from self._read(_EPISODES, number, record, on_problem)
 
     def failures(self, on_problem: OnProblem | None = None) -> Iterator[Episode]:
         """Yields the episodes that errored, every attempt; see `episodes`."""
+        self._check_log(_FAILURES)
         for number, record in records(self.path / _FAILURES):
             yield from self._read(_FAILURES, number, record, on_problem)
+
+    def _check_log(self, name: str) -> None:
+        with self._mutex:
+            if name in self._logs:
+                self._logs[name].check()
 
     def _scored(self) -> Iterator[tuple[int, dict[str, Any]]]:
         seen = set()

@@ -11,7 +11,7 @@ RULE = "valid-share"
 
 
 def verify_validity(transcript: Transcript) -> AxisVerdict:
-    """Scores the share of valid units; 0 if the episode was truncated.
+    """Scores the share of valid units of an episode with at least one message; 0 if it was truncated.
 
     A unit is a call, or an assistant message that holds no call or is invalid as a whole. A call is right if it
     parses, names a known tool and passes the tool's own validation of arguments. An error of the tool's domain (no
@@ -31,7 +31,7 @@ def verify_validity(transcript: Transcript) -> AxisVerdict:
             failed_before.add(identity)
     only_calls = {call.turn for call in transcript.calls} - set(transcript.bad_turns)
     units = len(transcript.calls) + len(transcript.actions) - len(only_calls)
-    return AxisVerdict.scored((units - len(wrong)) / units if units else 0.0, RULE, wrong)
+    return AxisVerdict.scored((units - len(wrong)) / units, RULE, wrong)
 
 
 def _identity(call: CallRecord) -> str:

@@ -98,7 +98,7 @@ def write_run(
         "bounds": (MOST_FAILURES, SAMPLE),
         "entries": _fitting(census.listed),
         "depends_on_refusals": depends_on_refusals,
-        "curves": curves(run.path, run.manifest["config"]["agent"]),
+        "curves": curves(run.path),
     }
     write_page(folder / "index.html", "run", "../../", values)
     _write_traces(run, _episodes(stored), census, board, folder, common)
