@@ -130,9 +130,8 @@ class Campaign:
         points = disk_faults.count(self._action, self._fresh())
         rounds = _rounds(points)
         pairs = list(itertools.chain(*rounds))
-        chosen = (
-            pairs[:most] if most >= len(points) else [rounds[0][i - 1] for i in disk_faults.every(len(points), most)]
-        )
+        some = [rounds[0][number - 1] for number in disk_faults.every(len(points), most)]
+        chosen = pairs[:most] if most >= len(points) else some
         for at, fault in chosen:
             self._visit([(at, fault)])
         draw = random.Random(0)
