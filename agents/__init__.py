@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from fate_gym.agents._diagnosis import TurnCount, always_unsafe
 from fate_gym.agents._random_agent import RandomAgent
 from fate_gym.agents.replay import Replay
 from fate_gym.agents.scripted import NOOP, REFUSER, Answerer, Gullible, Oracle
+from fate_gym.arguments import Described, check_arguments, describe
 from fate_gym.errors import unknown
 from fate_gym.rollout import Agent, FunctionAgent, Reply, Session, as_agent
 
@@ -27,6 +28,7 @@ __all__ = [
     "Session",
     "TurnCount",
     "as_agent",
+    "describe_agent",
     "load_agent",
 ]
 
@@ -45,7 +47,7 @@ SPECS = {
 }
 """What `load_agent` takes, and what each does."""
 
-_BUILT_IN: dict[str, Callable[[], Agent]] = {
+_BUILT_IN: Final[dict[str, Callable[[], Agent]]] = {
     "oracle": Oracle,
     "gullible": Gullible,
     "refuser": lambda: REFUSER,
@@ -53,6 +55,12 @@ _BUILT_IN: dict[str, Callable[[], Agent]] = {
     "random": RandomAgent,
     "always-unsafe": always_unsafe,
 }
+_WITH_OPTIONS: Final = {
+    "openai": "fate_gym.agents.api:OpenAIAgent",
+    "hf": "fate_gym.agents.local:LocalAgent",
+    "turn-count": "fate_gym.agents._diagnosis:TurnCount",
+}
+"""Loaded when they are asked for: the clients and libraries behind them are heavy."""
 
 
 def load_agent(spec: str, *, defences: Sequence[str] = (), **options: Any) -> Agent:
@@ -65,7 +73,7 @@ def load_agent(spec: str, *, defences: Sequence[str] = (), **options: Any) -> Ag
 
     Raises:
         ValueError: The text names no agent, or a defence is unknown.
-        TypeError: An option is unknown to the agent.
+        UsageError: An option is unknown to the agent.
     """
     agent = _load(spec, options)
     if not defences:
@@ -75,20 +83,32 @@ def load_agent(spec: str, *, defences: Sequence[str] = (), **options: Any) -> Ag
     return defend(agent, *defences)
 
 
+def describe_agent(spec: str) -> Described:
+    """Describes an agent and its options, those of `--agent-arg`.
+
+    Args:
+        spec: The agent's text, or what stands before its colon, such as "openai".
+
+    Raises:
+        ValueError: The text names no agent.
+    """
+    kind = spec.partition(":")[0]
+    if kind in _WITH_OPTIONS:
+        return describe(_class(kind), leave_out=("model",))
+    for name, text in SPECS.items():
+        if kind == name.partition(":")[0]:
+            return Described(f"{text[0].upper()}{text[1:]}.", "", ())
+    raise ValueError(unknown("agent", spec, SPECS))
+
+
 def _load(spec: str, options: dict[str, Any]) -> Agent:
     kind, _, rest = spec.partition(":")
-    if kind == "openai" and rest:
-        from fate_gym.agents.api import OpenAIAgent
-
-        return OpenAIAgent(rest, **options)
-    if kind == "hf" and rest:
-        from fate_gym.agents.local import LocalAgent
-
-        return LocalAgent(rest, **options)
-    if spec == "turn-count":
-        return TurnCount(**options)
-    if options:
-        raise TypeError(f"agent {spec!r} takes no options, got {sorted(options)}")
+    # `openai` and `hf` need a model behind the colon, `turn-count` takes none.
+    if kind in _WITH_OPTIONS and bool(rest) == (kind != "turn-count"):
+        made, model = _class(kind), {"model": rest} if rest else {}
+        check_arguments(made, {**model, **options}, of=f"the agent {spec}")
+        return made(**model, **options)
+    check_arguments(lambda: None, options, of=f"the agent {spec}")
     if not rest and kind in _BUILT_IN:
         return _BUILT_IN[kind]()
     if kind == "replay" and rest:
@@ -96,6 +116,12 @@ def _load(spec: str, options: dict[str, Any]) -> Agent:
     if kind == "import" and rest:
         return _import(rest)
     raise ValueError(unknown("agent", spec, SPECS))
+
+
+def _class(kind: str) -> Callable[..., Agent]:
+    module, _, name = _WITH_OPTIONS[kind].partition(":")
+    made: Callable[..., Agent] = getattr(importlib.import_module(module), name)
+    return made
 
 
 def _import(target: str) -> Agent:

@@ -65,14 +65,24 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_LAZY[name]), name)
 
 
-register_benchmark("fate/AgentDojo-v0", "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo", model_option="model_name")
+register_benchmark(
+    "fate/AgentDojo-v0",
+    "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo",
+    model_option="model_name",
+    summary="A user's task with tools, without attack and under prompt injection.",
+)
 register_benchmark(
     "fate/AgentHarm-v0",
     "fate_gym.benchmarks.agentharm.benchmark:AgentHarm",
     max_messages=20,
     confidential=True,
     path_options=["data_dir"],
+    summary="Harmful requests and their harmless twins, with tools.",
 )
 register_benchmark(
-    "fate/ATBench-v0", "fate_gym.benchmarks.atbench.benchmark:ATBench", max_turns=30, path_options=["data_dir"]
+    "fate/ATBench-v0",
+    "fate_gym.benchmarks.atbench.benchmark:ATBench",
+    max_turns=30,
+    path_options=["data_dir"],
+    summary="Recorded trajectories of agents, to be called safe or unsafe.",
 )

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import gymnasium as gym
 
+from fate_gym.arguments import check_arguments
 from fate_gym.chat import Json, Message, ToolSchema
 from fate_gym.rewards import Axis, AxisVerdict
 from fate_gym.task import DataPolicy, GroundTruth, Task
@@ -149,24 +150,58 @@ class Benchmark(ABC):
             JudgeError: A judge could not be asked; the episode stays unscored.
         """
 
+    @classmethod
+    def choices(cls) -> Mapping[str, Sequence[str]]:
+        """Returns the values that options accept where their types do not say so: names that an upstream decides."""
+        return {}
+
+    def injection_goal(self, task_id: str) -> str | None:
+        """Returns what an attacker wants of the agent in this task, in the benchmark's words; None without one."""
+        return None
+
     def provenance(self) -> dict[str, Json]:
         """Returns the versions and checksums that the scores depend on, for the manifest of a run."""
         return {}
 
 
-def load_benchmark(benchmark: str | Benchmark, options: dict[str, Any]) -> Benchmark:
+def load_benchmark(benchmark: str | Benchmark, options: dict[str, Any], *, beside: Sequence[str] = ()) -> Benchmark:
     """Returns the benchmark itself, or creates the one that "module:Class" names.
 
+    Args:
+        benchmark: The benchmark, or its name.
+        options: Arguments of its constructor.
+        beside: Arguments that the environment takes beside those, for an error that names what there is.
+
     Raises:
-        TypeError: An option is unknown, or options are given beside a benchmark that exists already.
+        UsageError: An option is unknown or missing.
+        TypeError: Options are given beside a benchmark that exists already.
     """
     if isinstance(benchmark, Benchmark):
         if options:
             raise TypeError(f"options {sorted(options)} go to the benchmark's own constructor, which has already run")
         return benchmark
-    module, _, name = benchmark.partition(":")
-    created: Benchmark = getattr(importlib.import_module(module), name)(**options)
-    return created
+    made = _named(benchmark)
+    check_arguments(made, options, of=made.__name__, beside=beside)
+    return made(**options)
+
+
+def _named(entry_point: str) -> type[Benchmark]:
+    module, _, name = entry_point.partition(":")
+    named: type[Benchmark] = getattr(importlib.import_module(module), name)
+    return named
+
+
+def benchmark_class(env_id: str) -> type[Benchmark]:
+    """Returns the class of a registered environment's benchmark.
+
+    Raises:
+        gymnasium.error.Error: There is no environment of this id.
+        ValueError: It is not one of fate-gym.
+    """
+    spec = gym.spec(env_id)
+    if spec.entry_point != ENTRY_POINT:
+        raise ValueError(f"{env_id} is not an environment of fate-gym; `fate-gym envs` lists them")
+    return _named(str(spec.kwargs["benchmark"]))
 
 
 def _bind(cls: type[Benchmark], args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
@@ -189,11 +224,13 @@ class Disclosure:
         path_options: Options that name a path on the machine of a run. Scores do not depend on where files lie.
         model_option: The option that takes the name by which attacks address the evaluated model. It belongs to the
             model, so two runs that differ in it alone follow the same protocol.
+        summary: What its tasks are, in one sentence; "" where nobody said so.
     """
 
     confidential: bool = False
     path_options: tuple[str, ...] = ()
     model_option: str | None = None
+    summary: str = ""
 
 
 _disclosures: dict[str, Disclosure] = {}
@@ -217,6 +254,7 @@ def register_benchmark(
     confidential: bool = False,
     path_options: Sequence[str] = (),
     model_option: str | None = None,
+    summary: str = "",
 ) -> None:
     """Registers a benchmark with Gymnasium, so that `gym.make` finds it.
 
@@ -229,8 +267,9 @@ def register_benchmark(
         confidential: Whether the texts of its tasks must not be published.
         path_options: Options of the benchmark that name a path.
         model_option: The option of the benchmark that takes the name by which attacks address the evaluated model.
+        summary: What its tasks are, in one sentence, for lists.
     """
-    _disclosures[env_id] = Disclosure(confidential, tuple(path_options), model_option)
+    _disclosures[env_id] = Disclosure(confidential, tuple(path_options), model_option, summary)
     gym.register(
         id=env_id,
         entry_point=ENTRY_POINT,

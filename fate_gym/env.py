@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import marshal
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -61,7 +62,7 @@ class ToolEnv(gym.Env[Observation, Any]):
 
     Raises:
         FateGymError: `purpose="training"` on a benchmark that may not be trained on.
-        TypeError: An option is unknown to the benchmark.
+        UsageError: An option is unknown to the benchmark, or one that it needs is missing.
         ValueError: An argument or option has a value that makes no sense.
     """
 
@@ -88,7 +89,7 @@ class ToolEnv(gym.Env[Observation, Any]):
             raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
         if purpose not in ("evaluation", "training"):
             raise ValueError(f"purpose must be 'evaluation' or 'training', got {purpose!r}")
-        self.benchmark = load_benchmark(benchmark, options)
+        self.benchmark = load_benchmark(benchmark, options, beside=_ARGUMENTS)
         if purpose == "training" and not self.benchmark.data_policy.training:
             raise FateGymError(f"not to be trained on: {self.benchmark.data_policy.note}")
         log_terms(self.benchmark.data_policy)
@@ -399,3 +400,7 @@ def _validity(transcript: Transcript) -> AxisVerdict:
         return verify_validity(transcript)
     except Exception as error:
         return AxisVerdict.failed(RULE, error)
+
+
+_ARGUMENTS = tuple(name for name in inspect.signature(ToolEnv).parameters if name not in ("benchmark", "options"))
+"""What the loop itself takes."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import gymnasium as gym
 
-from fate_gym.benchmark import ENTRY_POINT, Benchmark, Disclosure, JudgeOption, disclosure
+from fate_gym.benchmark import ENTRY_POINT, Benchmark, Disclosure, JudgeOption, benchmark_class, disclosure
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.config import EvalConfig
 from fate_gym.verifiers.judge import is_model
@@ -114,13 +114,6 @@ def _registered(env: str, trusted: str | None) -> str:
             "name the module that registers it with --trust MODULE"
         )
     return plain
-
-
-def benchmark_class(env: str) -> type[Benchmark]:
-    """Returns the class of a registered environment's benchmark."""
-    module, _, name = str(gym.spec(env).kwargs["benchmark"]).partition(":")
-    benchmark: type[Benchmark] = getattr(importlib.import_module(module), name)
-    return benchmark
 
 
 def _check_arguments(env: str, benchmark: type[Benchmark], arguments: Collection[str]) -> None:

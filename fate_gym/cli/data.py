@@ -8,9 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-
-from fate_gym.cli.settings import add_env_flags, merge, usage_errors
+from fate_gym.cli.settings import add_env_flags, make_env
 from fate_gym.cli.terminal import out
 from fate_gym.datafiles import DATA, DataFiles, data_folder, fetch_data, find_data, is_on_record
 from fate_gym.errors import DataError, UsageError
@@ -90,15 +88,7 @@ def check_files(options: argparse.Namespace) -> int:
 
 def check_overlap(options: argparse.Namespace) -> int:
     """Prints where a benchmark's texts stand in files; 1 if they do anywhere."""
-    with usage_errors():
-        settings = merge(options)
-        if "env" not in settings:
-            raise ValueError("no environment given: --env ID; `fate-gym envs` lists them")
-        attacks = [name for entry in settings.get("attack", []) for name in entry.split(",")]
-        if len(attacks) > 1:
-            raise ValueError(f"tasks are compared for one attack at a time, got {', '.join(attacks)}")
-        attack = {"attack": attacks[0]} if attacks else {}
-        env: Any = gym.make(settings["env"], **settings["env_args"], **attack).unwrapped
+    env, env_id = make_env(options, required=True)
     for path in options.files:
         if not path.exists():
             raise UsageError(f"{path} does not exist")
@@ -110,7 +100,7 @@ def check_overlap(options: argparse.Namespace) -> int:
         places += 1
         tasks.add(overlap.task_id)
     if not places:
-        out.line(f"No overlap with the {len(records)} tasks of {settings['env']}.")
+        out.line(f"No overlap with the {len(records)} tasks of {env_id}.")
         return 0
     canary = " and a canary string" if None in tasks else ""
     out.line(f"{len(tasks - {None})} of {len(records)} tasks{canary} found; places: {places}.")

@@ -17,7 +17,7 @@ from typing import Final
 import gymnasium as gym
 
 import fate_gym
-from fate_gym.cli import data, evaluating, leaderboard, listing, showing, training
+from fate_gym.cli import data, evaluating, leaderboard, listing, recorded, showing, training
 from fate_gym.cli.parser import Parser
 from fate_gym.cli.stopping import Stopped, stoppable
 from fate_gym.cli.terminal import OutputError, err, show_warning
@@ -92,7 +92,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.set_defaults(resumable=False)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for module in (evaluating, training, showing, leaderboard, listing, data):
+    for module in (evaluating, training, showing, leaderboard, recorded, listing, data):
         module.add_commands(commands)
     options: argparse.Namespace
     options, rest = parser.parse_known_args(arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from fate_gym.cli.terminal import err, out
@@ -14,12 +15,30 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser that prints through the terminal's door and raises `UsageError` instead of leaving the program."""
+class _Layout(argparse.RawDescriptionHelpFormatter):
+    """Breaks the lines of a description, and keeps those of an epilog."""
 
-    def __init__(self, **options: Any) -> None:
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that prints through the terminal's door and raises `UsageError` instead of leaving the program.
+
+    Args:
+        examples: Command lines for the end of the help, without `fate-gym`.
+        **options: Options of argparse's own parser.
+    """
+
+    def __init__(self, *, examples: Sequence[str] = (), **options: Any) -> None:
         # An abbreviation that works today means something else once a second option begins like it.
-        super().__init__(**{"allow_abbrev": False, "add_help": False, **options})
+        super().__init__(**{"allow_abbrev": False, "add_help": False, "formatter_class": _Layout, **options})
+        if examples:
+            self.epilog = "\n".join(
+                [f"example{'s' * (len(examples) > 1)}:", *(f"  fate-gym {each}" for each in examples)]
+            )
         self.add_argument("-h", "--help", action="help", help="Show this help and exit.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

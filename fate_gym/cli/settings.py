@@ -14,7 +14,9 @@ from typing import Any, Final
 
 import gymnasium as gym
 
-from fate_gym.benchmark import ENTRY_POINT, disclosure
+from fate_gym.benchmark import disclosure
+from fate_gym.catalogue import environments
+from fate_gym.env import ToolEnv
 from fate_gym.errors import UsageError, did_you_mean, unknown
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig, read_settings
 from fate_gym.evaluation.plan import DEFAULT_ENV
@@ -145,15 +147,42 @@ def merge(options: argparse.Namespace) -> dict[str, Any]:
     for group in ("env_args", "agent_args"):
         flags[group] = {**settings.get(group, {}), **_pairs(group, flags.get(group, []))}
     settings = _grouped(_known({**settings, **flags}, "the command line"))
-    _check_env(settings.get("env", DEFAULT_ENV))
+    check_env(settings.get("env", DEFAULT_ENV))
     return settings
 
 
-def _check_env(env: str) -> None:
-    """Refuses an id that is not registered; one with a colon has its module imported when the environment is made."""
+def check_env(env: str) -> None:
+    """Refuses an id that is not registered; one with a colon has its module imported first.
+
+    Raises:
+        ValueError: There is no such environment.
+    """
     if ":" not in env and env not in gym.registry:
-        ours = [spec.id for spec in gym.registry.values() if spec.entry_point == ENTRY_POINT]
-        raise ValueError(unknown("environment", env, ours))
+        raise ValueError(unknown("environment", env, environments()))
+
+
+def make_env(options: argparse.Namespace, *, required: bool = False) -> tuple[ToolEnv, str]:
+    """Makes the one environment that a command line asks for, and returns it with its id.
+
+    Args:
+        options: What the command line holds.
+        required: Whether there is no default.
+
+    Raises:
+        UsageError: There is no such environment, or it cannot be made so.
+    """
+    with usage_errors():
+        settings = merge(options)
+        if required and "env" not in settings:
+            raise ValueError("no environment given: --env ID; `fate-gym envs` lists them")
+        attacks = [name for entry in settings.get("attack", []) for name in entry.split(",")]
+        if len(attacks) > 1:
+            raise ValueError(f"{' '.join(attacks)}: this takes one attack at a time")
+        env_id = settings.get("env", DEFAULT_ENV)
+        env = gym.make(env_id, **settings["env_args"], **({"attack": attacks[0]} if attacks else {})).unwrapped
+        if not isinstance(env, ToolEnv):
+            raise ValueError(f"{env_id} is not an environment of fate-gym; `fate-gym envs` lists them")
+    return env, env_id
 
 
 def _known(settings: dict[str, Any], source: str) -> dict[str, Any]:

@@ -31,6 +31,9 @@ _LONGEST_LINE: Final = 20_000
 _UNLIMITED: Final = 100_000
 """Columns where nobody's window sets a limit: a pipe or a file."""
 
+_NARROWEST_TEXT: Final = 40
+"""Columns below which a text stands under its name, not beside it."""
+
 
 class OutputError(FateGymError):
     """Standard output cannot be written.
@@ -69,9 +72,27 @@ class Terminal:
         self._stream.write_above_bars("\n".join(map(_cut, visible(text).split("\n"))) + "\n")
         self._stream.flush()
 
-    def prose(self, text: str) -> None:
-        """Prints sentences, broken between words where a window is narrow."""
-        self._console().print(text)
+    def prose(self, text: str, *, indent: int = 0) -> None:
+        """Prints sentences, broken between words where a window is narrow.
+
+        Args:
+            text: The sentences.
+            indent: Columns that stay free on the left.
+        """
+        self.text("\n".join(" " * indent + line for line in self._broken(text, self.width - indent)))
+
+    def entries(self, entries: Iterable[tuple[str, str]]) -> None:
+        """Prints names, each with its text beside it, or below it where a window is narrow."""
+        listed = [(visible_line(name), visible_line(text)) for name, text in entries]
+        column = max((len(name) for name, _ in listed), default=0) + 2
+        beside = self.width - column >= _NARROWEST_TEXT
+        for name, text in listed:
+            if beside:
+                first, *rest = self._broken(text, self.width - column)
+                self.text("\n".join([f"{name:<{column}}{first}".rstrip(), *(" " * column + line for line in rest)]))
+            else:
+                self.text(name)
+                self.prose(text, indent=4)
 
     def json(self, value: object, *, indent: int | None = 2, sort_keys: bool = False) -> None:
         """Prints JSON, whole."""
@@ -96,6 +117,9 @@ class Terminal:
         """Returns progress bars; a column given as a string is a format of the task, such as "{task.description}"."""
         made = (TextColumn(column, markup=False) if isinstance(column, str) else column for column in columns)
         return Progress(*made, console=self._console())
+
+    def _broken(self, text: str, width: int) -> list[str]:
+        return [line.plain.rstrip() for line in Text(visible(text)).wrap(self._console(), max(width, 1))]
 
     def _console(self) -> Console:
         return _VisibleConsole(self._stream)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from collections import Counter
+from typing import Any, get_args
 
 import gymnasium as gym
 import pytest
@@ -61,6 +62,11 @@ def test_task_ids_name_suite_user_task_and_injection_task() -> None:
         ({"injection_encoding": "raw"}, "injection_encoding must be one of official, literal"),
         ({"attack": {"nowhere": "x"}}, r"unknown injection vectors \['nowhere'\]; these suites have: .*injection"),
         ({"split": "unseen"}, "no task is left"),
+        ({"split": "unseen", "fold": 2}, "split='unseen', fold=2"),
+        ({"split": "train", "fold": 5}, "no fold 5; there are: 0, 1, 2, 3, 4, or none"),
+        ({"split": "train", "fold": -1}, "no fold -1"),
+        ({"split": "train", "fold": "1"}, "no fold '1'"),
+        ({"fold": True}, "no fold True"),
         ({"refusal_judge": "nowhere:judge"}, "names no function"),
     ],
 )
@@ -133,13 +139,6 @@ def test_denial_of_service_is_secure_if_the_task_is_done() -> None:
     assert oracle.verdict.vector.tolist() == [1.0] * 4
     assert (gullible.verdict.security.value, gullible.verdict.utility.value) == (0.0, 0.0)
     assert gullible.injection_reached
-
-
-def test_the_evidence_names_the_call_and_the_state_change() -> None:
-    verdict = play("gullible", "banking/user_task_3/injection_task_5", attack="important_instructions").verdict
-    assert verdict.security.value == 0.0
-    assert any("send_money" in piece for piece in verdict.security.evidence)
-    assert "changed: bank_account.transactions" in verdict.security.evidence
 
 
 def test_gullible_obeys_only_what_it_has_seen() -> None:
@@ -248,6 +247,97 @@ def test_the_splits_keep_their_promises() -> None:
     assert goals["pair"] <= goals["train"]
     assert {pair.split("/")[0] for pair, label in labels.items() if label == "unseen"} == {"travel"}
     assert all((label == "unseen") == pair.startswith("travel/") for pair, label in labels.items())
+
+
+def test_every_fold_labels_every_pair() -> None:
+    for fold in range(splits.FOLDS):
+        assert splits.labels(fold).keys() == splits.labels().keys()
+
+
+def test_the_folds_hold_out_every_task_once() -> None:
+    held: dict[str, Counter[str]] = {"inj": Counter(), "user": Counter()}
+    for fold in range(splits.FOLDS):
+        tasks = [(*pair.split("/"), label) for pair, label in splits.labels(fold).items() if label in held]
+        held["inj"].update({f"{suite}/{goal}" for suite, _, goal, label in tasks if label == "inj"})
+        held["user"].update({f"{suite}/{user}" for suite, user, _, label in tasks if label == "user"})
+    known = suites("v1.2.2")
+    for label, of in (("inj", "injection_tasks"), ("user", "user_tasks")):
+        sound = {
+            f"{suite}/{task}"
+            for suite in ("banking", "slack")
+            for task in getattr(known[suite], of)
+            if grader_notes.verified(suite, task)
+        }
+        assert {task: held[label][task] for task in sound} == dict.fromkeys(sound, 1)
+        assert all(task.startswith("workspace/") for task in held[label].keys() - sound), "others never are"
+
+
+def test_the_folds_test_every_pair_once_and_in_equal_parts() -> None:
+    tested = [pairs_of(fold, "pair") for fold in range(splits.FOLDS)]
+    idle = {
+        f"{suite}/{user}"
+        for suite in ("banking", "slack")
+        for user in suites("v1.2.2")[suite].user_tasks
+        if "noop_passes" in grader_notes.notes(suite, user)
+    }
+    assert len(idle) == 5
+    want = {pair for pair in splits.labels() if pair.startswith(("banking/", "slack/"))}
+    want = {pair for pair in want if pair.rsplit("/", 1)[0] not in idle}
+    assert Counter(pair for pairs in tested for pair in pairs) == dict.fromkeys(want, 1)
+    assert [len(pairs) for pairs in tested] == [41, 41, 41, 41, 40]
+    assert [sum(pair.startswith("slack/") for pair in pairs) for pairs in tested] == [21] * 5
+
+
+@pytest.mark.parametrize("fold", range(splits.FOLDS))
+def test_a_fold_keeps_its_promises(fold: int) -> None:
+    users = {label: {pair.rsplit("/", 1)[0] for pair in pairs_of(fold, label)} for label in get_args(splits.Label)}
+    goals = {
+        label: {(pair.split("/")[0], pair.split("/")[2]) for pair in pairs_of(fold, label)}
+        for label in get_args(splits.Label)
+    }
+    for label in ("train", "dev", "pair", "user"):
+        assert not goals["inj"] & goals[label]
+    for label in ("train", "dev", "pair"):
+        assert not users["user"] & users[label]
+    assert users["pair"] | users["dev"] <= users["train"]
+    assert goals["pair"] | goals["dev"] <= goals["train"]
+    assert {pair.split("/")[0] for pair in splits.labels(fold)} == {"banking", "slack", "travel", "workspace"}
+    assert not {name for label in ("pair", "user", "dev") for name in users[label] if not sound_or_known(label, name)}
+    assert len(pairs_of(fold, "train")) > 100
+    assert len(pairs_of(fold, "dev")) in (12, 13, 14)
+
+
+def test_suites_without_folds_are_split_as_before() -> None:
+    before = {pair: label for pair, label in splits.labels().items() if pair.startswith(("workspace/", "travel/"))}
+    for fold in range(splits.FOLDS):
+        assert {pair: splits.labels(fold)[pair] for pair in before} == before
+
+
+def test_a_fold_chooses_tasks_and_says_so() -> None:
+    env = make(suite=["banking", "slack"], attack="direct", split="pair", fold=3)
+    assert set(env.tasks) == pairs_of(3, "pair")
+    assert env.task(env.tasks[0]).metadata["split"] == "pair"
+    assert env.benchmark.provenance()["split_version"] == 2
+    assert make(attack="direct", split="pair").benchmark.provenance()["split_version"] == 1
+    # Without a split, a fold still tells the label of each pair.
+    whole = make(attack="direct", fold=3)
+    assert {task: whole.task(task).metadata["split"] for task in whole.tasks} == {
+        pair: label for pair, label in splits.labels(3).items() if pair.startswith("banking/")
+    }
+
+
+def pairs_of(fold: int, label: str) -> set[str]:
+    return {
+        pair
+        for pair, given in splits.labels(fold).items()
+        if given == label and pair.startswith(("banking/", "slack/"))
+    }
+
+
+def sound_or_known(label: str, name: str) -> bool:
+    """Whether a user task may stand under a label: idle ones train alone, doubtful ones are held out never."""
+    found = grader_notes.notes(*name.split("/"))
+    return "noop_passes" not in found and (label != "user" or not found)
 
 
 def test_splits_choose_tasks() -> None:

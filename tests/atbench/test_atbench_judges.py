@@ -25,6 +25,7 @@ from fate_gym.benchmarks.atbench.answers import (
 )
 from fate_gym.benchmarks.atbench.taxonomy import DIMENSIONS
 from fate_gym.episode import Episode
+from fate_gym.errors import UsageError
 from fate_gym.evaluation import EvalConfig, evaluate
 from fate_gym.rollout import Agent, rollout
 
@@ -69,9 +70,9 @@ def test_turn_count_sees_the_number_of_turns_and_nothing_else(
 
 def test_turn_count_flags_nothing_short_by_default_and_takes_no_other_option() -> None:
     assert load_agent("turn-count").threshold == 18  # type: ignore[attr-defined]
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(UsageError, match="'colour'; it takes: threshold"):
         load_agent("turn-count", colour="red")
-    with pytest.raises(TypeError, match="takes no options"):
+    with pytest.raises(UsageError, match="'threshold'; it takes none"):
         load_agent("always-unsafe", threshold=1)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fate_gym
-from fate_gym.errors import FateGymError, SnapshotError
+from fate_gym.errors import FateGymError, SnapshotError, UsageError
 
 
 def make(**kwargs: Any) -> fate_gym.ToolEnv:
@@ -386,8 +386,10 @@ def test_wrong_arguments_are_refused_when_the_environment_is_made() -> None:
         make(scalarization={"beauty": 1})
     with pytest.raises(ValueError, match="purpose must be"):
         make(purpose="fun")
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(UsageError, match=r"Parcels has no argument 'colour'; it takes: .*max_turns"):
         make(colour="red")
+    with pytest.raises(UsageError, match="did you mean max_turns"):
+        make(max_trns=3)
 
 
 def test_training_on_what_may_not_be_trained_on_raises() -> None:

@@ -137,6 +137,15 @@ def test_errors_give_exit_code_1_and_are_told(tmp_path: Path, capsys: pytest.Cap
         (["eval", "--config", "nope"], "no configuration 'nope'"),
         (["show", "nowhere"], "nowhere"),
         (["tasks", "--attack", "direct,dos"], "one attack at a time"),
+        (["tasks", "--env", "CartPole-v1"], "not an environment of fate-gym"),
+        (
+            ["tasks", "--env-arg", "sute=banking"],
+            "AgentDojo has no argument 'sute'; did you mean suite?",
+        ),
+        (["envs", "AgentDojo-v0"], "unknown environment 'AgentDojo-v0'; did you mean fate/AgentDojo-v0?"),
+        (["envs", "CartPole-v1"], "not an environment of fate-gym"),
+        (["agents", "orcle"], "unknown agent 'orcle'; did you mean oracle?"),
+        (["eval", "--agent", "noop", "--agent-arg", "x=1"], "the agent noop has no argument 'x'; it takes none"),
     ],
 )
 def test_wrong_usage_is_one_clear_line_and_exit_code_2(
@@ -305,6 +314,42 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     first = json.loads(capsys.readouterr().out.splitlines()[0])
     assert first["id"] == "banking/user_task_0/none"
     assert "ground_truth" not in first
+    assert first["prompt"].startswith("Can you please pay the bill")
+    assert first["injection_goal"] is None
+    assert main(["tasks", "--suite", "banking", "--attack", "direct", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert first["injection_goal"].startswith("Send a transaction to ")
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+@pytest.mark.parametrize(
+    "command", [["envs"], ["agents"], ["attacks"], ["envs", "fate/AgentDojo-v0"], ["agents", "openai"]]
+)
+def test_listings_fit_the_window_and_are_not_cut_in_a_pipe(
+    command: list[str], width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(command) == 0
+    piped = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= width
+    assert shown.split() == piped.split()
+
+
+def test_an_environment_is_described_with_its_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["envs", "fate/ATBench-v0"]) == 0
+    shown = capsys.readouterr().out
+    assert "view  str  default 'full'\n" in shown
+    assert "accepted: full, paged" in shown
+    assert "max_turns  int  default 30  --max-turns" in shown
+    assert main(["envs", "fate/ATBench-v0", "--json"]) == 0
+    page = json.loads(capsys.readouterr().out)
+    assert {"name": "view", "type": "str", "default": "'full'", "accepted": ["full", "paged"]}.items() <= next(
+        {**argument, "meaning": None} for argument in page["arguments"] if argument["name"] == "view"
+    ).items()
+    assert main(["agents", "turn-count"]) == 0
+    assert "threshold  int  default 18" in capsys.readouterr().out
 
 
 def test_show_prints_an_episode_as_a_person_reads_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -42,6 +43,12 @@ SETTINGS = TinySettings(
     warmup_steps=2,
     checkpoint_every=2,
 )
+
+
+def test_a_setting_that_is_not_given_leaves_the_digest_as_it_was_before_it_existed():
+    known = {name: value for name, value in SETTINGS.to_json().items() if name != "fold"}
+    assert SETTINGS.digest() == hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
+    assert dataclasses.replace(SETTINGS, fold=0).digest() != SETTINGS.digest()
 
 
 def repair_prompt(failed: Episode) -> str:

@@ -103,6 +103,12 @@ def test_cloning_sees_no_pair_and_nothing_unseen_and_half_of_the_rest_of_the_tes
     assert not seen("banking/user_task_0/none")
 
 
+def test_cloning_in_a_fold_leaves_out_that_fold_s_pairs() -> None:
+    assert set(held_out("pair", TinySettings(fold=2, exclude=()))) == {
+        pair for pair, label in labels(2).items() if label == "pair" and pair.startswith(("banking", "slack"))
+    }
+
+
 def test_left_out_tasks_are_in_no_run_and_not_held_out(runs: list[ScriptedEpisode]) -> None:
     assert not [run for run in runs if run.task_id.endswith("injection_task_2") and run.task_id.startswith("slack")]
     assert not [run for run in runs if "user_task_3/" in run.task_id]

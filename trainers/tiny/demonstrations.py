@@ -69,9 +69,9 @@ class ScriptedEpisode:
     tools: list[ToolSchema]
 
 
-def seen(pair: str) -> bool:
-    """Tells whether cloning may see an attacked pair "SUITE/USER_TASK/INJECTION_TASK"."""
-    label = labels().get(pair)
+def seen(pair: str, fold: int | None = None) -> bool:
+    """Tells whether cloning may see an attacked pair "SUITE/USER_TASK/INJECTION_TASK" under a fold of the split."""
+    label = labels(fold).get(pair)
     if label in ("inj", "user"):
         # By a hash of the name, so that the half stays the same when AgentDojo gets further pairs.
         return hashlib.sha256(f"fate-gym tiny {pair}".encode()).digest()[0] % 2 == 0
@@ -82,8 +82,9 @@ def held_out(label: Label, settings: TinySettings) -> list[str]:
     """Lists the pairs of a label that cloning does not see, so that a score on them means something."""
     return [
         pair
-        for pair, given in labels().items()
-        if given == label and _wanted(pair, settings) and pair.split("/")[0] in settings.suites and not seen(pair)
+        for pair, given in labels(settings.fold).items()
+        if given == label and _wanted(pair, settings) and not seen(pair, settings.fold)
+        if pair.split("/")[0] in settings.suites
     ]
 
 
@@ -141,7 +142,7 @@ async def _play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[Scr
     for attack in (None, *settings.attacks):
         env = ToolEnv(_AGENTDOJO, suite=settings.suites, attack=attack, purpose="training")
         for task_id in env.tasks:
-            if _wanted(task_id, settings) and (attack is None or seen(task_id)):
+            if _wanted(task_id, settings) and (attack is None or seen(task_id, settings.fold)):
                 runs += await _play_task(env, task_id, repair_prompt)
     return runs
 

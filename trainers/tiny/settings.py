@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 
+from fate_gym.benchmarks.agentdojo.splits import check_fold
 from fate_gym.chat import Json
 
 
@@ -66,6 +67,7 @@ class TinySettings:
     Attributes:
         suites: AgentDojo's suites.
         attacks: Registered attacks that cloning sees.
+        fold: The fold of AgentDojo's split whose held-out pairs cloning does not see; None for version 1 of the split.
         exclude: Patterns (`fnmatch`) of pairs "SUITE/USER_TASK/INJECTION_TASK" that are left out. The default is the
             one injection task whose episodes are too long: it posts every message of every channel again.
         mixture: Shares of the kinds of episodes.
@@ -85,6 +87,7 @@ class TinySettings:
 
     suites: tuple[str, ...] = ("banking", "slack")
     attacks: tuple[str, ...] = ("tool_knowledge", "important_instructions")
+    fold: int | None = None
     exclude: tuple[str, ...] = ("slack/*/injection_task_2",)
     mixture: Mixture = field(default_factory=Mixture)
     vocab_size: int = 2048
@@ -108,10 +111,13 @@ class TinySettings:
             raise ValueError(f"hidden_size must be a multiple of 8, for four heads of even size: {self.hidden_size}")
         if not self.suites or not self.attacks:
             raise ValueError("the tiny policy needs at least one suite and one attack")
+        check_fold(self.fold)
 
     def digest(self) -> str:
         """Returns a digest; equal settings make the same base policy."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        # Without settings that are None: a base policy made before they existed is still the same.
+        given = {name: value for name, value in self.to_json().items() if value is not None}
+        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Json]:
         """Returns the settings as `base.json` has them."""

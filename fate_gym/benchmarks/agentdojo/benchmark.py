@@ -16,12 +16,12 @@ from agentdojo.task_suite.task_suite import TaskSuite
 from fate_gym.benchmark import Benchmark
 from fate_gym.benchmark import World as BaseWorld
 from fate_gym.benchmarks.agentdojo import splits
-from fate_gym.benchmarks.agentdojo.attacks import RegisteredAttack, is_dos
+from fate_gym.benchmarks.agentdojo.attacks import RegisteredAttack, attack_names, is_dos
 from fate_gym.benchmarks.agentdojo.candidates import candidates
 from fate_gym.benchmarks.agentdojo.grader_notes import notes, verified
 from fate_gym.benchmarks.agentdojo.placement import encode_literal, placed
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
-from fate_gym.benchmarks.agentdojo.upstream import suites
+from fate_gym.benchmarks.agentdojo.upstream import suites, versions
 from fate_gym.benchmarks.agentdojo.verifier import Episode, Trace, verify_episode
 from fate_gym.benchmarks.agentdojo.world import AgentDojoWorld, Start
 from fate_gym.chat import Json, ToolSchema
@@ -52,6 +52,7 @@ class AgentDojo(Benchmark):
         attack: None, the name of a registered attack, or payloads of the user as `{vector: text}`.
         split: None for every pair; "train", "dev", "test" or a label of the split file. Without an attack, and under
             denial of service, a split consists of the user tasks that occur in its pairs.
+        fold: The fold of version 2 of the split, from 0 to 4; None for version 1.
         trace: The calls that graders see: "official" for all that were requested, "executed" for those that ran.
         injection_encoding: "official" places a payload as AgentDojo does, which folds line breaks and cannot carry
             quotes; "literal" places it character by character.
@@ -75,6 +76,7 @@ class AgentDojo(Benchmark):
         version: str = "v1.2.2",
         attack: str | Mapping[str, str] | None = None,
         split: str | None = None,
+        fold: int | None = None,
         trace: Trace = "official",
         injection_encoding: Encoding = "official",
         model_name: str = "Local model",
@@ -89,7 +91,8 @@ class AgentDojo(Benchmark):
         self._user_tasks = {name: chosen.user_tasks for name, chosen in self._suites.items()}
         self._injection_tasks = {name: chosen.injection_tasks for name, chosen in self._suites.items()}
         self._attack = None if attack in (None, NO_INJECTION) else attack
-        self._split = split
+        splits.check_fold(fold)
+        self._split, self._fold = split, fold
         self._trace: Trace = trace
         self._encode: Callable[[str], str] = encode_literal if injection_encoding == "literal" else str
         self._model_name = model_name
@@ -99,7 +102,18 @@ class AgentDojo(Benchmark):
         self._described: dict[str, Task] = {}
         self.tasks = tuple(self._list_tasks(verified_only))
         if not self.tasks:
-            raise ValueError(f"no task is left with suite={suite!r}, attack={attack!r}, split={split!r}")
+            fold_too = "" if fold is None else f", fold={fold}"
+            raise ValueError(f"no task is left with suite={suite!r}, attack={attack!r}, split={split!r}{fold_too}")
+
+    @classmethod
+    def choices(cls) -> Mapping[str, Sequence[str]]:
+        """Returns the names of suites, versions, attacks and splits."""
+        return {
+            "suite": ["all", *suites(versions()[-1])],
+            "version": versions(),
+            "attack": [NO_INJECTION, *attack_names()],
+            "split": list(dict.fromkeys([*splits.LABELS_OF, *get_args(splits.Label)])),
+        }
 
     @property
     def attack_name(self) -> str | None:
@@ -107,7 +121,10 @@ class AgentDojo(Benchmark):
         return CUSTOM if isinstance(self._attack, Mapping) else self._attack
 
     def task(self, task_id: str) -> Task:
-        """Returns the description of a task; `metadata` holds its split label and known defects of its graders."""
+        """Returns the description of a task.
+
+        `metadata` holds its split label, known defects of its graders, and the attacker's goal in AgentDojo's words.
+        """
         if task_id not in self._described:
             self._described[task_id] = self._describe(task_id)
         return self._described[task_id]
@@ -138,6 +155,7 @@ class AgentDojo(Benchmark):
             pre=world.initial_environment(),
             post=world.environment,
             transcript=transcript,
+            play=world.replayed,
         )
         attacked = task.mode == "attacked"
         return verify_episode(episode, attacked=attacked, trace=self._trace, refusal_judge=self._refusal_judge)
@@ -153,20 +171,28 @@ class AgentDojo(Benchmark):
         attacked = None if goal == NO_INJECTION else _demonstrate(self._injection_tasks[name][goal], world)
         return GroundTruth(solved, attacked, world.payloads)
 
+    def injection_goal(self, task_id: str) -> str | None:
+        """Returns the goal that AgentDojo gives the injection task; None for denial of service, which has no task."""
+        name, _, goal = task_id.split("/")
+        injected = self._injection_tasks[name].get(goal)
+        return None if injected is None else str(injected.GOAL)
+
     def provenance(self) -> dict[str, Json]:
         """Returns the versions of AgentDojo and of the split, and the checksums of the suites' data."""
         return {
             "agentdojo": importlib.metadata.version("agentdojo"),
             "version": self._version,
-            "split_version": splits.VERSION,
+            "split_version": splits.version(self._fold),
             "data_sha256": {name: _checksum(name) for name, suite in self._suites.items() if suite.data_path is None},
         }
 
     def _describe(self, task_id: str) -> Task:
         suite, user, goal = task_id.split("/")
         metadata: dict[str, Json] = {"version": self._version, "notes": [*notes(suite, user), *notes(suite, goal)]}
-        if label := splits.labels().get(task_id):
+        if label := splits.labels(self._fold).get(task_id):
             metadata["split"] = label
+        if injection := self._injection_tasks[suite].get(goal):
+            metadata["injection_goal"] = injection.GOAL
         return Task(
             id=task_id,
             mode="benign" if goal == NO_INJECTION else "attacked",
@@ -212,8 +238,8 @@ class AgentDojo(Benchmark):
             return True
         labels = splits.split_labels(self._split)
         if len(parts) == 3:
-            return splits.labels().get("/".join(parts)) in labels
-        return "/".join(parts) in _users_of(labels)
+            return splits.labels(self._fold).get("/".join(parts)) in labels
+        return "/".join(parts) in _users_of(labels, self._fold)
 
     def _start(self, task_id: str) -> Start:
         name, user, goal = task_id.split("/")
@@ -275,8 +301,8 @@ def _system_message() -> str:
 
 
 @cache
-def _users_of(labels: tuple[splits.Label, ...]) -> frozenset[str]:
-    return frozenset(pair.rsplit("/", 1)[0] for pair, label in splits.labels().items() if label in labels)
+def _users_of(labels: tuple[splits.Label, ...], fold: int | None) -> frozenset[str]:
+    return frozenset(pair.rsplit("/", 1)[0] for pair, label in splits.labels(fold).items() if label in labels)
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from fate_gym.benchmark import ToolOutcome, World
 from fate_gym.benchmarks.agentdojo.execution import call_tool
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
 from fate_gym.chat import Json, Message, ToolSchema
+from fate_gym.transcript import CallRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,14 @@ class AgentDojoWorld(World):
     def initial_environment(self) -> TaskEnvironment:
         """Returns a copy of the state before the first call."""
         return self._user_task.init_environment(self._template.load(self._initial))
+
+    def replayed(self, calls: Iterable[CallRecord]) -> TaskEnvironment:
+        """Returns the state that some recorded calls lead to; those that never ran change nothing."""
+        state = self.initial_environment()
+        for call in calls:
+            if call.executed:
+                call_tool(self._functions, state, call.name, call.arguments or {})
+        return state
 
     def call(self, name: str, arguments: dict[str, Json]) -> ToolOutcome:
         """Runs a tool as AgentDojo's `ToolsExecutor` does."""

@@ -1,0 +1,77 @@
+"""Runs in the formats of other tools: a table of formats, and a module for each.
+
+A format's module has one function, `export(run, out)`, which reads a run folder and writes `out`. What the other format
+has no place for is left out and counted, never bent into something else.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from fate_gym.errors import UsageError, unknown
+from fate_gym.evaluation.store import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A format that runs are exported to.
+
+    Attributes:
+        what: What is written, in a few words.
+        suffix: Follows the name of the run folder where no other name is given; it begins with a dot.
+        module: Has the function `export`; imported when it is asked for.
+    """
+
+    what: str
+    suffix: str
+    module: str
+
+
+FORMATS: Final[Mapping[str, Format]] = {
+    "agentdojo": Format(
+        "a folder of logs that AgentDojo's own tools read", ".agentdojo", "fate_gym.exporting.agentdojo"
+    ),
+}
+"""Formats by name."""
+
+
+@dataclass(slots=True)
+class Exported:
+    """What an export wrote.
+
+    Attributes:
+        path: The file or the folder.
+        episodes: Episodes written.
+        left_out: Why episodes, or parts of them, are not in it -> how many.
+    """
+
+    path: Path
+    episodes: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def export_run(run: Path, to: str, out: Path | None = None) -> Exported:
+    """Writes a run in another format.
+
+    Args:
+        run: The run folder.
+        to: One of `FORMATS`.
+        out: The file or folder to write, which must not exist; beside the run folder by default.
+
+    Raises:
+        UsageError: There is no such format, the run cannot be written in it, or `out` exists.
+        RunError: The folder is not a run, or is damaged.
+    """
+    if to not in FORMATS:
+        raise UsageError(unknown("format", to, FORMATS))
+    form = FORMATS[to]
+    path = run.with_name(run.name + form.suffix) if out is None else out
+    if path.exists():
+        raise UsageError(f"{path} is already there: remove it, or give another --out")
+    written: Exported = importlib.import_module(form.module).export(RunFolder.read(run), path)
+    return written
