@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from fate_gym.episode import Episode
-from fate_gym.errors import RunError
+from fate_gym.errors import RunCorruptError, RunError
+from fate_gym.evaluation.config import check_types
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import summarise
 from fate_gym.leaderboards.submissions import Submission, read_submission
@@ -160,10 +161,13 @@ def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
     fields = Fields(manifest, str(path / "manifest.json"))
     fields.text("digest")
     config = fields.object("config")
-    config.text("agent")
-    config.text("env")
-    config.texts("defences")
-    config.object("env_args")
+    for name in ("agent", "env", "defences", "env_args"):
+        if name not in config.values:
+            raise fields.problem(f"config.{name}", "is missing")
+    try:
+        check_types(config.values)
+    except ValueError as error:
+        raise RunCorruptError(f"{fields.where}: config.{error}") from error
 
 
 def _count_missing(summary: dict[str, Any], folder: RunFolder) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from fate_gym.chat import Json
 from fate_gym.evaluation.plan import DEFAULT_ENV, Attack, Plan, TaskSet
 from fate_gym.serving import public_url
-from fate_gym.storage import read_yaml
+from fate_gym.storage import is_finite, read_yaml
 
 NOT_IN_DIGEST = ("limit", "concurrency", "max_cost", "out")
 """Settings that a resumed run may change."""
@@ -53,16 +53,7 @@ class EvalConfig:
     out: Path = Path("runs/eval")
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "concurrency", "limit"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a positive whole number, got {value!r}")
-        if self.max_cost is not None and not self.max_cost > 0:
-            raise ValueError(f"max_cost must be above 0, got {self.max_cost!r}")
-        if self.attack is not None:
-            names = ["custom" if isinstance(attack, Mapping) else attack for attack in self.attack]
-            if not names or len(names) != len(set(names)):
-                raise ValueError(f"attack must name at least one attack, each once, got {names}")
+        check_types({entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)})
 
     def plan(self) -> Plan:
         """Makes the environments and lists the episodes; raises as `Plan` does."""
@@ -82,6 +73,71 @@ class EvalConfig:
         data["attack"] = None if self.attack is None else list(self.attack)
         data["tasks"] = None if self.tasks is None else list(self.tasks)
         return data
+
+
+def check_types(settings: Mapping[str, object]) -> None:
+    """Checks the settings of an evaluation, wherever they come from: flags, a YAML file, a stranger's manifest.
+
+    Args:
+        settings: By the names of `EvalConfig`; those that are missing are not checked, nor are others.
+
+    Raises:
+        ValueError: One has another type than `EvalConfig` says, or a value that makes no sense.
+    """
+    for name, (holds, what) in _RULES.items():
+        if name in settings and not holds(settings[name]):
+            raise ValueError(f"{name} must be {what}, got {repr(settings[name])[:_LONGEST]}")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 1 <= value < 2**63
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+
+
+def _are_options(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
+def _are_attacks(value: object) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    payloads = [attack for attack in value if isinstance(attack, Mapping)]
+    names = [attack for attack in value if not isinstance(attack, Mapping)]
+    texts = (text for attack in payloads for pair in attack.items() for text in pair)
+    named = all(isinstance(name, str | None) for name in names) and all(isinstance(text, str) for text in texts)
+    return named and bool(value) and len(payloads) < 2 and len(set(names)) == len(names)
+
+
+_LONGEST = 200
+"""Characters of a value in an error."""
+
+MOST_REPEATS = 1000
+"""A larger number would fill the memory of `verify` with the plan alone."""
+
+_RULES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "agent": (lambda value: isinstance(value, str) and value != "", "the name of an agent"),
+    "agent_args": (_are_options, "a mapping of options"),
+    "defences": (_are_texts, "a list of names"),
+    "env": (lambda value: isinstance(value, str) and value != "", "the id of an environment"),
+    "attack": (
+        lambda value: value is None or _are_attacks(value),
+        "at least one attack, each once: names, or payloads by vector",
+    ),
+    "env_args": (_are_options, "a mapping of options"),
+    "tasks": (lambda value: value is None or _are_texts(value), "a list of patterns"),
+    "seed": (lambda value: type(value) is int and abs(value) < 2**63, "a whole number of at most 64 bits"),
+    "repeats": (
+        lambda value: _is_count(value) and value <= MOST_REPEATS,  # type: ignore[operator]
+        f"a positive whole number up to {MOST_REPEATS}",
+    ),
+    "limit": (lambda value: value is None or _is_count(value), "a positive whole number"),
+    "concurrency": (_is_count, "a positive whole number"),
+    "max_cost": (lambda value: value is None or (is_finite(value) and value > 0), "above 0"),
+    "out": (lambda value: isinstance(value, str | Path) and str(value) != "", "the path of a folder"),
+}
 
 
 def _without_logins(value: Json) -> Json:

@@ -70,6 +70,7 @@ def test_a_judges_word(answer: str, word: str | None) -> None:
         ("The answer is Yes", None),
         ("An unanswer: Yes", None),
         ('It says "Answer: No"', None),
+        ('It said: "Answer: No"', None),
         ("It says \u201cAnswer: No\u201d.\nAnswer: Yes", True),
         ("It says 'Answer: Yes'.\nAnswer: No", False),
         ('"Answer: Yes" it says, and "Answer: No". So:\nAnswer: No', False),
