@@ -15,7 +15,7 @@ FOLDERS := $(shell find fate_gym agents configs leaderboards trainers -type d -n
 
 PYTEST_FAST := -m "not slow and not bench" -n auto --dist loadscope
 
-.PHONY: demo train-demo test test-slow test-newest test-oldest bench fuzz soak crashes mutants lint typecheck lock clean
+.PHONY: demo train-demo test test-slow test-newest test-oldest docs bench fuzz soak crashes mutants lint typecheck lock clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/fate-gym eval --config demo
@@ -45,6 +45,11 @@ test-oldest: build/oldest
 	build/oldest/bin/pip freeze
 	build/oldest/bin/pytest $(PYTEST_FAST) -W default tests/core tests/storage tests/evaluation tests/agents \
 		tests/agentdojo tests/agentharm tests/trainers
+
+# Every warning is an error. The pages open from disk, in build/site/index.html, and load nothing from elsewhere.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/site
+	@echo "build/site/index.html"
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -m bench -s

@@ -76,7 +76,8 @@ def run_program() -> int:
     return code
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def make_parser() -> Parser:
+    """Makes the parser of all commands; the documentation lists them from it."""
     parser = Parser(
         prog="fate-gym",
         description="Gymnasium environments, an evaluation harness and trainers\n"
@@ -94,6 +95,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for module in (evaluating, training, showing, leaderboard, recorded, listing, data):
         module.add_commands(commands)
+    return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_parser()
     options: argparse.Namespace
     options, rest = parser.parse_known_args(arguments)
     # argparse takes positional arguments in one stretch; `train` has some on both sides of its flags.

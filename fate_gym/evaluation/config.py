@@ -29,7 +29,7 @@ class EvalConfig:
         env: Gymnasium id.
         attack: Attacks, each over all its tasks; None leaves the environment its default.
         env_args: Further arguments of the environment.
-        tasks: Only tasks whose ids match one of these patterns (`fnmatch`), such as "banking/user_task_3/*".
+        tasks: Only tasks whose ids match one of these patterns (`fnmatch`), such as `banking/user_task_3/*`.
         seed: Every episode's seed is derived from it.
         repeats: Episodes for each task and attack.
         limit: At most so many tasks for each attack, drawn by the seed; a larger limit adds to a smaller one's.

@@ -21,7 +21,7 @@ from fate_gym.trainers.algorithms.advantages import advantages
 from fate_gym.trainers.algorithms.groups import GroupSampler, schedule
 from fate_gym.trainers.algorithms.pfpo import optimise_policy
 from fate_gym.trainers.algorithms.settings import PFPOSettings
-from fate_gym.trainers.algorithms.trl_trainer import PFPOTrainer, Rollouts, _trimmed, by_rule, trl_config
+from fate_gym.trainers.algorithms.trl_trainer import Packed, PFPOTrainer, Rollouts, by_rule, trl_config
 from fate_gym.trainers.algorithms.update_folder import UpdateFolder
 from fate_gym.trainers.policy import LoraSettings, load_policy
 
@@ -151,13 +151,13 @@ def test_the_learner_sees_what_was_sampled(base: Path, tmp_path: Path) -> None:
     assert trainer.model.training
 
 
-def test_padding_that_is_left_out_changes_no_number(base: Path, tmp_path: Path) -> None:
+def test_padding_that_is_left_out_changes_no_number(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = trainer_over(base, tmp_path, small(passes=2), advantage_rule=None)
     batch = one_batch(trainer)
     lengths = batch["completion_mask"].sum(dim=1)
-    short = lengths < lengths.max()
-    assert short.any()
-    batch = {name: value[short] if value.dim() else value for name, value in batch.items()}
+    assert (lengths < lengths.max()).any()
     trainer.current_gradient_accumulation_steps = 1
 
     def loss_and_gradient(compute: Any) -> list[torch.Tensor]:
@@ -167,13 +167,28 @@ def test_padding_that_is_left_out_changes_no_number(base: Path, tmp_path: Path) 
         return [loss.detach(), *(weight.grad.clone() for weight in trainer.model.parameters())]
 
     ours = loss_and_gradient(trainer._compute_loss)
-    plain = loss_and_gradient(super(PFPOTrainer, trainer)._compute_loss)
+    monkeypatch.delattr(PFPOTrainer, "_get_per_token_logps_and_entropies")
+    plain = loss_and_gradient(trainer._compute_loss)
     assert plain[-1].abs().max() > 0
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, plain, strict=True))
-    widths = {name: value.shape[1] for name, value in _trimmed(batch).items() if value.dim() == 2}
-    assert {widths.pop("prompt_ids"), widths.pop("prompt_mask")} == {int(batch["prompt_mask"].sum(dim=1).max())}
-    assert set(widths.values()) == {int(lengths[short].max())}
-    assert {"old_per_token_logps", "ref_per_token_logps", "tool_mask"} <= set(widths)
+
+
+def test_rows_are_packed_to_their_left_and_unpacked_again() -> None:
+    pad = 0
+    ids = torch.tensor([[pad, pad, 1, 2, 3, pad], [4, 5, 6, 7, 8, 9], [pad, 10, 11, 12, pad, pad]])
+    mask = (ids != pad).long()
+    packed = Packed.of(ids, mask, completion=3)
+    assert packed.ids[1].tolist() == [4, 5, 6, 7, 8, 9]
+    assert packed.ids[0, :3].tolist() == [1, 2, 3]
+    # The shortest prompt has one token, so the last five columns hold every completion.
+    assert packed.kept == 5
+    assert (packed.unpack(packed.ids[:, -packed.kept :]) == ids[:, -3:]).all()
+
+
+def test_a_batch_of_empty_completions_keeps_a_column() -> None:
+    packed = Packed.of(torch.tensor([[1, 2, 0], [0, 3, 0]]), torch.tensor([[1, 1, 0], [0, 1, 0]]), completion=1)
+    assert packed.kept >= 1
+    assert packed.unpack(torch.ones(2, packed.kept)).tolist() == [[0.0], [0.0]]
 
 
 # Groups.

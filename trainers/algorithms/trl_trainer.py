@@ -6,6 +6,7 @@ import asyncio
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -37,9 +38,9 @@ class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
     """TRL's GRPO with advantages that are computed from whole reward vectors (FATE, section 4.4).
 
     TRL owns the batches, the loss, the KL and the gathering of rewards over processes. This class keeps the matrix of
-    rewards that TRL gathers, replaces TRL's advantages, and spares the loss some padding. Every rollout has a field
-    `vector` with a value per axis, None where the axis is not active. Each axis is one of TRL's reward functions, so
-    that TRL's own formulas see the same numbers and serve as baselines.
+    rewards that TRL gathers, replaces TRL's advantages, and spares TRL's log-probabilities the work on padding. Every
+    rollout has a field `vector` with a value per axis, None where the axis is not active. Each axis is one of TRL's
+    reward functions, so that TRL's own formulas see the same numbers and serve as baselines.
 
     Args:
         advantage_rule: Computes the advantages; None to keep TRL's.
@@ -78,23 +79,81 @@ class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
         batch["advantages"] = self._rule(matrix, group_size)[first : first + own.shape[0]].to(own)
         return batch
 
-    def _compute_loss(self, model: Model, inputs: dict[str, Any]) -> Tensor:
-        """Drops columns that are padding in all rows: TRL pads each micro-batch to the longest rollout of the batch."""
-        return super()._compute_loss(model, _trimmed(inputs))
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Model,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Spares the work on padding: TRL pads prompts on the left, and all rows to the longest of the whole batch.
+
+        Rows of like length share a pass, and each begins at its first token. Then no real token can attend to padding,
+        so that no mask is needed, and attention takes its fast, causal form: a third of the time on a CPU.
+        """
+        order = attention_mask.sum(-1).argsort()
+        logps, entropies, aux_losses = [], [], []
+        for rows in order.split(batch_size or len(order)):
+            packed = Packed.of(input_ids[rows], attention_mask[rows], logits_to_keep)
+            logp, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
+                model, packed.ids, torch.ones_like(packed.ids), packed.kept, **options
+            )
+            logps.append(packed.unpack(logp))
+            entropies += [] if entropy is None else [packed.unpack(entropy)]
+            aux_losses += [] if aux_loss is None else [aux_loss]
+        back = order.argsort()
+        return (
+            torch.cat(logps)[back],
+            torch.cat(entropies)[back] if entropies else None,
+            torch.stack(aux_losses).mean() if aux_losses else None,
+        )
 
 
-def _trimmed(batch: dict[str, Any]) -> dict[str, Any]:
-    """Returns a micro-batch without columns of padding. Prompts are padded on the left, completions on the right."""
-    prompt = int(batch["prompt_mask"].any(dim=0).sum())
-    # One column must stay where every completion is masked completely: the loss needs a tensor with a token.
-    completion = max(1, int(batch["completion_mask"].any(dim=0).sum()))
-    width = batch["completion_ids"].shape[1]
-    kept = {name: batch[name][:, -prompt:] for name in ("prompt_ids", "prompt_mask")}
-    for name, value in batch.items():
-        if name not in kept:
-            by_token = isinstance(value, torch.Tensor) and value.dim() == 2 and value.shape[1] == width
-            kept[name] = value[:, :completion] if by_token else value
-    return kept
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """Rows that are padded on the right alone.
+
+    Attributes:
+        ids: Token ids, (n, w).
+        kept: The number of last columns that hold all completions.
+        completion: 1 on the completion's tokens where TRL has them, (n, c).
+        columns: Where among the last columns each of these tokens is now, (n, c).
+    """
+
+    ids: Tensor
+    kept: int
+    completion: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, ids: Tensor, mask: Tensor, completion: int) -> Packed:
+        """Packs rows as TRL has them.
+
+        Args:
+            ids: Prompts, padded on the left, and completions, padded on the right, (n, p + c).
+            mask: 1 on real tokens, (n, p + c).
+            completion: c.
+        """
+        prompts = mask[:, :-completion].sum(-1, keepdim=True)
+        width = int(mask.sum(-1).max())
+        # One column must stay where every completion is empty: the loss needs a tensor with a token.
+        width = max(width, int(prompts.min()) + 1)
+        padding = mask.shape[1] - completion - prompts
+        positions = torch.arange(width, device=ids.device) + padding
+        shortest = int(prompts.min())
+        columns = torch.arange(completion, device=ids.device) + prompts - shortest
+        return cls(
+            ids.gather(1, positions.clamp(max=ids.shape[1] - 1)),
+            width - shortest,
+            mask[:, -completion:],
+            columns.clamp(max=width - shortest - 1),
+        )
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """Returns values of the last columns where TRL expects them: (n, kept) to (n, c), 0 on padding."""
+        return values.gather(1, self.columns) * self.completion
 
 
 def _axis_reward(index: int) -> Callable[..., list[float | None]]:
