@@ -279,7 +279,7 @@ def _model_name(agent: str, settings: dict[str, Any]) -> dict[str, str]:
     declared = disclosure(settings.get("env", DEFAULT_ENV))
     if kind not in ("openai", "hf") or declared is None or declared.model_option is None:
         return {}
-    from fate_gym.benchmarks.agentdojo.attacks import prose_name
+    from fate_gym.benchmarks.agentdojo.model_names import prose_name
 
     name = prose_name(model)
     return {} if name is None else {declared.model_option: name}
