@@ -73,7 +73,11 @@ def strange_name(manifest: Mapping[str, Any]) -> str | None:
     """
     config = manifest["config"]
     declared = disclosure(config["env"])
-    return declared and declared.strange_name(config["env_args"], config["agent"], manifest.get("model_name"))
+    return (
+        None
+        if declared is None
+        else declared.strange_name(config["env_args"], config["agent"], manifest.get("model_name"))
+    )
 
 
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:

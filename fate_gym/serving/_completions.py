@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fate_gym._plain import replace_surrogates
+from fate_gym.actions import MOST_CALLS
 from fate_gym.chat import Message
 from fate_gym.errors import ContextOverflowError
 from fate_gym.serving._failures import ModelFaultError, ServerError, UnusableError, failure, kind_of_finish
 from fate_gym.serving._redaction import Redactor
-from fate_gym.serving._stream import LONGEST_MESSAGE, MOST_CALLS, OutOfBoundsError, StreamedMessage
+from fate_gym.serving._stream import LONGEST_MESSAGE, OutOfBoundsError, StreamedMessage
 from fate_gym.serving._usage import read_usage
 
 LARGEST_BODY = 32_000_000

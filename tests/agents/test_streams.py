@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fate_gym.actions import MOST_CALLS
 from fate_gym.errors import ContextOverflowError, NoReplyError, ProviderError
 from fate_gym.serving import Completion, ModelFaultError, Redactor, TransientError, UnusableError
 from fate_gym.serving._completions import LARGEST_BODY, AnswerReader, decompressed
 from fate_gym.serving._patience import Patience
-from fate_gym.serving._stream import LONGEST_MESSAGE, MOST_CALLS
+from fate_gym.serving._stream import LONGEST_MESSAGE
 
 URL = "http://127.0.0.1:9/v1"
 
