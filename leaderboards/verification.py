@@ -208,8 +208,8 @@ def _check_manifest(manifest: Mapping[str, Any], plan: Plan, settings: Settings,
         report.notes.append(f"a part of the benchmark: limit {settings.config.limit}, tasks {tasks}")
     if settings.config.env_args.get("split") is not None:
         report.notes.append(f"split: {_brief(settings.config.env_args['split'])}")
-    stored = manifest.get("model_name", fresh.get("model_name"))
-    report.add_changes("manifest.json", leaves(stored, fresh.get("model_name"), "model_name"))
+    stored = manifest.get("model_name", fresh["model_name"])
+    report.add_changes("manifest.json", leaves(stored, fresh["model_name"], "model_name"))
     if (strange := strange_name(manifest)) is not None:
         agent = _brief(manifest["config"]["agent"])
         report.notes.append(

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from fate_gym.benchmark import Benchmark, disclosure
+from fate_gym.benchmark import disclosure
 from fate_gym.chat import Json
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
 from fate_gym.evaluation.plan import Plan
@@ -29,17 +29,12 @@ def make_manifest(config: EvalConfig, plan: Plan, agent: Agent) -> dict[str, Any
         "config": settings,
         "digest": run_digest(settings, provenance, declared.path_options if declared else ()),
         "versions": {**{name: importlib.metadata.version(name) for name in _VERSIONS}, "python": _python()},
-        **_addressed(plan.benchmarks[0]),
+        "model_name": plan.benchmarks[0].model_name,
         "provenance": provenance,
         "data_policy": policy.note or policy.licence,
         "contaminated_by": list(agent.contaminated_by),
         "privileged": agent.privileged,
     }
-
-
-def _addressed(benchmark: Benchmark) -> dict[str, Json]:
-    """Says by which name attacks address the model, where they do, be it given or the benchmark's own default."""
-    return {} if benchmark.model_name is None else {"model_name": benchmark.model_name}
 
 
 def run_digest(settings: Mapping[str, Any], provenance: Json, path_options: Collection[str]) -> str:

@@ -90,7 +90,7 @@ def test_an_agent_and_its_options_come_from_a_file_and_flags_override_it(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--agent", "noop", "--temperature", "1"], "agent 'noop' takes no options, got ['temperature']"),
+        (["--agent", "noop", "--temperature", "1"], "the agent noop has no argument 'temperature'; it takes none"),
         (["--agent", "noop", "--defence", "wall"], "wall"),
         (["--agent", "openai:gpt-4o"], "OPENAI_API_KEY"),
         (["--agent", "openai:m", "--agent-arg", "colour=red"], "colour"),
