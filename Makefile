@@ -31,7 +31,7 @@ train-demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_FAST) --cov --cov-report=term
 
-test-slow: $(STAMP) lint typecheck
+test-slow: $(STAMP) lint typecheck test-integrations
 	$(BIN)/python -m pytest -m slow -n auto --dist worksteal
 	$(BIN)/python -m pytest -m bench
 
@@ -50,6 +50,11 @@ test-oldest: build/oldest
 docs: $(STAMP)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/site
 	@echo "build/site/index.html"
+
+# Two trainers' packages exclude each other and what the lock has, so each is tested in an environment of its own.
+test-integrations: build/verifiers build/openenv
+	build/verifiers/bin/pytest tests/integrations/test_verifiers.py
+	build/openenv/bin/pytest tests/integrations/test_openenv.py
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -m bench -s
@@ -100,7 +105,7 @@ $(STAMP): $(DEMO_STAMP)
 	$(BIN)/pip $(LOCKED) $(EDITABLE) '.[dev]'
 	touch $@
 
-.PHONY: build/newest build/oldest
+.PHONY: build/newest build/oldest build/verifiers build/openenv
 build/newest:
 	rm -rf build/lib $@
 	$(PYTHON) -m venv $@
@@ -113,6 +118,17 @@ build/oldest: $(STAMP)
 	$(COMPILE) --resolution lowest-direct --extra all --output-file $@/requirements.txt
 	$@/bin/pip install --quiet --constraint $@/requirements.txt torch
 	$@/bin/pip install --quiet --constraint $@/requirements.txt '.[dev]'
+
+build/verifiers:
+	rm -rf build/lib $@
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --constraint $(LOCK) torch
+	$@/bin/pip install --quiet '.[local,verifiers]' hypothesis pytest pytest-timeout
+
+build/openenv:
+	rm -rf build/lib $@
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet '.[openenv]' hypothesis pytest pytest-timeout
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import random
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fate_gym.agents._batching import Completion, GenerationRequest, MicroBatcher, generate
+from fate_gym.agents._batching import MicroBatcher
 from fate_gym.agents.chat_format import ChatFormat, one_line
 from fate_gym.agents.marks import contamination
 from fate_gym.agents.response_templates import (
@@ -25,6 +24,9 @@ from fate_gym.episode import Sample
 from fate_gym.errors import ContextOverflowError, UsageError
 from fate_gym.rollout import Agent, Reply, Session
 from fate_gym.task import Task
+
+if TYPE_CHECKING:
+    from fate_gym.agents._generation import Completion, GenerationRequest
 
 
 class LocalAgent(Agent):
@@ -45,6 +47,8 @@ class LocalAgent(Agent):
         max_new_tokens: Most tokens of one reply.
         max_batch: Most prompts in one forward pass.
         max_context: Most tokens of prompt and reply together; the model's own limit if None.
+        cache_gib: Most memory, in GiB, for the keys and values of what was read already: the turns of conversations
+            under way, and the beginnings that episodes share. 0 keeps none.
         response_template: How the model writes tool calls: a name in `response_templates.yaml` or a mapping in
             transformers' format; None for the tokenizer's own or whatever fits the chat template.
         chat_template_kwargs: Further variables of the chat template, such as {"enable_thinking": False}. Llama 3's
@@ -68,12 +72,15 @@ class LocalAgent(Agent):
         max_new_tokens: int = 1024,
         max_batch: int = 32,
         max_context: int | None = None,
+        cache_gib: float = 2.0,
         response_template: str | Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> None:
-        if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1 or max_batch < 1:
-            raise ValueError("temperature must be >= 0, top_p in (0, 1], max_new_tokens and max_batch >= 1")
+        if temperature < 0 or not 0 < top_p <= 1 or max_new_tokens < 1 or max_batch < 1 or not cache_gib >= 0:
+            raise ValueError(
+                "temperature and cache_gib must be >= 0, top_p in (0, 1], max_new_tokens and max_batch >= 1"
+            )
         self.name = f"hf:{_short(model)}" + (f"+{_short(adapter)}" if adapter else "")
         self.contaminated_by = contamination(model, adapter)
         self.model, self.adapter = model, adapter
@@ -83,6 +90,7 @@ class LocalAgent(Agent):
         self._temperature, self._top_p = temperature, top_p
         self._max_batch = max_batch
         self._max_context = max_context
+        self._cache_gib = cache_gib
         self._response_template = response_template
         self._chat_template_kwargs = dict(chat_template_kwargs or {})
         self._loading = threading.Lock()
@@ -149,19 +157,22 @@ class LocalAgent(Agent):
     def _load_all(self) -> Engine:
         import torch
 
+        from fate_gym.agents._generation import Generator
+
         model, tokenizer = self._loaded or (None, load_tokenizer(self.model, self._chat_template_kwargs))
         template = choose_response_template(tokenizer, self._response_template, self._chat_template_kwargs)
         if model is None:
             model = self._load_weights()
         max_prompt = self._max_prompt(model)
         stop_ids = _stop_ids(tokenizer, model)
-        run = functools.partial(
-            generate,
+        run = Generator(
             model.eval(),
             stop_ids=stop_ids,
             max_new_tokens=self.max_new_tokens,
             temperature=self._temperature,
             top_p=self._top_p,
+            cache_bytes=int(self._cache_gib * 2**30),
+            may_learn=self._loaded is not None,
         )
         chat = ChatFormat(tokenizer, template, self._chat_template_kwargs, stop_ids)
         return Engine(
@@ -218,6 +229,8 @@ class _LocalSession:
         prompt_ids = await asyncio.to_thread(self._prompt, engine.chat, messages, tools)
         if engine.max_prompt is not None and len(prompt_ids) > engine.max_prompt:
             raise ContextOverflowError(f"a prompt of {len(prompt_ids)} tokens, where {engine.max_prompt} fit")
+        from fate_gym.agents._generation import GenerationRequest
+
         seed = random.Random(f"{self._key}/{self._turn}").getrandbits(63)  # noqa: S311 (no secret)
         completion = await engine.batcher.submit(GenerationRequest(prompt_ids, seed))
         sampled = Sample(prompt_ids, tuple(completion.token_ids), tuple(completion.logprobs))

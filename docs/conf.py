@@ -5,6 +5,7 @@ arguments, docstrings, schemas) is not written down twice: a comment `<!-- gener
 `generated.py` puts it.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -28,6 +29,7 @@ myst_heading_anchors = 4
 # Notebooks are committed without outputs; a real kernel runs them whenever the site is built.
 nb_execution_mode = "force"
 nb_execution_timeout = 600
+nb_execution_in_temp = True
 nb_execution_raise_on_error = True
 # Pages load nothing from elsewhere: without this a notebook would ask a content network for widgets.
 nb_ipywidgets_js = {}
@@ -50,5 +52,15 @@ copybutton_exclude = ".linenos, .gp"
 
 
 def setup(app: Sphinx) -> None:
-    """Puts generated parts into pages before Sphinx reads them."""
+    """Puts generated parts into pages, and makes docstrings what Sphinx expects, before Sphinx reads either."""
     app.connect("source-read", lambda app, name, source: source.__setitem__(0, generated.expand(source[0])))
+    # Before napoleon, whose priority is 500.
+    app.connect("autodoc-process-docstring", _escape, priority=400)
+
+
+def _escape(app: Sphinx, what: str, name: str, value: object, options: object, lines: list[str]) -> None:
+    """Escapes what is markup to Sphinx outside of code: authors of docstrings need not know it."""
+    for number, line in enumerate(lines):
+        parts = line.split("`")
+        parts[::2] = [re.sub(r"([*|])", r"\\\1", part) for part in parts[::2]]
+        lines[number] = "`".join(parts)

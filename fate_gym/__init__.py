@@ -17,8 +17,8 @@ from fate_gym.task import DataPolicy, Demonstration, GroundTruth, Task
 
 if TYPE_CHECKING:
     from fate_gym.agents import load_agent
-    from fate_gym.evaluation import EvalConfig, evaluate
-    from fate_gym.leaderboards import load_run
+    from fate_gym.evaluation import EvalConfig, Run, load_run
+    from fate_gym.interface import evaluate
 
 __all__ = [
     "AXES",
@@ -32,6 +32,7 @@ __all__ = [
     "FateGymError",
     "GroundTruth",
     "Reply",
+    "Run",
     "Scalarization",
     "Task",
     "ToolEnv",
@@ -52,9 +53,10 @@ __path__ = extend_path(__path__, __name__)
 
 _LAZY = {
     "EvalConfig": "fate_gym.evaluation",
-    "evaluate": "fate_gym.evaluation",
+    "Run": "fate_gym.evaluation",
+    "evaluate": "fate_gym.interface",
     "load_agent": "fate_gym.agents",
-    "load_run": "fate_gym.leaderboards",
+    "load_run": "fate_gym.evaluation",
 }
 
 
@@ -86,4 +88,19 @@ register_benchmark(
     max_turns=30,
     path_options=["data_dir"],
     summary="Recorded trajectories of agents, to be called safe or unsafe.",
+)
+register_benchmark(
+    "fate/RJudge-v0",
+    "fate_gym.benchmarks.atbench.others:RJudge",
+    max_turns=30,
+    confidential=True,
+    path_options=["data_dir"],
+    summary="R-Judge's recorded trajectories, to be called safe or unsafe.",
+)
+register_benchmark(
+    "fate/ASSEBench-v0",
+    "fate_gym.benchmarks.atbench.others:ASSEBench",
+    max_turns=30,
+    path_options=["data_dir"],
+    summary="ASSEBench's recorded trajectories, to be called safe or unsafe by a strict or a loose standard.",
 )

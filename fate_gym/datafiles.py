@@ -33,9 +33,10 @@ class DataFiles:
     Attributes:
         name: What `fate-gym data` calls it.
         variable: The environment variable that names a folder with the files.
-        repo: The data set's id on the hub.
-        revision: The commit there whose files these are.
-        checksums: File name in a folder -> SHA-256 in hex, or its first digits (at least 8) where no more is known.
+        repo: The data set's id on the hub; where it is to be had otherwise, in words, if `revision` is None.
+        revision: The commit there whose files these are; None where nothing is fetched, and a folder has to be named.
+        checksums: File name in a folder -> SHA-256 in hex, or its first digits (at least 8) where no more is known, or
+            None where nothing is.
         policy: What the licence and the authors allow.
         hub_folder: Where the files lie in the hub's repository; in a folder they may lie there or at its top.
 
@@ -46,15 +47,22 @@ class DataFiles:
     name: str
     variable: str
     repo: str
-    revision: str
-    checksums: Mapping[str, str]
+    revision: str | None
+    checksums: Mapping[str, str | None]
     policy: DataPolicy
     hub_folder: str = ""
 
     def __post_init__(self) -> None:
         for name, checksum in self.checksums.items():
-            if not _CHECKSUM.fullmatch(checksum):
+            if checksum is not None and not _CHECKSUM.fullmatch(checksum):
                 raise ValueError(f"{self.name}, {name}: {checksum!r} is not 8 to 64 hex digits of a SHA-256")
+
+    @property
+    def remedy(self) -> str:
+        """What to do where a file is missing."""
+        if self.revision is None:
+            return f"take it from {self.repo}, and let data_dir= or {self.variable} name a folder with it"
+        return f"run `fate-gym data fetch {self.name}`, or let data_dir= or {self.variable} name a folder with it"
 
     def hub_path(self, name: str) -> str:
         """Path of a file in the hub's repository."""
@@ -109,9 +117,7 @@ def find_data(data: DataFiles, name: str, data_dir: str | os.PathLike[str] | Non
         path = next((place for place in places if place.is_file()), None)
         where = f"{folder} has no {name}"
     if path is None:
-        raise DataError(
-            f"{where}: run `fate-gym data fetch {data.name}`, or let data_dir= or {data.variable} name a folder with it"
-        )
+        raise DataError(f"{where}: {data.remedy}")
     return path
 
 
@@ -135,9 +141,11 @@ def read_data(data: DataFiles, name: str, data_dir: str | os.PathLike[str] | Non
     verified = is_on_record(data, name, sha256)
     if not verified:
         differs = f"{path} is not the {name} on record for {data.name} (SHA-256 {sha256[:8]}...)"
+        if data.checksums.get(name, "") is None:
+            differs = f"{path} has no checksum on record for {data.name} (SHA-256 {sha256[:8]}...)"
         if data_folder(data, data_dir) is None:
             raise DataError(f"{differs}: delete it and run `fate-gym data fetch {data.name}`")
-        _warn_once(f"{differs}: results on it are not comparable")
+        _warn_once(f"{differs}: results are not comparable")
     return DataFile(path, content, sha256, verified)
 
 
@@ -159,8 +167,11 @@ def fetch_data(data: DataFiles, name: str, out: Path | None = None) -> Path:
         Where it lies.
 
     Raises:
-        DataError: There is no `huggingface_hub`, the hub does not give the file, or it is not the one on record.
+        DataError: It is not to be had from the hub, there is no `huggingface_hub`, the hub does not give the file, or
+            it is not the one on record.
     """
+    if data.revision is None:
+        raise DataError(f"{data.name} is not fetched: take {name} from {data.repo}")
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
@@ -188,6 +199,8 @@ def _warn_once(line: str) -> None:
 
 
 def _in_cache(data: DataFiles, name: str) -> Path | None:
+    if data.revision is None:
+        return None
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
@@ -233,5 +246,48 @@ ATBENCH: Final = DataFiles(
 )
 """ATBench and ATBench500 (AI45Research, 2026)."""
 
-DATA: Final = {data.name: data for data in (AGENTHARM, ATBENCH)}
+ATBENCH300: Final = DataFiles(
+    name="atbench300",
+    variable="FATE_GYM_ATBENCH_DIR",
+    repo="the data set AI45Research/2026_summer_camp_teseset",
+    revision=None,
+    checksums={"summer_camp_ATBench300.json": None},
+    policy=ATBENCH.policy,
+)
+"""300 rows of ATBench in a schema of their own."""
+
+RJUDGE: Final = DataFiles(
+    name="rjudge",
+    variable="FATE_GYM_RJUDGE_DIR",
+    repo="Lordog/R-Judge, or AgentAuditor/data of Astarojth/AgentAuditor-ASSEBench, both on GitHub",
+    revision=None,
+    checksums={"rjudge.json": "523efcafdb167c8d3ed03aebc196e662f42b75c76eef622dfd32cee9a35ebbca"},
+    policy=DataPolicy(
+        licence="none stated",
+        training=False,
+        note="R-Judge is a test set, and we know of no licence: its texts are for your own use, not to be published.",
+    ),
+)
+"""R-Judge (Yuan et al., 2024); the checksum is that of ASSEBench's copy, 564 records."""
+
+ASSEBENCH: Final = DataFiles(
+    name="assebench",
+    variable="FATE_GYM_ASSEBENCH_DIR",
+    repo="ASSEBench/dataset of Astarojth/AgentAuditor-ASSEBench on GitHub",
+    revision=None,
+    checksums={
+        "AgentJudge-strict.json": None,
+        "AgentJudge-loose.json": None,
+        "AgentJudge-safety.json": None,
+        "AgentJudge-security.json": "4db9e5c976d0ed35f11b97afcd697259b4954e776777c150f03b3cab5ba31a57",
+    },
+    policy=DataPolicy(
+        licence="Apache-2.0",
+        training=False,
+        note="ASSEBench is a test set; what its authors allow beyond their licence is not known.",
+    ),
+)
+"""ASSEBench (Luo et al., 2025), at the state of June 2025."""
+
+DATA: Final = {data.name: data for data in (AGENTHARM, ATBENCH, ATBENCH300, RJUDGE, ASSEBENCH)}
 """The benchmarks whose data `fate-gym data` knows."""

@@ -6,13 +6,14 @@ The contract of an agent is here; agents themselves are in `fate_gym.agents`.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
 
-from fate_gym.chat import Message
 from fate_gym.env import Observation, ToolEnv
 from fate_gym.episode import LEFT_OUT, MAX_COUNT, USAGE, Call, Episode, Sample, Trajectory
 from fate_gym.errors import ContextOverflowError, EndlessReplyError, ProviderError
@@ -23,6 +24,9 @@ from fate_gym.transcript import Transcript
 
 _MOST: Final = MAX_COUNT // 10**6
 """The most that one reply may claim, so that the sums of an episode stay within what an episode may have."""
+
+_MOST_THREADS: Final = 256
+"""Calls of a plain function that may be under way at once; a thread begins only when it is needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +99,22 @@ class Agent(ABC):
         return
 
 
-ActFunction: TypeAlias = Callable[[Observation], Awaitable[Message]]
-"""The simplest agent: a plain async function from observation to message."""
+ActFunction: TypeAlias = Callable[[Observation], Any]
+"""The simplest agent: a function, plain or async, from observation to action (whatever `ToolEnv.step` takes)."""
 
 
 class FunctionAgent(Agent):
-    """An agent made of a plain async function, which keeps no state between calls."""
+    """An agent made of a function, which keeps no state between calls.
+
+    A plain function runs in a thread for each call under way, so that one that waits for a server holds up no other
+    episode; it must bear to be called from several threads at once. An async one runs on the event loop.
+    """
 
     def __init__(self, function: ActFunction) -> None:
         self._function = function
+        self._threads: ThreadPoolExecutor | None = None
+        called = function if inspect.isroutine(function) else type(function).__call__
+        self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
         self.name = getattr(function, "__name__", type(function).__name__)
 
     def start(self, task: Task, seed: int) -> Session:
@@ -111,20 +122,43 @@ class FunctionAgent(Agent):
         return self
 
     async def act(self, observation: Observation) -> Reply:
-        """Asks the function."""
-        return Reply(await self._function(observation))
+        """Asks the function.
+
+        Raises:
+            TypeError: It returned nothing: a slip in its code, which is no move of a policy.
+        """
+        action = self._function(observation) if self._is_async else await self._in_thread(observation)
+        if inspect.isawaitable(action):
+            action = await action
+        if action is None:
+            raise TypeError("it returned None; it must return an assistant message (is there a `return`?)")
+        return Reply(action)
+
+    async def aclose(self) -> None:
+        """Ends the threads."""
+        threads, self._threads = self._threads, None
+        if threads is not None:
+            threads.shutdown(wait=False)
+
+    async def _in_thread(self, observation: Observation) -> Any:
+        if self._threads is None:
+            # asyncio's own threads are few on a small machine, and episodes need them to step.
+            self._threads = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix=self.name)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._function, observation)
 
 
 def as_agent(agent: Agent | ActFunction) -> Agent:
-    """Returns the agent itself, or makes one of a plain async function.
+    """Returns the agent itself, or makes one of a function.
 
     Raises:
         TypeError: It is neither.
     """
     if isinstance(agent, Agent):
         return agent
+    if isinstance(agent, type):
+        raise TypeError(f"{agent.__name__} is a class: give an object of it, {agent.__name__}(...)")
     if not callable(agent):
-        raise TypeError(f"an agent is an `Agent` or an async function, not {type(agent).__name__}")
+        raise TypeError(f"an agent is an `Agent` or a function from observation to message, not {type(agent).__name__}")
     return FunctionAgent(agent)
 
 

@@ -2,7 +2,7 @@
 
 from fate_gym.leaderboards.board import Board, Estimate, Front, Row, build
 from fate_gym.leaderboards.comparison import Comparison, compare
-from fate_gym.leaderboards.runs import LoadedRun, find_runs, load_run, load_runs
+from fate_gym.leaderboards.runs import LoadedRun, find_runs, load_runs
 
 __all__ = [
     "Board",
@@ -14,6 +14,5 @@ __all__ = [
     "build",
     "compare",
     "find_runs",
-    "load_run",
     "load_runs",
 ]

@@ -103,8 +103,7 @@ def _scores(run: LoadedRun) -> dict[str, _Score]:
             episode.cluster,
             tuple(_value(metric, episode) for metric in METRICS.get(episode.mode, AXIS_METRICS)),
         )
-        for episode in run.episodes()
-        if episode.status == "ok"
+        for episode in run.episodes
     }
 
 

@@ -17,11 +17,11 @@ from typing import Any, Final
 
 from fate_gym.agents import load_agent
 from fate_gym.evaluation.config import EvalConfig
-from fate_gym.evaluation.evaluate import evaluate
+from fate_gym.evaluation.evaluate import run_evaluation
 from fate_gym.evaluation.plan import DEFAULT_ENV
 from fate_gym.leaderboards.board import build
 from fate_gym.leaderboards.exports import to_markdown
-from fate_gym.leaderboards.runs import LoadedRun, load_run
+from fate_gym.leaderboards.runs import LoadedRun, load_runs
 
 SCHEMA: Final = "fate-gym/results/1"
 AGENTS: Final = ("oracle", "gullible", "refuser", "noop", "random")
@@ -69,8 +69,8 @@ def write_results(
 def _run(agent: str, attacks: Sequence[str | None], env_args: Mapping[str, Any]) -> LoadedRun:
     with tempfile.TemporaryDirectory() as folder:
         config = EvalConfig(agent, env=DEFAULT_ENV, attack=tuple(attacks), env_args=dict(env_args), out=Path(folder))
-        asyncio.run(evaluate(config, load_agent(agent)))
-        return load_run(Path(folder))
+        asyncio.run(run_evaluation(config, load_agent(agent)))
+        return load_runs([config.out])[0]
 
 
 def to_results(runs: Sequence[LoadedRun]) -> str:

@@ -21,7 +21,9 @@ ALLOWED = {
     "agents": {"core"},
     "trainers": {"core", "agents"},
     "leaderboards": {"core", "agents"},
+    "integrations": {"core", "agents"},
     "configs": set(),
+    "interface": {"core", "agents"},
     "cli": {"core", "agents", "trainers", "leaderboards", "configs"},
 }
 # Who must know nothing of whom within a layer, although the direction would allow it.
@@ -38,10 +40,12 @@ HEAVY = {
     "inspect_ai",
     "inspect_evals",
     "openai",
+    "openenv",
     "peft",
     "torch",
     "transformers",
     "trl",
+    "verifiers",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
@@ -141,6 +142,9 @@ class TrainConfig:
         method: A name in `methods.METHODS`: "fate", or a baseline on the same tasks.
         rounds: Most rounds of self-evolution, T.
         patience: Training stops after so many rounds without a better dev hypervolume.
+        budget: Policy tokens that the training may sample, in rollouts, candidates and refills together; None for no
+            limit. Each round may spend an equal part of what is left. One stage takes all that the others leave of it:
+            policy optimisation (`pfpo.steps` is then ignored), else repair, else the collection of successes.
         seed: Every other seed is derived from it.
         train: The tasks to fail on and to learn.
         agent: Options of the policy as an agent (`LocalAgent`), such as `max_new_tokens` and `chat_template_kwargs`.
@@ -164,6 +168,7 @@ class TrainConfig:
     method: MethodName = "fate"
     rounds: int = 2
     patience: int = 1
+    budget: int | None = None
     seed: int = 0
     train: tuple[TaskSet, ...] = ()
     agent: dict[str, Json] = field(default_factory=dict)
@@ -188,6 +193,8 @@ class TrainConfig:
         for name in ("rounds", "patience", "concurrency"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.budget is not None and self.budget < 1:
+            raise ValueError(f"budget must be at least 1 token, or null for no limit, got {self.budget}")
         if not (self.active_method.warm_up or self.active_method.optimises):
             missing = [
                 f"`{name}`"
@@ -228,10 +235,22 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         ValueError: The file does not exist, a key is unknown, or a value makes no sense.
     """
-    settings = with_current_names(read_settings(name))
+    settings = read_settings(name)
+    if "study" in settings:
+        raise ValueError(f"{name} is a study of several trainings: fate-gym train study --config {name}")
+    return config_from(overridden(settings, overrides))
+
+
+def overridden(settings: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns settings, as YAML has them, with today's names and some of them overridden ("KEY=VALUE").
+
+    Raises:
+        ValueError: A text is no override, or its key is none.
+    """
+    changed = with_current_names(copy.deepcopy(dict(settings)))
     for text in overrides:
-        _override(settings, text)
-    return config_from(settings)
+        _override(changed, text)
+    return changed
 
 
 def config_from(settings: Mapping[str, Any]) -> TrainConfig:

@@ -34,6 +34,11 @@ class Method:
         """Whether failures are repaired: only where something learns from repairs."""
         return self.warm_up not in (None, "successes")
 
+    @property
+    def elastic(self) -> StageName:
+        """The stage that takes what a budget leaves to a round: the one by which the method can use more samples."""
+        return "pfpo" if self.optimises else "repair" if self.repairs else "collect"
+
     def has_stage(self, stage: StageName) -> bool:
         """Whether a stage is a part of this method."""
         if stage in ("repair", "select"):

@@ -39,6 +39,12 @@ FILES: Final[Mapping[FileStage, tuple[str, str]]] = {
 """Name and schema of the file that a stage leaves; "warmup" and "pfpo" leave a folder with a policy."""
 
 
+SAMPLING: Final[tuple[StageName, ...]] = ("collect", "repair", "pfpo")
+"""The stages in which the policy is sampled, in their order: what a budget counts."""
+
+_MOST_PASSES: Final = 32
+"""Most passes over the training tasks where the collection of successes takes what a budget leaves."""
+
 _REQUIRED: Final[Mapping[StageName, tuple[str, ...]]] = {
     "collect": ("records", "tokens"),
     "repair": ("records", "tokens"),
@@ -84,23 +90,56 @@ class Round:
     def plan(self) -> Plan:
         """The training tasks, with the seeds of this round."""
         excluded = self.config.excluded_tasks
-        sets = [dataclasses.replace(one, exclude=(*one.exclude, *excluded)) for one in self.config.train]
+        passes = 1 if self.tokens_for("collect") is None else _MOST_PASSES
+        sets = [
+            dataclasses.replace(one, exclude=(*one.exclude, *excluded), repeats=passes * one.repeats)
+            for one in self.config.train
+        ]
         return training_plan(sets, self.seed("collect"))
 
     @functools.cached_property
     def items(self) -> list[Item]:
         """The episodes to roll out: those of the plan, without the tasks that an agent passes by doing nothing.
 
+        Under a budget the first repeat of every task comes first, then the second: wherever the tokens end, no task has
+        had two repeats more than another.
+
         Raises:
             ValueError: No other task is there.
         """
-        if not self.config.collect.leave_out_noop:
-            return list(self.plan.items)
-        idle = idle_tasks(self.plan)
-        kept = [item for item in self.plan.items if self.plan.task(item).cluster not in idle]
-        if not kept:
-            raise ValueError("doing nothing passes all training tasks: set collect.leave_out_noop=false to use them")
-        return kept
+        kept = list(self.plan.items)
+        if self.config.collect.leave_out_noop:
+            idle = idle_tasks(self.plan)
+            kept = [item for item in kept if self.plan.task(item).cluster not in idle]
+            if not kept:
+                raise ValueError(
+                    "doing nothing passes all training tasks: set collect.leave_out_noop=false to use them"
+                )
+        return kept if self.tokens_for("collect") is None else sorted(kept, key=lambda item: item.repeat)
+
+    def tokens_for(self, stage: StageName) -> int | None:
+        """Returns how many policy tokens a stage may sample; None if the settings alone decide how much it samples.
+
+        Raises:
+            RunError: A stage before it, in this round or an earlier one, is not finished.
+        """
+        if self.config.budget is None or stage != self.method.elastic:
+            return None
+        earlier = sum(Round(self.folder, number).sampled() for number in range(1, self.number))
+        share = (self.config.budget - earlier) // (self.config.rounds - self.number + 1)
+        before = [other for other in SAMPLING[: SAMPLING.index(stage)] if self.method.has_stage(other)]
+        return max(0, share - sum(self._tokens(other) for other in before))
+
+    def sampled(self) -> int:
+        """Returns the policy tokens that the stages of this round sampled.
+
+        Raises:
+            RunError: A stage is not finished.
+        """
+        return sum(self._tokens(stage) for stage in SAMPLING)
+
+    def _tokens(self, stage: StageName) -> int:
+        return int((self.outcome(stage) or {}).get("tokens", 0))
 
     @property
     def provenance(self) -> dict[str, Json]:

@@ -81,7 +81,8 @@ def check_files(options: argparse.Namespace) -> int:
     for name, state in zip(data.checksums, states, strict=True):
         out.line(f"  {name}: {state}")
     if all(state == "missing" for state in states):
-        out.line(f"Run `fate-gym data fetch {data.name}`, or set {data.variable} to a folder with the files.")
+        fetch = f"Run `fate-gym data fetch {data.name}`, or" if data.revision else f"Take them from {data.repo}, and"
+        out.line(f"{fetch} set {data.variable} to a folder with the files.")
         return 1
     return int(any(state.startswith("differs") for state in states))
 
@@ -114,9 +115,10 @@ def _overlap_line(overlap: Overlap) -> str:
 
 def _print_terms(data: DataFiles) -> None:
     policy = data.policy
-    out.line(f"{data.name}: {data.repo} at {data.revision}")
+    out.line(f"{data.name}: {data.repo}{f' at {data.revision}' if data.revision else ''}")
     out.line(f"licence: {policy.licence}. {policy.note}")
-    out.line(f"The folder is that of data_dir= or {data.variable}; without either, the cache of the hub is read.")
+    else_read = "; without either, the cache of the hub is read" if data.revision else ""
+    out.line(f"The folder is that of data_dir= or {data.variable}{else_read}.")
 
 
 def _state(data: DataFiles, name: str, folder: str | None) -> str:
@@ -129,9 +131,12 @@ def _state(data: DataFiles, name: str, folder: str | None) -> str:
     sha256 = hashlib.sha256(content).hexdigest()
     records = _count(content)
     counted = "" if records is None else f", {records} records"
+    expected = data.checksums[name]
+    if expected is None:
+        return f"no checksum on record (SHA-256 {sha256[:8]}...{counted})"
     if not is_on_record(data, name, sha256):
-        return f"differs (SHA-256 {sha256[:8]}..., on record {data.checksums[name][:8]}...{counted})"
-    known = len(data.checksums[name])
+        return f"differs (SHA-256 {sha256[:8]}..., on record {expected[:8]}...{counted})"
+    known = len(expected)
     return f"ok{'' if known == _FULL_LENGTH else f' by the first {known} digits of its SHA-256'}{counted}"
 
 

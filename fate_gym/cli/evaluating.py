@@ -8,7 +8,7 @@ import errno
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,6 +20,9 @@ from fate_gym.errors import DiskError, UsageError
 from fate_gym.evaluation.config import EvalConfig
 from fate_gym.rollout import Agent
 from fate_gym.storage import make_folder
+
+if TYPE_CHECKING:
+    from fate_gym.evaluation.run import Run
 
 _DISK_TROUBLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 """What may be mended without another --out."""
@@ -69,40 +72,41 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         out.text(yaml.safe_dump([config.to_json() for config in configs], sort_keys=False).rstrip("\n"))
         return 0
-    summaries: list[dict[str, Any]] = []
+    runs: list[Run] = []
     stop: Stopped | None = None
     for config, agent in zip(configs, agents, strict=True):
-        summary, stop = asyncio.run(_evaluate_and_close(config, agent))
-        summaries.append(summary)
+        finished, stop = asyncio.run(_evaluate_and_close(config, agent))
+        runs.append(finished)
         if stop is not None:
             break
-    _print(summaries, as_json=options.json)
-    _print_remarks(configs[: len(summaries)])
+    _print(runs, as_json=options.json)
+    _print_remarks(runs)
     if stop is not None:
         raise stop
     if exhausted := [agent.exhausted for agent in agents if agent.exhausted is not None]:
         err.line(f"The run ended early: {exhausted[0].rstrip('.')}. The same command completes it.")
         return 1
-    if any(summary["episodes"]["missing"] for summary in summaries):
+    if any(each.summary["episodes"]["missing"] for each in runs):
         err.line("The budget is spent. A larger --max-cost completes the run.")
         return 1
-    return int(any(summary["episodes"]["errors"] for summary in summaries))
+    return int(any(each.failures for each in runs))
 
 
-async def _evaluate_and_close(config: EvalConfig, agent: Agent) -> tuple[dict[str, Any], Stopped | None]:
+async def _evaluate_and_close(config: EvalConfig, agent: Agent) -> tuple[Run, Stopped | None]:
     try:
         return await _evaluate(config, agent)
     finally:
         await agent.aclose()
 
 
-async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[dict[str, Any], Stopped | None]:
+async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[Run, Stopped | None]:
     """Runs one evaluation with a progress bar; the first Ctrl-C ends it gently, the second and SIGTERM at once.
 
     Returns:
-        The summary, and the signal that left episodes to run, if one did.
+        The run, and the signal that left episodes to run, if one did.
     """
-    from fate_gym.evaluation.evaluate import evaluate
+    from fate_gym.evaluation.evaluate import run_evaluation
+    from fate_gym.evaluation.run import load_run
     from fate_gym.evaluation.store import RunFolder
 
     with err.status(f"Loading {config.env}"), usage_errors():
@@ -123,7 +127,7 @@ async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[dict[str, Any], S
 
         if (config.out / "manifest.json").exists():
             bar.update(task, completed=len(RunFolder.read(config.out).done & {item.key for item in plan.items}))
-        work = asyncio.ensure_future(evaluate(config, agent, plan=plan, stop=stop, on_done=on_done))
+        work = asyncio.ensure_future(run_evaluation(config, agent, plan=plan, stop=stop, on_done=on_done))
 
         def on_signal(number: int) -> None:
             stop.set()
@@ -135,13 +139,13 @@ async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[dict[str, Any], S
 
         with on_signals(asyncio.get_running_loop(), on_signal):
             try:
-                summary = await work
+                run = await work
             except asyncio.CancelledError:
                 # `asyncio.run` waits for its executor's threads, and those of the episodes left behind may take long.
                 asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
-                summary = RunFolder.read(config.out).summary()
-    left = summary["episodes"]["missing"] > 0
-    return summary, Stopped(signals[-1]) if signals and left else None
+                run = load_run(config.out)
+    left = run.summary["episodes"]["missing"] != 0
+    return run, Stopped(signals[-1]) if signals and left else None
 
 
 def _make_folder(path: Path) -> None:
@@ -156,9 +160,10 @@ def _make_folder(path: Path) -> None:
         raise UsageError(f"{error}: give another --out") from error
 
 
-def _print(summaries: list[dict[str, Any]], *, as_json: bool) -> None:
+def _print(runs: list[Run], *, as_json: bool) -> None:
     from fate_gym.evaluation.report import notes, results_tables
 
+    summaries = [run.summary for run in runs]
     if as_json:
         for summary in summaries:
             out.json(summary, indent=None)
@@ -166,15 +171,13 @@ def _print(summaries: list[dict[str, Any]], *, as_json: bool) -> None:
     for table in results_tables(summaries):
         out.table(table)
     out.prose(notes(summaries))
-    for summary in summaries:
-        out.line(f"run: {summary['config']['out']}")
+    for run in runs:
+        out.line(f"run: {run.path}")
 
 
-def _print_remarks(configs: list[EvalConfig]) -> None:
+def _print_remarks(runs: list[Run]) -> None:
     from fate_gym.evaluation.report import remarks
-    from fate_gym.evaluation.store import RunFolder
 
-    for config in configs:
-        run = RunFolder.read(config.out)
-        for remark in remarks(run.episodes(), run.failures()):
-            err.line(f"{config.out}: {remark}")
+    for run in runs:
+        for remark in remarks(run.episodes, run.failures):
+            err.line(f"{run.path}: {remark}")

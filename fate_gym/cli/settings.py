@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +13,10 @@ from typing import Any, Final
 
 import gymnasium as gym
 
-from fate_gym.benchmark import disclosure
 from fate_gym.catalogue import environments
 from fate_gym.env import ToolEnv
 from fate_gym.errors import UsageError, did_you_mean, unknown
-from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig, read_settings
+from fate_gym.evaluation.config import EvalConfig, model_name, read_settings
 from fate_gym.evaluation.plan import DEFAULT_ENV
 from fate_gym.storage import dump, is_finite, parse_yaml
 
@@ -262,7 +260,7 @@ def _with_agent(settings: dict[str, Any], agent: str) -> dict[str, Any]:
     if not isinstance(described.get("agent"), str) or set(described) - allowed or described.get("env_args"):
         raise ValueError(f"{agent} must name its `agent`, and may have its options and `defences`, nothing else")
     agent_args = {**described.get("agent_args", {}), **settings["agent_args"]}
-    env_args = {**_model_name(described["agent"], settings), **settings["env_args"]}
+    env_args = {**model_name(described["agent"], settings.get("env", DEFAULT_ENV)), **settings["env_args"]}
     defences = tuple(settings.get("defences") or _as_list(described.get("defences")))
     return {
         **settings,
@@ -273,31 +271,15 @@ def _with_agent(settings: dict[str, Any], agent: str) -> dict[str, Any]:
     }
 
 
-def _model_name(agent: str, settings: dict[str, Any]) -> dict[str, str]:
-    """Returns the name by which AgentDojo's attacks address the evaluated model, where AgentDojo knows that model."""
-    kind, _, model = agent.partition(":")
-    declared = disclosure(settings.get("env", DEFAULT_ENV))
-    if kind not in ("openai", "hf") or declared is None or declared.model_option is None:
-        return {}
-    from fate_gym.benchmarks.agentdojo.model_names import prose_name
-
-    name = prose_name(model)
-    return {} if name is None else {declared.model_option: name}
-
-
 def _folder(config: EvalConfig, out: str | Path | None, *, several: bool) -> Path:
     """Chooses the run folder; without --out its name follows from the settings, so the same command resumes."""
+    if out is None:
+        return Path("runs") / config.folder_name()
+    if not several:
+        return Path(out)
     agent = re.sub(r"[^A-Za-z0-9]+", "-", config.agent).strip("-")
-    if several:
-        agent = f"{agent}-{_digest(config.agent)}" if agent != config.agent else agent
-    if out is not None:
-        return Path(out) / agent if several else Path(out)
-    described = {key: value for key, value in config.to_json().items() if key not in NOT_IN_DIGEST}
-    return Path("runs") / f"{config.env.rsplit('/', 1)[-1]}-{agent}-{_digest(described)}"
-
-
-def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+    same = agent == config.agent
+    return Path(out) / (agent if same else f"{agent}-{hashlib.sha256(config.agent.encode()).hexdigest()[:8]}")
 
 
 def _attacks(entry: object) -> list[Any]:

@@ -9,9 +9,9 @@ from typing import Any
 
 from fate_gym.cli.terminal import out
 from fate_gym.episode import Episode
-from fate_gym.errors import RunError, UsageError
-from fate_gym.evaluation.report import notes, read_summary, remarks, results_tables
-from fate_gym.evaluation.store import RunFolder
+from fate_gym.errors import RunError
+from fate_gym.evaluation.report import notes, remarks, results_tables
+from fate_gym.evaluation.run import Run, load_run
 from fate_gym.rendering import render_episode
 from fate_gym.rewards import AXES
 
@@ -47,38 +47,41 @@ def run(options: argparse.Namespace) -> int:
         for run_folder in runs:
             out.line(f"{run_folder}  {_described(run_folder)}")
         return 0
-    folder = RunFolder.read(path)
+    run = load_run(path)
     if options.episode is None:
-        _show_run(folder, options)
+        _show_run(run, options)
     else:
-        _show_episode(_find(folder, options.episode))
+        _show_episode(run.episode(options.episode))
     return 0
 
 
 def _described(path: Path) -> str:
     try:
-        summary = read_summary(path / "summary.json")
+        return _line_of(load_run(path))
     except RunError as error:
         return f"cannot be shown: {error}"
-    counts = summary["episodes"]
-    return f"{summary['agent']} on {summary['env']}: {counts['scored']} of {counts['planned']} episodes scored"
 
 
-def _show_run(folder: RunFolder, options: argparse.Namespace) -> None:
-    summary = read_summary(folder.path / "summary.json")
-    out.line(_described(folder.path))
-    for table in results_tables([summary], by_suite=True):
+def _line_of(run: Run) -> str:
+    counts = run.summary["episodes"]
+    planned = "an unknown number of" if counts["planned"] is None else counts["planned"]
+    return f"{run.summary['agent']} on {run.summary['env']}: {counts['scored']} of {planned} episodes scored"
+
+
+def _show_run(run: Run, options: argparse.Namespace) -> None:
+    out.line(_line_of(run))
+    for table in results_tables([run.summary], by_suite=True):
         out.table(table)
-    out.prose(notes([summary]))
-    for remark in remarks(folder.episodes(), folder.failures()):
+    out.prose(notes([run.summary]))
+    for remark in remarks(run.episodes, run.failures):
         out.line(remark)
     # Lines only: the episodes of a large run would not fit into memory.
-    lines = sorted(_line(episode) for episode in folder.episodes() if _is_listed(episode, options))
-    failures = sorted(_failure_line(failure) for failure in folder.failures() if _matches(failure, options))
+    lines = [_line(episode) for episode in run.episodes if _is_listed(episode, options)]
+    failures = [_failure_line(failure) for failure in run.failures if _matches(failure, options)]
     every = options.all or options.failed
     _print_some(f"episodes{'' if every else ' below a perfect score'}", lines, every=options.all)
     if failures:
-        _print_some("attempts that ended in an error", failures, every=options.all)
+        _print_some("episodes that ended in an error", failures, every=options.all)
 
 
 def _print_some(title: str, lines: list[str], *, every: bool) -> None:
@@ -116,21 +119,6 @@ def _line(episode: Episode) -> str:
 
 def _failure_line(failure: Episode) -> str:
     return f"{failure.key}  {failure.status}: {failure.error}"
-
-
-def _find(folder: RunFolder, name: str) -> Episode:
-    """Finds the episode that is meant, and fails where several or none could be."""
-    records = {record.key: record for record in folder.failures() if name in record.key}
-    records.update({record.key: record for record in folder.episodes() if name in record.key})
-    for matches in ([name], [key for key in records if key.endswith((name, f"{name}#0"))], list(records)):
-        if len(matches) == 1 and matches[0] in records:
-            return records[matches[0]]
-    if not records:
-        raise UsageError(
-            f"{folder.path} holds no episode whose key contains {name!r}; `fate-gym show RUN --all` lists them"
-        )
-    some = ", ".join(sorted(records)[:5])
-    raise UsageError(f"{len(records)} episodes of {folder.path} have {name!r} in their key: {some}, ...")
 
 
 def _show_episode(episode: Episode) -> None:

@@ -1,4 +1,4 @@
-"""`fate-gym train`: FATE from a policy to a better one, its stages by themselves, and a comparison with baselines."""
+"""`fate-gym train`: FATE from a policy to a better one, its stages by themselves, and studies with baselines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from fate_gym.trainers.config import TrainConfig
     from fate_gym.trainers.methods import StageName
     from fate_gym.trainers.progress import ProgressReporter
+    from fate_gym.trainers.study.plan import Replicate
 
 STAGES = ("collect", "repair", "select", "warmup", "pfpo")
-_COMPARE = "compare"
+_STUDY, _REPORT = "study", "report"
+_COMMANDS = (*STAGES, _STUDY, _REPORT)
 _NAME, _WIDE = 17, 110
 
 
@@ -31,21 +34,21 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a model with FATE, or with a baseline",
-        usage="fate-gym train [STAGE | compare] --config NAME [KEY=VALUE ...] [options]",
-        description="Runs rounds of FATE: collect failures, repair them, select repairs, warm up, optimise, and score. "
-        f"`train STAGE` runs one stage alone: {', '.join(STAGES)}. `train compare` also trains the baselines. "
-        "Run the same command again to go on after an interruption.",
+        usage="fate-gym train [STAGE | study | report] --config NAME [KEY=VALUE ...] [options]",
+        description="Runs rounds of FATE: collect failures, repair them, choose repairs, warm up, optimise, and score. "
+        f"`train STAGE` runs one stage alone: {', '.join(STAGES)}. `train study` trains FATE and its baselines at "
+        "equal cost, in several replicates; `train report --out DIR` makes the tables and pictures of a study anew "
+        "from its results. Run the same command again to go on after an interruption.",
     )
     parser.set_defaults(run=run, resumable=True)
     parser.add_argument(
         "settings",
         nargs="*",
-        metavar="STAGE | KEY=VALUE",
-        help="A stage to run alone; settings that override the file.",
+        metavar="STAGE | study | report | KEY=VALUE",
+        help="What to run, if not a whole training; settings that override the file.",
     )
     parser.add_argument(
         "--config",
-        required=True,
         metavar="NAME",
         help="A YAML file of settings, or the name of a configuration that ships with the package.",
     )
@@ -53,8 +56,9 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--round", type=int, default=1, metavar="N", help="The round of a stage that runs alone (default: 1)."
     )
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="The arms that `study` trains (default: all).")
     parser.add_argument(
-        "--arms", nargs="+", metavar="NAME", help="The methods that `compare` trains (default: all baselines)."
+        "--replicates", nargs="+", type=int, metavar="N", help="The replicates that it trains, from 1 (default: all)."
     )
     parser.add_argument("--json", action="store_true", help="Print the summary as JSON.")
     parser.add_argument(
@@ -69,9 +73,13 @@ def run(options: argparse.Namespace) -> int:
     from fate_gym.trainers.config import read_config
 
     command, overrides = _command(options.settings)
-    folder = options.out or Path("runs") / Path(options.config).stem
-    if command == _COMPARE:
-        return _compare(options, overrides, folder)
+    if command == _REPORT:
+        return _report(options, _folder(options))
+    if options.config is None:
+        raise UsageError("give the settings: --config NAME, a YAML file or a configuration that ships with the package")
+    folder = _folder(options)
+    if command == _STUDY:
+        return _study(options, overrides, folder)
     with usage_errors():
         config = read_config(options.config, overrides)
     if options.dry_run:
@@ -79,12 +87,18 @@ def run(options: argparse.Namespace) -> int:
     return _stage(config, command, options, folder) if command else _train(config, options, folder)
 
 
+def _folder(options: argparse.Namespace) -> Path:
+    if options.out is None and options.config is None:
+        raise UsageError("give the folder of the study: --out DIR")
+    return options.out or Path("runs") / Path(options.config).stem
+
+
 def _command(settings: list[str]) -> tuple[str | None, list[str]]:
-    """Tells the stage from the overrides."""
+    """Tells the stage, or what else is to be run, from the overrides."""
     words = [word for word in settings if "=" not in word]
-    unknown = [word for word in words if word not in (*STAGES, _COMPARE)]
+    unknown = [word for word in words if word not in _COMMANDS]
     if unknown or len(words) > 1:
-        known = ", ".join((*STAGES, _COMPARE))
+        known = ", ".join(_COMMANDS)
         raise UsageError(f"{' '.join(unknown or words)}: give one of {known}, or none; settings are KEY=VALUE")
     return (words[0] if words else None), [text for text in settings if "=" in text]
 
@@ -123,31 +137,50 @@ def _stage(config: TrainConfig, stage: str, options: argparse.Namespace, folder:
     return 0
 
 
-def _compare(options: argparse.Namespace, overrides: list[str], folder: Path) -> int:
+def _study(options: argparse.Namespace, overrides: list[str], folder: Path) -> int:
     from fate_gym.trainers.fate import train
-    from fate_gym.trainers.study.compare import BASELINES, arm_configs, compare, failures, tables
+    from fate_gym.trainers.study.plan import read_study
+    from fate_gym.trainers.study.study import run_study
 
     with usage_errors():
-        configs = arm_configs(options.config, overrides, options.arms or BASELINES)
+        study = read_study(options.config, overrides)
+        trainings = study.trainings(_chosen(study.settings.replicates, options.replicates), options.arms or ())
     if options.dry_run:
-        out.text(_yaml({name: config.to_json() for name, config in configs.items()}))
+        out.text(_yaml({f"{one.name} {arm}": study.config(one, arm).to_json() for one, arm in trainings}))
         return 0
     _quiet()
     with _Bars() as progress:
 
-        def train_arm(name: str, config: TrainConfig, arm_folder: Path) -> dict[str, Any]:
-            progress.say(f"arm {name}")
-            return train(config, arm_folder, progress=progress, shared=folder)
+        def train_arm(config: TrainConfig, arm_folder: Path, shared: Path) -> dict[str, Any]:
+            return train(config, arm_folder, progress=progress, shared=shared)
 
-        comparison = compare(configs, folder, train_arm)
-    if options.json:
-        out.json(comparison)
-    else:
-        for table in tables(comparison):
-            out.table(table)
-    for line in failures(comparison):
+        problems = run_study(study, trainings, folder, train_arm, progress)
+    for line in problems:
         err.line(f"fate-gym: {line}")
-    return int(bool(failures(comparison)))
+    if len(problems) < len(trainings):
+        _report(options, folder)
+    return int(bool(problems))
+
+
+def _chosen(replicates: Sequence[Replicate], numbers: Sequence[int] | None) -> list[Replicate]:
+    """The replicates with some numbers, which count from 1; all of them without numbers."""
+    for number in numbers or ():
+        if not 1 <= number <= len(replicates):
+            raise ValueError(f"--replicates {number}: the study has replicates 1 to {len(replicates)}")
+    return [replicates[number - 1] for number in numbers or range(1, len(replicates) + 1)]
+
+
+def _report(options: argparse.Namespace, folder: Path) -> int:
+    from fate_gym.trainers.study.publish import publish
+    from fate_gym.trainers.study.report_text import terminal_tables
+
+    report = publish(folder)
+    if options.json:
+        out.json(report)
+    else:
+        for table in terminal_tables(report):
+            out.table(table)
+    return 0
 
 
 def _dry_run(config: TrainConfig) -> int:

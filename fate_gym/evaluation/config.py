@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fate_gym.benchmark import disclosure
 from fate_gym.chat import Json
 from fate_gym.evaluation.plan import DEFAULT_ENV, Attack, Plan, TaskSet
 from fate_gym.serving import public_url
-from fate_gym.storage import is_finite, read_yaml
+from fate_gym.storage import digest, is_finite, read_yaml
 
 NOT_IN_DIGEST = ("limit", "concurrency", "max_cost", "out")
 """Settings that a resumed run may change."""
@@ -54,6 +56,12 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         check_types({entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)})
+
+    def folder_name(self) -> str:
+        """Returns a name for the run folder that follows from the settings, so that equal settings resume a run."""
+        kept = {name: value for name, value in self.to_json().items() if name not in NOT_IN_DIGEST}
+        agent = re.sub(r"[^A-Za-z0-9]+", "-", self.agent).strip("-")
+        return f"{self.env.rsplit('/', 1)[-1]}-{agent}-{digest(kept)[:8]}"
 
     def plan(self) -> Plan:
         """Makes the environments and lists the episodes; raises as `Plan` does."""
@@ -148,6 +156,26 @@ def _without_logins(value: Json) -> Json:
         name: public_url(item) if name == "base_url" and isinstance(item, str) else _without_logins(item)
         for name, item in value.items()
     }
+
+
+def model_name(agent: str, env: str) -> dict[str, str]:
+    """Returns the argument of an environment by which its attacks address the evaluated model.
+
+    Args:
+        agent: The agent's text.
+        env: The environment's id.
+
+    Returns:
+        Nothing where the environment declares no such argument, or AgentDojo has no name for the model.
+    """
+    kind, _, model = agent.partition(":")
+    declared = disclosure(env)
+    if kind not in ("openai", "hf") or declared is None or declared.model_option is None:
+        return {}
+    from fate_gym.benchmarks.agentdojo.model_names import prose_name
+
+    name = prose_name(model)
+    return {} if name is None else {declared.model_option: name}
 
 
 def read_settings(name: str) -> dict[str, Any]:

@@ -1,32 +1,33 @@
-"""One evaluation from settings to summary: what `fate-gym eval` and trainers call."""
+"""One evaluation from settings to a run: what `fate_gym.evaluate`, `fate-gym eval` and trainers call."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from fate_gym.episode import Episode
+from fate_gym.errors import RunError
 from fate_gym.evaluation.budget import Budget
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
 from fate_gym.evaluation.manifest import make_manifest
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.pool import run_episodes
+from fate_gym.evaluation.run import Run, load_run
 from fate_gym.evaluation.store import RunFolder
-from fate_gym.evaluation.summary import summarise
 from fate_gym.rollout import ActFunction, Agent, as_agent
 
 
-async def evaluate(
+async def run_evaluation(
     config: EvalConfig,
     agent: Agent | ActFunction,
     *,
     plan: Plan | None = None,
     stop: asyncio.Event | None = None,
     on_done: Callable[[Episode], None] = lambda episode: None,
-) -> dict[str, Any]:
-    """Runs an agent, writes the run folder `config.out`, and returns its summary.
+) -> Run:
+    """Runs an agent, and writes the run folder `config.out`.
 
     A folder that holds a part of the same run is completed; episodes that errored are tried again. The limit of a run
     is the largest that it was ever started with: a smaller one runs no more than it says, and what it leaves out of a
@@ -34,7 +35,7 @@ async def evaluate(
 
     Args:
         config: The settings.
-        agent: An agent, or an async function from observation to message.
+        agent: An agent, or a function from observation to message.
         plan: Made from `config` if it is not given.
         stop: Once set, no further episode begins.
         on_done: Called with each episode when it has ended and is stored.
@@ -58,10 +59,18 @@ async def evaluate(
         try:
             items = [item for item in plan.items if item.key not in folder.done]
             await run_episodes(plan, items, agent, concurrency=config.concurrency, on_done=keep, stop=stop)
-        finally:
-            summary = summarise(folder.episodes(), folder.failures(), folder.manifest, planned)
-            folder.write_summary(summary)
-    return summary
+        except BaseException:
+            with contextlib.suppress(RunError):  # What ended the run is what its user must hear of.
+                _conclude(folder, planned)
+            raise
+        return _conclude(folder, planned)
+
+
+def _conclude(folder: RunFolder, planned: list[str]) -> Run:
+    """Writes the summary of what there is."""
+    run = load_run(folder.path, planned=planned)
+    folder.write_summary(run.summary)
+    return run
 
 
 def _planned(config: EvalConfig, plan: Plan, folder: RunFolder) -> list[str]:

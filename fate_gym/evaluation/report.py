@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
@@ -13,9 +12,8 @@ from rich.text import Text
 
 from fate_gym.episode import LEFT_OUT, Episode
 from fate_gym.evaluation.metrics import LABELS, METRICS
-from fate_gym.evaluation.summary import ALL, SCHEMA
+from fate_gym.evaluation.summary import ALL
 from fate_gym.rendering import visible_line
-from fate_gym.storage import Fields, read_object
 
 Summary = Mapping[str, Any]
 
@@ -230,53 +228,15 @@ def _percent(share: float) -> str:
     return "100" if share == 1.0 else f"{100 * share:.1f}"
 
 
-def read_summary(path: Path) -> Summary:
-    """Reads a `summary.json` that may be damaged or a stranger's, and checks what tables need of it.
-
-    Raises:
-        RunError: It is missing, or the file and field of what is wrong with it.
-    """
-    fields = read_object(path, SCHEMA)
-    for name in ("agent", "env"):
-        fields.text(name)
-    for name in ("scored", "planned"):
-        fields.object("episodes").integer(name)
-    for group in fields.objects("groups"):
-        (group.text if group.text("mode") == "attacked" else group.text_or_none)("attack")
-        group.text("suite")
-        group.texts("refusals_by")
-        for name in ("errors", "grader_errors"):
-            counts = group.object(name)
-            for kind in counts.values:
-                counts.integer(kind)
-        if "content_filtered" in group.values:
-            group.integer("content_filtered")
-        metrics = group.object("metrics")
-        for name in metrics.values:
-            _check_estimate(metrics.object(name))
-    return fields.values
-
-
-def _check_estimate(estimate: Fields) -> None:
-    estimate.integer("n")
-    if estimate.values.get("value") is not None:
-        for name in ("value", "low", "high"):
-            estimate.number(name)
-
-
 def remarks(episodes: Iterable[Episode], failures: Iterable[Episode]) -> Iterator[str]:
     """Says what the numbers of a run do not show, a line each; nothing where there is nothing to say.
 
     Args:
         episodes: The scored episodes.
-        failures: The episodes that errored, every attempt.
+        failures: The episodes that ended in an error and were never scored.
     """
-    done, uncounted = set(), 0
-    for episode in episodes:
-        done.add(episode.key)
-        uncounted += episode.usage.get(LEFT_OUT, 0) > 0
-    errors = {failure.key: failure for failure in failures if failure.key not in done}
-    ours = [failure for failure in errors.values() if failure.status == "env_error"]
+    uncounted = sum(episode.usage.get(LEFT_OUT, 0) > 0 for episode in episodes)
+    ours = [failure for failure in failures if failure.status == "env_error"]
     if ours:
         yield (
             f"WARNING: {_episodes(len(ours))} ended in env_error, an error of the environment itself. That is a fault "

@@ -41,7 +41,10 @@ from fate_gym.storage import (
 SCHEMA = "fate-gym/run/1"
 """What a manifest has under `schema`; the number rises when an older reader would misread the folder."""
 
-_MANIFEST, _EPISODES, _FAILURES, _SUMMARY = "manifest.json", "episodes.jsonl", "failures.jsonl", "summary.json"
+EPISODES, FAILURES = "episodes.jsonl", "failures.jsonl"
+"""The files of a run that hold episodes, one a line."""
+
+_MANIFEST, _SUMMARY = "manifest.json", "summary.json"
 # All that a kill between mkdir and the manifest can leave behind.
 _BEFORE_MANIFEST = {LOCK_FILE, f"{_MANIFEST}.tmp"}
 
@@ -96,7 +99,7 @@ class RunFolder:
             else:
                 raise RunError(f"{path} already holds a run: resume it, or give another --out")
             logs = {}
-            for name in (_EPISODES, _FAILURES):
+            for name in (EPISODES, FAILURES):
                 logs[name] = AppendLog(path / name)
                 resources.callback(logs[name].close)
             run = cls(path)
@@ -127,36 +130,46 @@ class RunFolder:
         line = encode_line(episode.to_json())
         with self._mutex:
             if episode.status != "ok":
-                self._log(_FAILURES).append(line)
+                self._log(FAILURES).append(line)
                 return
             if episode.key in self.done:
                 raise ValueError(f"{self.path}: the episode {episode.key!r} is already there")
-            self._log(_EPISODES).append(line)
+            self._log(EPISODES).append(line)
             self.done.add(episode.key)
 
     def episodes(self, on_problem: OnProblem | None = None) -> Iterator[Episode]:
-        """Yields the scored episodes in the order in which they ended, reading as it goes.
+        """Yields the scored episodes in the order in which they ended, reading as it goes; see `numbered`."""
+        return (episode for _, episode in self.numbered(EPISODES, on_problem))
+
+    def failures(self, on_problem: OnProblem | None = None) -> Iterator[Episode]:
+        """Yields the episodes that errored, every attempt; see `numbered`."""
+        return (episode for _, episode in self.numbered(FAILURES, on_problem))
+
+    def numbered(self, name: str, on_problem: OnProblem | None = None) -> Iterator[tuple[int, Episode]]:
+        """Yields (line number, episode) of a file.
 
         The single writer makes sure first that they are those which it has written.
 
         Args:
+            name: `EPISODES` or `FAILURES`.
             on_problem: Called with the error of each record that is not an episode, which is then left out. None
                 to raise the error.
 
         Raises:
-            RunCorruptError: A line before the last is not a JSON object, or has no key of its own; or a record is no
-                episode's.
+            RunCorruptError: A line before the last is not a JSON object, or a scored one has no key of its own; or a
+                record is no episode's.
             DiskError: For the writer: the file was removed or changed by another program.
         """
-        self._check_log(_EPISODES)
-        for number, record in self._scored():
-            yield from self._read(_EPISODES, number, record, on_problem)
-
-    def failures(self, on_problem: OnProblem | None = None) -> Iterator[Episode]:
-        """Yields the episodes that errored, every attempt; see `episodes`."""
-        self._check_log(_FAILURES)
-        for number, record in records(self.path / _FAILURES):
-            yield from self._read(_FAILURES, number, record, on_problem)
+        self._check_log(name)
+        for number, record in self._scored() if name == EPISODES else records(self.path / name):
+            try:
+                episode = Episode.from_json(record, f"{self.path / name}, line {number}")
+            except RunError as problem:
+                if on_problem is None:
+                    raise
+                on_problem(problem)
+            else:
+                yield number, episode
 
     def _check_log(self, name: str) -> None:
         with self._mutex:
@@ -165,31 +178,23 @@ class RunFolder:
 
     def _scored(self) -> Iterator[tuple[int, dict[str, Any]]]:
         seen = set()
-        for number, record in records(self.path / _EPISODES):
+        for number, record in records(self.path / EPISODES):
             key = record.get("key")
             if not isinstance(key, str) or key in seen:
-                raise corrupt(self.path / _EPISODES, number, "has no key" if key is None else f"repeats key {key!r}")
+                raise corrupt(self.path / EPISODES, number, "has no key" if key is None else f"repeats key {key!r}")
             seen.add(key)
             yield number, record
-
-    def _read(self, name: str, number: int, record: dict[str, Any], on_problem: OnProblem | None) -> Iterator[Episode]:
-        try:
-            yield Episode.from_json(record, f"{self.path / name}, line {number}")
-        except RunError as problem:
-            if on_problem is None:
-                raise
-            on_problem(problem)
 
     def write_summary(self, summary: Mapping[str, Json]) -> None:
         """Replaces the summary: a reader sees the old one or the new one, whole."""
         with self._mutex:
-            self._log(_EPISODES)
+            self._log(EPISODES)
             replace_file(self.path / _SUMMARY, encode_line(summary))
 
     def replace_manifest(self, manifest: Mapping[str, Json]) -> None:
         """Replaces the manifest by one with other settings among those that the digest leaves out."""
         with self._mutex:
-            self._log(_EPISODES)
+            self._log(EPISODES)
             replace_file(self.path / _MANIFEST, encode_line(manifest))
             self.manifest = dict(manifest)
 

@@ -95,8 +95,8 @@ def _write_runs(
         board = own[0][0] if own else None
         link = (board.env, f"board/{names[board.env]}.html") if board else None
         columns = board.columns if board else ()
-        view, rows = run_pages.RunView.of(run), [row for _, row in own]
-        tasks.append((view, columns, rows, link, out / "run" / run.run_id, _common(private=private)))
+        rows = [row for _, row in own]
+        tasks.append((run, columns, rows, link, out / "run" / run.run_id, _common(private=private)))
     total = sum(run.summary["episodes"]["scored"] + run.summary["episodes"]["errors"] for run in runs)
     workers = min(len(tasks), len(os.sched_getaffinity(0)))
     if workers < 2 or total < _PARALLEL:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from fate_gym.episode import Episode
-from fate_gym.evaluation.store import RunFolder
 from fate_gym.leaderboards.board import Row
 from fate_gym.leaderboards.columns import Column
 from fate_gym.leaderboards.groups import without_paths
-from fate_gym.leaderboards.runs import LoadedRun, pass_over
+from fate_gym.leaderboards.runs import LoadedRun
 from fate_gym.leaderboards.site.charts import BAR_WIDTH, bars
 from fate_gym.leaderboards.site.episodes import (
     BINS,
@@ -29,7 +27,6 @@ from fate_gym.leaderboards.site.tables import depends_on_refusals
 from fate_gym.leaderboards.site.text import Budget, short, write_page
 from fate_gym.leaderboards.site.traces import trace
 from fate_gym.leaderboards.site.training import curves
-from fate_gym.leaderboards.submissions import Submission
 from fate_gym.rewards import AXES
 
 _LIST: Final = 700_000
@@ -40,26 +37,8 @@ _MOST_ROWS: Final = 100
 """Rows of the run's table, and likewise groups of its failures; the rest is counted."""
 
 
-@dataclass(frozen=True, slots=True)
-class RunView:
-    """What of a loaded run goes to the process that writes its pages; see `LoadedRun`."""
-
-    run_id: str
-    path: Path
-    manifest: dict[str, Any]
-    summary: dict[str, Any]
-    malformed: int
-    submission: Submission | None
-    contaminated_by: tuple[str, ...]
-
-    @classmethod
-    def of(cls, run: LoadedRun) -> RunView:
-        """Makes the view of a run."""
-        return cls(**{entry.name: getattr(run, entry.name) for entry in fields(cls)})
-
-
 def write_run(
-    run: RunView,
+    run: LoadedRun,
     columns: Sequence[Column],
     rows: Sequence[Row],
     board: tuple[str, str] | None,
@@ -77,8 +56,7 @@ def write_run(
         common: What every page reads; `private` among it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stored = RunFolder.read(run.path)
-    census = survey(_episodes(stored))
+    census = survey(chain(run.episodes, run.failures))
     present = {column.name for row in rows for column in columns if column.name in row.metrics}
     values = {
         **common,
@@ -101,7 +79,7 @@ def write_run(
         "curves": curves(run.path),
     }
     write_page(folder / "index.html", "run", "../../", values)
-    _write_traces(run, _episodes(stored), census, board, folder, common)
+    _write_traces(run, census, board, folder, common)
 
 
 def _fitting(entries: Sequence[Listed]) -> list[Listed]:
@@ -118,8 +96,7 @@ def _fitting(entries: Sequence[Listed]) -> list[Listed]:
 
 
 def _write_traces(
-    run: RunView,
-    episodes: Iterable[Episode],
+    run: LoadedRun,
     census: Census,
     board: tuple[str, str] | None,
     folder: Path,
@@ -128,7 +105,7 @@ def _write_traces(
     listed = census.listed
     places = {entry.key: i for i, entry in enumerate(listed)}
     shared = {**common, "run": run, "board": board, "name": run.summary["agent"], "meanings": CLASSES}
-    for episode in episodes:
+    for episode in chain(run.episodes, run.failures):
         i = places.get(episode.key)
         if i is None:
             continue
@@ -147,19 +124,7 @@ def _write_traces(
         write_page(folder / listed[i].page, "trace", "../../", values)
 
 
-def _episodes(run: RunFolder) -> Iterator[Episode]:
-    """Yields a run's episodes, then those that errored and were never scored, each as its last attempt left it."""
-    done = set()
-    for episode in run.episodes(pass_over):
-        done.add(episode.key)
-        yield episode
-    last = {failure.key: i for i, failure in enumerate(run.failures(pass_over)) if failure.key not in done}
-    for i, failure in enumerate(run.failures(pass_over)):
-        if last.get(failure.key) == i:
-            yield failure
-
-
-def _settings(run: RunView) -> list[tuple[str, str]]:
+def _settings(run: LoadedRun) -> list[tuple[str, str]]:
     """What was run, as (name, value); long values are cut."""
     config = {name: value for name, value in run.manifest["config"].items() if value not in (None, [], {}, "")}
     # Where things lay says nothing, and names somebody's home.

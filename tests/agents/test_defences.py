@@ -27,7 +27,7 @@ from fate_gym.agents.defences import (
 )
 from fate_gym.episode import Episode
 from fate_gym.errors import ProviderError, UsageError
-from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
+from fate_gym.evaluation import EvalConfig, RunFolder, run_evaluation
 from fate_gym.rollout import rollout
 
 ATTACK = "important_instructions"
@@ -57,7 +57,7 @@ def play(agent: Agent, task_id: str, *, attack: str | None = ATTACK) -> Episode:
 def metrics(agent: Agent, out: Path, **settings: Any) -> dict[str, Any]:
     args = {"suite": ["banking", "slack"]}
     config = EvalConfig(agent=agent.name, attack=(ATTACK,), env_args=args, out=out, **settings)
-    summary = asyncio.run(evaluate(config, agent))
+    summary = asyncio.run(run_evaluation(config, agent)).summary
     assert summary["episodes"]["errors"] == 0
     (group,) = [group for group in summary["groups"] if group["suite"] == "all"]
     return {name: metric["value"] for name, metric in group["metrics"].items()}

@@ -17,7 +17,7 @@ from misbehaving import OUTCOMES, Fault, Outcome, Records, Scripted, Settings, f
 from fate_gym.agents import load_agent
 from fate_gym.agents.api import OpenAIAgent
 from fate_gym.episode import Episode
-from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
+from fate_gym.evaluation import EvalConfig, RunFolder, run_evaluation
 from fate_gym.rollout import rollout
 
 ATTACKS = (None, "important_instructions")
@@ -140,7 +140,7 @@ def run(agent: Any, out: Path, **settings: Any) -> dict[str, Any]:
 
     async def main() -> dict[str, Any]:
         try:
-            return await evaluate(config, agent)
+            return (await run_evaluation(config, agent)).summary
         finally:
             await agent.aclose()
 

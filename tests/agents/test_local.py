@@ -27,7 +27,7 @@ from fate_gym.chat import Message
 from fate_gym.env import Observation, ToolEnv
 from fate_gym.episode import Sample
 from fate_gym.errors import ContextOverflowError, UsageError
-from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
+from fate_gym.evaluation import EvalConfig, RunFolder, run_evaluation
 from fate_gym.rollout import Agent, Reply, Session, rollout
 from fate_gym.task import Task
 
@@ -137,7 +137,7 @@ def test_random_weights_play_whole_episodes_of_agentdojo(tiny: Path, tmp_path: P
         limit=8,
         concurrency=8,
     )
-    summary = asyncio.run(evaluate(config, agent))
+    summary = asyncio.run(run_evaluation(config, agent)).summary
     asyncio.run(agent.aclose())
     assert summary["episodes"] == {"planned": 16, "scored": 16, "errors": 0, "missing": 0}
     for episode in RunFolder.read(tmp_path / "run").episodes():

@@ -11,7 +11,7 @@ import pytest
 from fate_gym.agents import Answerer, load_agent
 from fate_gym.agents.marks import MARK, contamination
 from fate_gym.errors import UsageError
-from fate_gym.evaluation import EvalConfig, evaluate
+from fate_gym.evaluation import EvalConfig, run_evaluation
 
 
 def marked(folder: Path, *names: str) -> Path:
@@ -40,5 +40,5 @@ def test_a_run_says_what_its_model_was_trained_on_through_defences_too(tmp_path:
         noop = Answerer("noop", "Done.")
         object.__setattr__(noop, "contaminated_by", contaminated_by)
         config = EvalConfig(agent="noop", env="toy/Parcels-v0", limit=1, out=tmp_path / f"run{len(contaminated_by)}")
-        asyncio.run(evaluate(config, noop))
+        asyncio.run(run_evaluation(config, noop))
         assert json.loads((config.out / "manifest.json").read_text())["contaminated_by"] == list(contaminated_by)

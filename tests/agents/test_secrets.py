@@ -25,7 +25,7 @@ from pathlib import Path
 from misbehaving import Fault, Settings, serve
 from fate_gym.agents.api import OpenAIAgent
 from fate_gym.errors import UsageError
-from fate_gym.evaluation import EvalConfig, evaluate
+from fate_gym.evaluation import EvalConfig, run_evaluation
 
 logging.basicConfig(level=logging.DEBUG)
 secrets, out = sys.argv[1:5], Path(sys.argv[5])
@@ -41,7 +41,7 @@ async def run(url, name, **options):
     except UsageError as error:
         print("check:", error)
     config = EvalConfig(agent=agent.name, env_args={"suite": "slack"}, attack=(None,), limit=3, out=out / name)
-    print(name, (await evaluate(config, agent))["episodes"], repr(agent))
+    print(name, (await run_evaluation(config, agent)).summary["episodes"], repr(agent))
     await agent.aclose()
 
 echo = "you sent " + " ".join(secrets) + " key " + secrets[0] * 40

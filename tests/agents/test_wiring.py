@@ -14,7 +14,7 @@ from agentdojo.agent_pipeline.agent_pipeline import load_system_message
 from fate_gym.agents import load_agent
 from fate_gym.cli import main
 from fate_gym.errors import UsageError
-from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
+from fate_gym.evaluation import EvalConfig, RunFolder, run_evaluation
 from fate_gym.rollout import Agent, Reply
 
 TOY = "toy/Parcels-v0"
@@ -36,7 +36,7 @@ class Paid(Agent):
 
 
 def run(agent: Agent, out: Path, **settings: Any) -> dict[str, Any]:
-    return asyncio.run(evaluate(EvalConfig(agent="paid", env=TOY, out=out, **settings), agent))
+    return asyncio.run(run_evaluation(EvalConfig(agent="paid", env=TOY, out=out, **settings), agent)).summary
 
 
 def test_a_run_stops_when_its_budget_is_spent_and_a_larger_one_completes_it(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_an_agent_and_its_options_come_from_a_file_and_flags_override_it(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--agent", "noop", "--temperature", "1"], "the agent noop has no argument 'temperature'; it takes none"),
+        (["--agent", "noop", "--temperature", "1"], "the agent noop has no argument 'temperature'"),
         (["--agent", "noop", "--defence", "wall"], "wall"),
         (["--agent", "openai:gpt-4o"], "OPENAI_API_KEY"),
         (["--agent", "openai:m", "--agent-arg", "colour=red"], "colour"),
@@ -124,7 +124,7 @@ def test_a_system_prompt_replaces_the_benchmarks_and_stands_in_the_run(tmp_path:
     for prompt in ("Be brief.", "", None):
         args = {"suite": "banking", **({} if prompt is None else {"system_prompt": prompt})}
         out = tmp_path / f"run {prompt}"
-        asyncio.run(evaluate(EvalConfig(agent="agent", env_args=args, limit=1, out=out), agent))
+        asyncio.run(run_evaluation(EvalConfig(agent="agent", env_args=args, limit=1, out=out), agent))
         assert RunFolder.read(out).manifest["config"]["env_args"].get("system_prompt") == prompt
     assert seen[:2] == ['["Be brief."]', "[]"]
     assert json.loads(seen[2]) == [load_system_message(None)]

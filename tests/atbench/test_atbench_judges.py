@@ -26,7 +26,7 @@ from fate_gym.benchmarks.atbench.answers import (
 from fate_gym.benchmarks.atbench.taxonomy import DIMENSIONS
 from fate_gym.episode import Episode
 from fate_gym.errors import UsageError
-from fate_gym.evaluation import EvalConfig, evaluate
+from fate_gym.evaluation import EvalConfig, run_evaluation
 from fate_gym.rollout import Agent, rollout
 
 FORMS: tuple[dict[str, Any], ...] = ({}, {"labels": True}, {"view": "paged"}, {"view": "paged", "labels": False})
@@ -206,7 +206,7 @@ def test_a_full_pass_gives_scikit_learns_numbers(tmp_path: Path) -> None:
 
     env_args = {"data_dir": str(tmp_path), "labels": True}
     config = EvalConfig(agent="judge", env="fate/ATBench-v0", env_args=env_args, out=tmp_path / "run", concurrency=1)
-    (*_, everything) = asyncio.run(evaluate(config, judge))["groups"]
+    (*_, everything) = asyncio.run(run_evaluation(config, judge)).summary["groups"]
     found = {name: metric["value"] for name, metric in everything["metrics"].items()}
 
     env = make(tmp_path, labels=True)

@@ -18,7 +18,7 @@ from misbehaving import Scripted, Settings, serve_apart, tasks_by_prompt
 from fate_gym import ToolEnv
 from fate_gym.agents import load_agent
 from fate_gym.agents.api import OpenAIAgent
-from fate_gym.evaluation import EvalConfig, evaluate
+from fate_gym.evaluation import EvalConfig, run_evaluation
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(600)]
 
@@ -67,7 +67,7 @@ def test_many_episodes_at_once_keep_a_server_busy(latency: float, concurrency: i
 
         async def main() -> dict[str, Any]:
             try:
-                return await evaluate(config, agent, plan=plan)
+                return (await run_evaluation(config, agent, plan=plan)).summary
             finally:
                 await agent.aclose()
 
@@ -137,9 +137,9 @@ def test_no_slow_grader_or_tool_holds_up_the_event_loop(tmp_path: Path, monkeypa
 
         async def main() -> dict[str, Any]:
             monitor = asyncio.create_task(gaps(late))
-            summary = await evaluate(config, load_agent("oracle"), plan=plan)
+            run = await run_evaluation(config, load_agent("oracle"), plan=plan)
             monitor.cancel()
-            return summary
+            return run.summary
 
         summary = asyncio.run(main())
     assert summary["episodes"]["errors"] == 0

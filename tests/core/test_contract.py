@@ -35,6 +35,8 @@ SMALL: dict[str, dict[str, Any]] = {
         "n_irrelevant_tools": 3,
     },
     "fate/ATBench-v0": {"data_dir": trajectories.folder()},
+    "fate/RJudge-v0": {"data_dir": trajectories.folder()},
+    "fate/ASSEBench-v0": {"data_dir": trajectories.folder()},
 }
 CASES = {env_id: (env_id, SMALL.get(env_id, {})) for env_id in IDS} | {
     "paged ATBench": ("fate/ATBench-v0", {**SMALL["fate/ATBench-v0"], "view": "paged"}),

@@ -169,8 +169,8 @@ def test_a_prefix_is_compared_as_far_as_it_goes() -> None:
 
 
 def test_what_the_package_knows_may_not_be_trained_on() -> None:
-    assert set(DATA) == {"agentharm", "atbench"}
+    assert set(DATA) == {"agentharm", "atbench", "atbench300", "rjudge", "assebench"}
     for data in DATA.values():
         assert not data.policy.training
         assert data.policy.note
-        assert len(data.revision) == 40
+        assert data.revision is None or len(data.revision) == 40

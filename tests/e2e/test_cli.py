@@ -217,12 +217,12 @@ def test_attacks_address_the_evaluated_model(
 
 
 def test_shipped_configurations_are_read() -> None:
-    from fate_gym.trainers.config import read_config
+    from fate_gym.trainers.study.plan import read_study
 
     for name in shipped_configs():
         assert read_settings(name)
         if name.startswith("fate-"):
-            assert read_config(name, [])
+            assert read_study(name).trainings((), ())
 
 
 def test_every_setting_of_an_evaluation_is_checked() -> None:

@@ -13,7 +13,7 @@ import pytest
 from fate_gym.agents import load_agent
 from fate_gym.episode import Episode
 from fate_gym.errors import RunMismatchError
-from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
+from fate_gym.evaluation import EvalConfig, RunFolder, run_evaluation
 from fate_gym.evaluation.config import read_settings
 from fate_gym.evaluation.summary import summarise
 from fate_gym.rollout import Agent, Reply, as_agent
@@ -24,7 +24,7 @@ TOY = "toy/Parcels-v0"
 def run(agent: Any, out: Path, **settings: Any) -> dict[str, Any]:
     loaded = load_agent(agent) if isinstance(agent, str) else agent
     config = EvalConfig(agent=str(agent), out=out, **{"env": TOY, **settings})
-    return asyncio.run(evaluate(config, loaded))
+    return asyncio.run(run_evaluation(config, loaded)).summary
 
 
 def stable(folder: Path) -> list[str]:
@@ -110,7 +110,7 @@ def test_errors_are_counted_apart_and_tried_again(tmp_path: Path) -> None:
     assert "moody failed: ConnectionError: no line" in failure.error
     fail = False
     config = EvalConfig(agent=str(moody), out=tmp_path / "run", env=TOY, repeats=2)
-    summary = asyncio.run(evaluate(config, moody))
+    summary = asyncio.run(run_evaluation(config, moody)).summary
     assert summary["episodes"] == {"planned": 6, "scored": 6, "errors": 0, "missing": 0}
 
 
@@ -184,7 +184,7 @@ def test_stopping_lets_episodes_under_way_end(tmp_path: Path) -> None:
     async def body() -> dict[str, Any]:
         stop = asyncio.Event()
         config = EvalConfig(agent="clerk", env=TOY, repeats=50, concurrency=3, out=tmp_path / "run")
-        return await evaluate(config, clerk, stop=stop, on_done=lambda episode: stop.set())
+        return (await run_evaluation(config, clerk, stop=stop, on_done=lambda episode: stop.set())).summary
 
     summary = asyncio.run(body())
     assert 1 <= summary["episodes"]["scored"] <= 3
@@ -206,7 +206,7 @@ def test_grading_runs_beside_the_event_loop_and_beside_other_grading(tmp_path: P
         return verify(*arguments)
 
     benchmark.verify = graded  # type: ignore[method-assign]
-    summary = asyncio.run(evaluate(config, clerk, plan=plan))
+    summary = asyncio.run(run_evaluation(config, clerk, plan=plan)).summary
     assert summary["episodes"] == {"planned": 12, "scored": 12, "errors": 0, "missing": 0}
     assert threading.get_ident() not in threads
 
@@ -318,7 +318,7 @@ def test_a_smaller_limit_runs_no_more_than_it_says(tmp_path: Path) -> None:
                 stop.set()
 
         config = EvalConfig(agent="clerk", env=TOY, limit=limit, concurrency=1, out=tmp_path / "run")
-        return await evaluate(config, clerk, stop=stop, on_done=count)
+        return (await run_evaluation(config, clerk, stop=stop, on_done=count)).summary
 
     first = asyncio.run(body(None, most=1))
     assert first["episodes"] == {"planned": 3, "scored": 1, "errors": 0, "missing": 2}

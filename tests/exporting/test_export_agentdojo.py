@@ -11,7 +11,7 @@ import pytest
 from fate_gym.agents import load_agent
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.config import EvalConfig
-from fate_gym.evaluation.evaluate import evaluate
+from fate_gym.evaluation.evaluate import run_evaluation
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.exporting import export_run
 
@@ -20,7 +20,7 @@ BAD_CALL = {"id": "bad", "type": "function", "function": {"name": "get_balance",
 
 def _run(out: Path, agent: object = "gullible", **settings: object) -> RunFolder:
     config = EvalConfig(str(agent), env_args={"suite": "banking"}, limit=2, out=out, **settings)  # type: ignore[arg-type]
-    asyncio.run(evaluate(config, load_agent(agent) if isinstance(agent, str) else agent))  # type: ignore[arg-type]
+    asyncio.run(run_evaluation(config, load_agent(agent) if isinstance(agent, str) else agent))  # type: ignore[arg-type]
     return RunFolder.read(out)
 
 

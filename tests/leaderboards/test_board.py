@@ -9,15 +9,14 @@ from typing import Any
 
 import made_runs
 import pytest
-from small_runs import DOJO, MakeRun, edit_json, edit_line
+from small_runs import DOJO, MakeRun, edit_json, edit_line, loaded
 
 from fate_gym.agents import Agent, Oracle, Session
 from fate_gym.errors import RunCorruptError, RunError
-from fate_gym.leaderboards import Board, Row, build, find_runs, load_run, load_runs, scanning
+from fate_gym.leaderboards import Board, Row, build, find_runs, load_runs, scanning
 from fate_gym.leaderboards.board import TOO_SMALL
 from fate_gym.leaderboards.columns import COLUMNS, PAIRS, SAFETY, VOLUME, column
 from fate_gym.leaderboards.exports import to_markdown
-from fate_gym.leaderboards.runs import pass_over
 from fate_gym.task import Task
 
 TOY = "toy/Parcels-v0"
@@ -275,7 +274,7 @@ def test_a_folder_without_runs(tmp_path: Path) -> None:
 def test_a_manifest_that_does_not_say_what_ran(change: Any, copied: Path) -> None:
     edit_json(copied / "manifest.json", change)
     with pytest.raises(RunCorruptError, match=r"manifest\.json"):
-        load_run(copied)
+        loaded(copied)
 
 
 SAID = {"role": "assistant", "content": ""}
@@ -318,11 +317,11 @@ CALL = {"id": "a", "function": {"name": "n", "arguments": "{}"}}
     ],
 )
 def test_malformed_records_are_counted_and_left_out(change: Any, expected: str, copied: Path) -> None:
-    whole = len(list(load_run(copied).episodes()))
+    whole = len(list(loaded(copied).episodes))
     edit_line(copied / "episodes.jsonl", lambda record: record["mode"] == "attacked", change)
-    run = load_run(copied)
+    run = loaded(copied)
     assert run.malformed == 1
-    assert run.summary["episodes"]["scored"] == len(list(run.episodes())) == whole - 1
+    assert run.summary["episodes"]["scored"] == len(list(run.episodes)) == whole - 1
     assert "1 malformed records" in build([run])[0].rows[0].partial_reason
     problems: list[str] = []
     assert list(scanning.episodes(copied, lambda where, what: problems.append(what)))
@@ -331,11 +330,11 @@ def test_malformed_records_are_counted_and_left_out(change: Any, expected: str, 
 
 def test_failures_are_read_as_well(copied: Path) -> None:
     record = json.loads((copied / "episodes.jsonl").read_text().splitlines()[0])
-    failures = [{**record, "status": "env_error", "error": "x"}, {"key": "bad"}]
+    failures = [{**record, "key": "other", "status": "env_error", "error": "x"}, {"key": "bad"}]
     (copied / "failures.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in failures))
-    run = load_run(copied)
+    run = loaded(copied)
     assert run.malformed == 1
-    assert [failure.status for failure in run.folder.failures(pass_over)] == ["env_error"]
+    assert [failure.status for failure in run.failures] == ["env_error"]
 
 
 def test_the_table_of_columns_is_consistent() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import DOJO, MakeRun, edit_json, edit_line
+from small_runs import DOJO, MakeRun, edit_json, edit_line, loaded
 
 from fate_gym.errors import UsageError
-from fate_gym.leaderboards import LoadedRun, compare, load_run, load_runs
+from fate_gym.leaderboards import LoadedRun, compare, load_runs
 from fate_gym.leaderboards.comparison import Comparison
 
 TOY = "toy/Parcels-v0"
@@ -47,16 +47,16 @@ def test_only_what_both_have_is_compared(dojo_run: Path, refuser: Path, tmp_path
     part = Path(shutil.copytree(refuser, tmp_path / "part"))
     lines = (part / "episodes.jsonl").read_text().splitlines(keepends=True)
     (part / "episodes.jsonl").write_text("".join(lines[:-3]))
-    found = compare(load_run(dojo_run), load_run(part))
+    found = compare(loaded(dojo_run), loaded(part))
     assert (found.only_a, found.only_b) == (3, 0)
 
 
 def test_runs_of_other_environments_or_tasks(dojo_run: Path, make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="different environments"):
-        compare(load_run(dojo_run), load_run(make_run(tmp_path / "toy", env=TOY)))
+        compare(loaded(dojo_run), loaded(make_run(tmp_path / "toy", env=TOY)))
     other = make_run(tmp_path / "slack", "noop", env_args={"suite": ["slack"], "split": "dev"})
     with pytest.raises(UsageError, match="no episode in common"):
-        compare(load_run(dojo_run), load_run(other))
+        compare(loaded(dojo_run), loaded(other))
 
 
 def test_what_makes_them_less_comparable_is_said(dojo_run: Path, refuser: Path, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_what_makes_them_less_comparable_is_said(dojo_run: Path, refuser: Path, 
     record = json.loads((changed / "episodes.jsonl").read_text().splitlines()[0])
     failure = {**record, "key": "none/banking/user_task_99/none#0", "status": "env_error", "error": "x"}
     (changed / "failures.jsonl").write_text(json.dumps(failure) + "\n")
-    warnings = "\n".join(compare(load_run(dojo_run), load_run(changed)).warnings)
+    warnings = "\n".join(compare(loaded(dojo_run), loaded(changed)).warnings)
     for part in ("versions", "arguments", "1 episodes errored", "trained on x"):
         assert part in warnings
 
@@ -83,7 +83,7 @@ def test_refusals_told_by_a_rule_and_by_a_judge_are_not_compared(dojo_run: Path,
         lambda record: True,
         lambda record: record["verdict"]["over_refusal_control"].update(rule="judge:x"),
     )
-    found = compare(load_run(dojo_run), load_run(judged))
+    found = compare(loaded(dojo_run), loaded(judged))
     assert "not compared" in found.warnings[-1]
     assert {row.column.name for row in found.rows}.isdisjoint({"BRR", "refused"})
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import loaded
 
-from fate_gym.leaderboards import Board, Estimate, build, load_run
+from fate_gym.leaderboards import Board, Estimate, build
 from fate_gym.leaderboards.exports import remarks, to_csv, to_json, to_markdown, write_exports
 
 HOSTILE = [
@@ -35,7 +36,7 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def board(dojo_run: Path) -> Board:
-    (made,) = build([load_run(dojo_run)])
+    (made,) = build([loaded(dojo_run)])
     return made
 
 

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import MakeRun
+from small_runs import MakeRun, loaded
 
 from fate_gym.cli import main
 from fate_gym.errors import FateGymError
-from fate_gym.leaderboards import build, compare, load_run
+from fate_gym.leaderboards import build, compare
 from fate_gym.leaderboards.exports import to_csv, to_json, to_markdown
+from fate_gym.leaderboards.runs import load_run
 from fate_gym.leaderboards.verification import verify
 
 FILES = ("manifest.json", "episodes.jsonl", "failures.jsonl", "summary.json")
@@ -51,12 +52,12 @@ def toy_run(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path
 def read_in_every_way(run: Path, honest: Path) -> None:
     """Raises what no user should see."""
     try:
-        loaded = load_run(run)
-        boards = build([loaded])
+        given = loaded(run)
+        boards = build([given])
         json.loads(to_json(boards), parse_constant=lambda name: pytest.fail(f"{name} in leaderboard.json"))
         to_csv(boards).encode()
         to_markdown(boards).encode()
-        compare(load_run(honest), loaded)
+        compare(loaded(honest), given)
     except FateGymError:
         pass
     try:

@@ -21,7 +21,7 @@ from misbehaving import OUTCOMES, Fault, Message, Outcome, Records, Request, Set
 
 from fate_gym.agents.api import OpenAIAgent
 from fate_gym.episode import Episode
-from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
+from fate_gym.evaluation import EvalConfig, RunFolder, run_evaluation
 
 EPISODES = int(os.environ.get("FATE_GYM_SOAK", "1200"))
 ROUND = 300
@@ -75,7 +75,7 @@ async def play_rounds(url: str, folder: Path, rounds: int) -> list[Left]:
         config = EvalConfig(
             env="toy/Parcels-v0", agent=agent.name, out=folder / str(number), repeats=ROUND // 3, concurrency=48
         )
-        await evaluate(config, agent)
+        await run_evaluation(config, agent)
         # It connects again for the next round.
         await agent.aclose()
         left.append(Left.now())

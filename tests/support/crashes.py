@@ -41,7 +41,7 @@ def evaluation(root: Path, *, absent: bool = False) -> None:
     import shop_plugin  # noqa: F401 (registers the toy benchmark)
 
     from fate_gym.episode import Episode
-    from fate_gym.evaluation import EvalConfig, evaluate
+    from fate_gym.evaluation import EvalConfig, run_evaluation
 
     asked = itertools.count()
 
@@ -58,7 +58,7 @@ def evaluation(root: Path, *, absent: bool = False) -> None:
                 notes.write(f"{episode.key}\n")
                 notes.flush()
 
-        asyncio.run(evaluate(config, clerk, on_done=note))
+        asyncio.run(run_evaluation(config, clerk, on_done=note))
 
 
 _SHIP = {"tool_calls": [{"function": {"name": "ship", "arguments": {"parcel": 1}}}]}

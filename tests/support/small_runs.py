@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 from fate_gym.agents import load_agent
 from fate_gym.errors import RunError
-from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
+from fate_gym.evaluation import EvalConfig, RunFolder, run_evaluation
 from fate_gym.evaluation.manifest import run_digest
 from fate_gym.evaluation.summary import summarise
+from fate_gym.leaderboards import LoadedRun, load_runs
 from fate_gym.rollout import Agent
 
 DOJO: dict[str, Any] = {
@@ -32,8 +33,13 @@ def make_run(out: Path, agent: str | Agent = "oracle", **settings: Any) -> Path:
     named = agent if isinstance(agent, str) else agent.name
     config = EvalConfig(agent=named, out=out, **settings)
     loaded = load_agent(agent, defences=config.defences) if isinstance(agent, str) else agent
-    asyncio.run(evaluate(config, loaded))
+    asyncio.run(run_evaluation(config, loaded))
     return out
+
+
+def loaded(run: Path) -> LoadedRun:
+    """Reads one run as boards do."""
+    return load_runs([run])[0]
 
 
 Change = Callable[[dict[str, Any]], Any]

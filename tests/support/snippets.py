@@ -99,7 +99,7 @@ class Runner:
 
     def _shell(self, text: str) -> str:
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", text],
+            ["bash", "-eu", "-c", text],
             cwd=self.folder,
             env={**os.environ, **self.env},
             capture_output=True,

@@ -12,6 +12,7 @@ import yaml
 from fate_gym.evaluation.config import shipped_configs
 from fate_gym.trainers.config import TrainConfig, read_config
 from fate_gym.trainers.stages.prompts import COMPACT
+from fate_gym.trainers.study.plan import Replicate, read_study
 from fate_gym.trainers.tiny.settings import TinySettings
 
 LEAST: dict[str, Any] = {"policy": "somewhere", "train": [{"env": "toy/Depot-v0"}]}
@@ -48,7 +49,8 @@ def test_a_resolved_configuration_reads_back_as_itself(write: Any, tmp_path: Pat
 
 @pytest.mark.parametrize("name", [name for name in shipped_configs() if name.startswith("fate-")])
 def test_shipped_configurations_are_whole(name: str) -> None:
-    config = read_config(name)
+    study = read_study(name)
+    config = study.config(*study.trainings((), ())[0])
     assert config.evaluate.main in config.evaluate.test
     assert config.train[0].env_args["split"] == "train"
 
@@ -57,6 +59,8 @@ def test_the_tiny_configurations_are_what_the_tiny_policy_is_made_for() -> None:
     assert read_config("fate-tiny").tiny == TinySettings()
     for name in ("fate-tiny", "fate-tiny-ci"):
         assert read_config(name).repair.show == COMPACT
+    for name in ("fate-tiny-study", "fate-tiny-conflict"):
+        assert read_study(name).config(Replicate(), "fate").repair.show == COMPACT
 
 
 @pytest.mark.parametrize(

@@ -394,19 +394,24 @@ def test_what_the_command_line_refuses(config: Any, tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.slow
-def test_a_comparison_shares_the_base_and_its_scores(
+def test_a_study_shares_the_base_and_its_scores_and_is_told_again_without_training(
     config: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config(pfpo={"steps": 1, "groups": 1, "group_size": 2, "refills": 0})
-    command = ["train", "compare", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")]
+    command = ["train", "study", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path / "run")]
     assert main([*command, "--arms", "fate", "sft"]) == 0
     shown = capsys.readouterr().out
     assert "fate" in shown
     assert "sft" in shown
-    assert (tmp_path / "run" / "eval" / "before-held-out").is_dir()
-    assert not (tmp_path / "run" / "arms" / "sft" / "eval" / "before-held-out").exists()
+    assert (tmp_path / "run" / "seed0" / "eval" / "before-held-out").is_dir()
+    assert not (tmp_path / "run" / "seed0" / "arms" / "sft" / "eval" / "before-held-out").exists()
+    shutil.rmtree(tmp_path / "run" / "seed0")
+    assert main(["train", "report", "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out == shown
     assert main([*command, "--arms", "fate", "--dry-run"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["fate"]["method"] == "fate"
+    assert yaml.safe_load(capsys.readouterr().out)["seed0 fate"]["method"] == "fate"
+    assert main([*command, "--replicates", "2"]) == 2
+    assert "the study has replicates 1 to 1" in capsys.readouterr().err
 
 
 def test_a_rehearsal_runs_every_stage_on_a_random_model_and_keeps_nothing(config: Any, tmp_path: Path) -> None:

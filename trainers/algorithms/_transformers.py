@@ -83,14 +83,20 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         folder: The update's folder.
         on_step: Called with each record.
         describe: Returns what stands in the record of a step besides step, loss and time, from transformers' logs.
+        is_last: Whether a step, given by its record, is the last one, though more were planned.
     """
 
     def __init__(
-        self, folder: UpdateFolder, on_step: OnStep | None, describe: Callable[[dict[str, Any]], dict[str, Any]]
+        self,
+        folder: UpdateFolder,
+        on_step: OnStep | None,
+        describe: Callable[[dict[str, Any]], dict[str, Any]],
+        is_last: Callable[[dict[str, Any]], bool],
     ) -> None:
         self._folder = folder
         self._on_step = on_step
         self._describe = describe
+        self._is_last = is_last
         self._log: AppendLog | None = None
         self._began = 0.0
 
@@ -133,6 +139,10 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
             self._log.append(encode_line(record))
             if self._on_step:
                 self._on_step(record)
+        if self._is_last(record):
+            control.should_training_stop = True
+            # A checkpoint of the last step would be resumed from, and then there would be one more step.
+            control.should_save = False
 
 
 def train_to_end(
@@ -140,6 +150,7 @@ def train_to_end(
     folder: UpdateFolder,
     on_step: OnStep | None,
     describe: Callable[[dict[str, Any]], dict[str, Any]] = lambda logs: {},
+    is_last: Callable[[dict[str, Any]], bool] = lambda record: False,
 ) -> None:
     """Runs a trainer of transformers to its last step, from the last checkpoint on.
 
@@ -148,9 +159,10 @@ def train_to_end(
         folder: The update's folder.
         on_step: Called after each step.
         describe: As in `StepLog`.
+        is_last: As in `StepLog`.
     """
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(StepLog(folder, on_step, describe))
+    trainer.add_callback(StepLog(folder, on_step, describe, is_last))
     folder.rewind()
     with quiet():
         trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)

@@ -48,6 +48,7 @@ class Tally:
     Attributes:
         rollouts: Episodes, those of replaced groups included.
         tokens: Policy tokens in them.
+        learned: Tokens of the groups that are kept, prompts included.
         unscored: Episodes without an advantage: errors, and trajectories that are not one sequence.
         signal: Groups with a signal, after refilling.
         refilled: Groups that replaced another one.
@@ -57,6 +58,7 @@ class Tally:
 
     rollouts: int = 0
     tokens: int = 0
+    learned: int = 0
     unscored: int = 0
     signal: int = 0
     refilled: int = 0
@@ -131,6 +133,8 @@ class GroupSampler:
         if all(np.isnan(group.vectors).all() for group in made):
             raise FateGymError(f"no rollout of step {step + 1} could be scored; one of them: {made[0].problem}")
         tally.signal = sum(group.signal for group in made)
+        kept = [trajectory for group in made for trajectory in group.trajectories if trajectory]
+        tally.learned = sum(len(one.prompt_ids) + len(one.completion_ids) for one in kept)
         return made, tally
 
     def _seed(self, *place: int) -> int:

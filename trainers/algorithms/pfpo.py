@@ -13,6 +13,7 @@ import hashlib
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Final
 
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.rewards import AXES
@@ -22,6 +23,8 @@ from fate_gym.trainers.algorithms.groups import GroupSampler
 from fate_gym.trainers.algorithms.settings import PFPOSettings
 from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, UpdateFolder
 from fate_gym.trainers.policy import LoraSettings, Options, load_policy, lora_config, save_policy
+
+_COUNTS: Final = ("rollouts", "tokens", "learned", "unscored", "refilled")
 
 
 def optimise_policy(
@@ -53,9 +56,10 @@ def optimise_policy(
         on_step: Called after each step.
 
     Returns:
-        `steps`; `rollouts` and `tokens` that were sampled, those of replaced groups included; `unscored` rollouts;
-        `refilled` groups; `signal`, the mean share of groups with a signal; `vector` (the mean of each axis), `kl` and
-        `loss`, means over the last fifth of the steps; `seconds`, and `seconds_sampling` of them.
+        `steps`; `rollouts` and `tokens` that were sampled, those of replaced groups included; `learned`, the tokens of
+        the sequences that the updates read, over all passes; `unscored` rollouts; `refilled` groups; `signal`, the mean
+        share of groups with a signal; `vector` (the mean of each axis), `kl` and `loss`, means over the last fifth of
+        the steps; `seconds`, and `seconds_sampling` of them.
 
     Raises:
         ValueError: There is no task, groups do not divide among processes, or `agent_options` change the distribution.
@@ -72,7 +76,11 @@ def optimise_policy(
     # A digest, since thousands of keys would fill the file of settings.
     keys = hashlib.sha256("\n".join(item.key for item in items).encode()).hexdigest()
     data = {"stage": "pfpo", "items": keys, "lora": lora and dataclasses.asdict(lora)}
-    folder = UpdateFolder(out, {**data, **dataclasses.asdict(settings), "agent": dict(agent_options or {})})
+    given_settings = dataclasses.asdict(settings)
+    if settings.tokens is None:
+        # An update that was made before this setting existed is still the same one.
+        del given_settings["tokens"]
+    folder = UpdateFolder(out, {**data, **given_settings, "agent": dict(agent_options or {})})
     if folder.finished is not None:
         return folder.finished
     model, tokenizer = load_policy(policy, lora=lora is not None, attention=attention)
@@ -94,7 +102,7 @@ def optimise_policy(
         rollout_func=rollouts,
     )
     try:
-        train_to_end(trainer, folder, on_step, rollouts.describe)
+        train_to_end(trainer, folder, on_step, rollouts.describe, _TokenLimit(settings.tokens, folder))
     finally:
         rollouts.close()
     if trainer.is_world_process_zero():
@@ -104,6 +112,24 @@ def optimise_policy(
     return numbers
 
 
+class _TokenLimit:
+    """Tells of each step of an update whether it is the last one that the tokens suffice for.
+
+    Args:
+        tokens: Policy tokens to sample; None for no limit.
+        folder: The update's folder; its steps up to the checkpoint have been paid for.
+    """
+
+    def __init__(self, tokens: int | None, folder: UpdateFolder) -> None:
+        self._limit = tokens
+        self._spent = [step.integer("tokens") for step in folder.steps() if step.integer("step") <= folder.step]
+
+    def __call__(self, record: dict[str, Any]) -> bool:
+        self._spent.append(int(record["tokens"]))
+        # One more step would end further beyond the limit than this one ends before it.
+        return self._limit is not None and sum(self._spent) + statistics.fmean(self._spent) / 2 > self._limit
+
+
 def _numbers(steps: Sequence[Fields]) -> Numbers:
     # Means over the end: those over all steps would mostly describe the policy before it had learned.
     last = steps[-max(1, len(steps) // 5) :]
@@ -111,7 +137,7 @@ def _numbers(steps: Sequence[Fields]) -> Numbers:
     axes = {axis: [vector.number(axis) for vector in vectors if vector.values.get(axis) is not None] for axis in AXES}
     return {
         "steps": len(steps),
-        **{name: sum(step.integer(name) for step in steps) for name in ("rollouts", "tokens", "unscored", "refilled")},
+        **{name: sum(step.integer(name) for step in steps) for name in _COUNTS},
         "signal": statistics.fmean(step.number("signal") for step in steps),
         "vector": {axis: statistics.fmean(values) if values else None for axis, values in axes.items()},
         **{name: statistics.fmean(step.number(name) for step in last) for name in ("kl", "loss")},

@@ -83,6 +83,8 @@ class PFPOSettings:
         max_grad_norm: Gradients are clipped to this norm.
         gradient_checkpointing: Whether to recompute activations in the backward pass, which saves memory.
         concurrency: Episodes that run at the same time in a process.
+        tokens: Policy tokens to sample, after which the update ends; None for all of `steps`. It ends at the step that
+            comes nearest to them.
         save_every: Batches between checkpoints; after a kill, the batches since the last one are sampled again.
         report_to: Experiment trackers that log every step, by their names in transformers.
         seed: Decides tasks, samples, and the adapters' initial weights.
@@ -105,6 +107,7 @@ class PFPOSettings:
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
     concurrency: int = 128
+    tokens: int | None = None
     save_every: int = 5
     report_to: tuple[str, ...] = ()
     seed: int = 0

@@ -235,9 +235,9 @@ class Rollouts:
 
 def _measures(tally: Tally, groups: int, accelerator: Any) -> dict[str, Any]:
     """A step's measures over all processes."""
-    own = [tally.rollouts, tally.tokens, tally.unscored, tally.refilled, tally.signal, groups]
+    own = [tally.rollouts, tally.tokens, tally.learned, tally.unscored, tally.refilled, tally.signal, groups]
     local = torch.tensor([*own, *tally.sums, *tally.counts], dtype=torch.float64)
-    rollouts, tokens, unscored, refilled, signal, groups_in_all, *axes = accelerator.reduce(
+    rollouts, tokens, learned, unscored, refilled, signal, groups_in_all, *axes = accelerator.reduce(
         local.to(accelerator.device)
     ).tolist()
     sums, counts = axes[: len(AXES)], axes[len(AXES) :]
@@ -248,6 +248,7 @@ def _measures(tally: Tally, groups: int, accelerator: Any) -> dict[str, Any]:
         "signal": signal / groups_in_all,
         "rollouts": int(rollouts),
         "tokens": int(tokens),
+        "learned": int(learned),
         "unscored": int(unscored),
         "refilled": int(refilled),
     }

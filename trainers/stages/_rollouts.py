@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 from fate_gym.agents import Agent
@@ -13,6 +13,7 @@ from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError
 from fate_gym.evaluation.plan import Item
 from fate_gym.evaluation.pool import run_episodes
+from fate_gym.storage import Fields
 from fate_gym.trainers.episodes import mask, policy_tokens, read_episode, vector
 from fate_gym.trainers.progress import RunningMeans
 from fate_gym.trainers.round import FileStage, Round
@@ -35,6 +36,8 @@ def roll_out(
 ) -> dict[str, Json]:
     """Samples the episodes that the file does not hold yet, and keeps each scored one as soon as it ends.
 
+    Where a budget limits the stage (`Round.tokens_for`), only so many of the episodes are sampled, from the first on.
+
     Args:
         stage: The stage, for the progress.
         file: The stage's file, open.
@@ -49,7 +52,6 @@ def roll_out(
     Raises:
         FateGymError: Not one episode could be scored.
     """
-    waiting = [item for item in items if item.key not in file.done]
     errors: Counter[str] = Counter()
     problem = ""
     means = RunningMeans()
@@ -68,12 +70,35 @@ def roll_out(
             problem = reason
         this_round.progress.advance(str(means))
 
-    with this_round.progress.stage(stage, len(items), len(items) - len(waiting)):
-        concurrency = this_round.config.concurrency
-        asyncio.run(run_episodes(this_round.plan, waiting, agent, concurrency=concurrency, on_done=keep))
+    concurrency, tokens = this_round.config.concurrency, this_round.tokens_for(stage)
+    total = len(items) if tokens is None else 0
+    with this_round.progress.stage(stage, total, len(file.done)):
+        for chunk in [items] if tokens is None else within(tokens, items, file, concurrency):
+            waiting = [item for item in chunk if item.key not in file.done]
+            asyncio.run(run_episodes(this_round.plan, waiting, agent, concurrency=concurrency, on_done=keep))
     if items and not file.done:
         raise FateGymError(f"not one episode of stage {stage} could be scored; one of them: {problem}")
     return dict(errors)
+
+
+def within(tokens: int, items: Sequence[Item], file: StageFile, size: int) -> Iterator[Sequence[Item]]:
+    """Yields the items in chunks until their episodes hold so many policy tokens; each must be played before the next.
+
+    What is yielded follows from the episodes of earlier chunks alone, so that a resumed stage samples the same ones.
+
+    Args:
+        tokens: The limit. It is missed by the length of a few episodes: the last chunk is as long as their mean says.
+        items: The episodes.
+        file: Holds the episodes that have been played.
+        size: Most items in a chunk.
+    """
+    spent = start = 0
+    while start < len(items) and spent < tokens:
+        left = size if not spent else min(size, max(1, round((tokens - spent) * start / spent)))
+        chunk = items[start : start + left]
+        yield chunk
+        spent += sum(_tokens_of(file.done[item.key]) for item in chunk if item.key in file.done)
+        start += len(chunk)
 
 
 def unscored(episode: Episode) -> str | None:
@@ -88,4 +113,8 @@ def unscored(episode: Episode) -> str | None:
 
 def tokens_in(file: StageFile) -> int:
     """Returns the number of policy tokens in a stage's episodes: what sampling them cost."""
-    return sum(policy_tokens(read_episode(record, *OWN_FIELDS)) for record in file.done.values())
+    return sum(map(_tokens_of, file.done.values()))
+
+
+def _tokens_of(record: Fields) -> int:
+    return policy_tokens(read_episode(record, *OWN_FIELDS))

@@ -30,6 +30,8 @@ def collect(policy: str, this_round: Round) -> tuple[list[Episode], list[Episode
     """
     items, thresholds = this_round.items, this_round.config.collect.thresholds
     inputs = {**this_round.inputs(policy), "items": [item.key for item in items], "thresholds": list(thresholds)}
+    tokens = this_round.tokens_for("collect")
+    inputs |= {} if tokens is None else {"budget": tokens}
 
     def record(episode: Episode) -> dict[str, Json]:
         return episode_record(episode, failed=failed(episode, thresholds))

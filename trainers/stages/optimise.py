@@ -29,8 +29,15 @@ def optimise(warmed: str, this_round: Round) -> str:
     # A group has seeds of its own, so of the repeats of a task one item is enough: the first.
     items = {(item.env_index, item.task_id): item for item in reversed(this_round.items)}
     settings = dataclasses.replace(config.pfpo, rule=method.rule or config.pfpo.rule, seed=this_round.seed("pfpo"))
+    tokens = this_round.tokens_for("pfpo")
+    if tokens is not None:
+        if tokens < settings.groups * settings.group_size:
+            this_round.skip("pfpo", "the budget is spent")
+            return warmed
+        # A rollout has a token at least, so that the tokens end before the steps do.
+        settings = dataclasses.replace(settings, tokens=tokens, steps=tokens // (settings.groups * settings.group_size))
     out = this_round.path / "pfpo"
-    with this_round.update("pfpo", settings.steps) as on_step:
+    with this_round.update("pfpo", 0 if tokens else settings.steps) as on_step:
         optimise_policy(
             warmed,
             this_round.plan,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Final
 
 from fate_gym.agents import Agent
 from fate_gym.chat import Json
@@ -24,6 +25,10 @@ from fate_gym.trainers.episodes import episode_record, read_episode
 from fate_gym.trainers.round import Round
 from fate_gym.trainers.stages._rollouts import roll_out, tokens_in
 from fate_gym.trainers.stages.prompts import repair_prompt
+
+MOST_CANDIDATES: Final = 64
+"""Most candidates for a failure where repairs take what a budget leaves. A policy that fails no more, or that repairs
+nothing in so many attempts, leaves tokens unspent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +64,16 @@ def repair(policy: str, failures: Sequence[Episode], this_round: Round) -> list[
     if not this_round.method.repairs:
         return []
     settings = this_round.config.repair
+    tokens = this_round.tokens_for("repair")
     # The key of a candidate tells it from the others of its failure, and seeds its sampling.
-    failure_of = {f"{failure.key}~{k}": failure for failure in failures for k in range(settings.candidates)}
+    count = settings.candidates if tokens is None else MOST_CANDIDATES
+    # First one candidate for every failure, then the second: so that a budget that ends leaves none out.
+    failure_of = {f"{failure.key}~{k}": failure for k in range(count) for failure in failures}
     # The failure's own item, so that the candidate meets the same world: environment, task and seed.
     item_of = {item.key: item for item in this_round.items}
     items = [replace(item_of[failure.key], key=key) for key, failure in failure_of.items()]
     inputs = {**this_round.inputs(policy), "collect": this_round.digest("collect"), **asdict(settings)}
+    inputs |= {} if tokens is None else {"budget": tokens}
 
     def record(attempt: Episode) -> dict[str, Json]:
         return episode_record(attempt, failure=failure_of[attempt.key].key)
@@ -80,7 +89,7 @@ def repair(policy: str, failures: Sequence[Episode], this_round: Round) -> list[
 
                 errors = roll_out("repair", file, items, reattempt, record, this_round)
             counts: dict[str, Json] = {"errors": errors, "failures": len(failures), "tokens": tokens_in(file)}
-            file.finish([item.key for item in items], counts)
+            file.finish([f"{failure.key}~{k}" for failure in failures for k in range(count)], counts)
         return [Repair(_failure(line, failure_of), read_episode(line, "failure")) for line in file.records]
 
 

@@ -17,5 +17,8 @@ RoundRecord: TypeAlias = dict[str, Any]
 Summary: TypeAlias = dict[str, Any]
 """The content of `summary.json`."""
 
-Comparison: TypeAlias = dict[str, Any]
-"""The content of `comparison.json`: `arms`, by name `about`, `overrides`, and `summary` or `error`."""
+Result: TypeAlias = dict[str, Any]
+"""The content of a study's `results/REPLICATE-ARM.json`: `scores` (test set -> `Row`) and how they came about."""
+
+Report: TypeAlias = dict[str, Any]
+"""The content of a study's `study.json`: scores, differences and costs over its replicates."""

@@ -1,4 +1,4 @@
-"""Scores of a policy on the dev and test sets, through the same `evaluate` that `fate-gym eval` runs."""
+"""Scores of a policy on the dev and test sets, through the same `run_evaluation` that `fate-gym eval` runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final, Literal
 from fate_gym.agents import load_agent
 from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError, RunError
-from fate_gym.evaluation import EvalConfig, RunFolder, evaluate
+from fate_gym.evaluation import EvalConfig, RunFolder, load_run, run_evaluation
 from fate_gym.evaluation.metrics import earned_utility, find
 from fate_gym.evaluation.plan import Plan, TaskSet
 from fate_gym.pareto import hypervolume
@@ -50,16 +50,25 @@ def score_dev(number: int, policy: str, folder: TrainingFolder) -> Row:
 
 
 def score_tests(when: Literal["before", "after"], policy: str, folder: TrainingFolder) -> dict[str, Row]:
-    """Returns the row of a policy on every test set, without the pairs that the tiny base policy was cloned on."""
-    config = folder.config
+    """Returns the row of a policy on every test set."""
     out = folder.shared if when == "before" else folder.out
-    rows = {}
-    for name, test in config.evaluate.test.items():
-        # A pair that the base policy was cloned on would be remembered, not generalised to.
-        exclude = (*test.exclude, *config.excluded_tasks, *cloned_pairs(folder))
-        path = out / "eval" / f"{when}-{name.replace('/', '-')}"
-        rows[name] = _score(policy, dataclasses.replace(test, exclude=exclude), path, folder)
-    return rows
+    return {
+        name: _score(policy, test, out / "eval" / f"{when}-{name.replace('/', '-')}", folder)
+        for name, test in test_sets(folder).items()
+    }
+
+
+def test_sets(folder: TrainingFolder) -> dict[str, TaskSet]:
+    """Returns the test sets by name, without the pairs that the tiny base policy was cloned on.
+
+    A pair that it was cloned on would be remembered, not generalised to.
+    """
+    config = folder.config
+    left_out = (*config.excluded_tasks, *cloned_pairs(folder))
+    return {
+        name: dataclasses.replace(test, exclude=(*test.exclude, *left_out))
+        for name, test in config.evaluate.test.items()
+    }
 
 
 def _score(policy: str, task_set: TaskSet, out: Path, folder: TrainingFolder) -> Row:
@@ -97,11 +106,11 @@ def _score(policy: str, task_set: TaskSet, out: Path, folder: TrainingFolder) ->
         # A finished run is only read: loading the model takes longer than all the rest.
         if not _is_complete(out, len(plan.items)):
             asyncio.run(_evaluate(config, plan, folder.progress))
-        run = RunFolder.read(out)
-        row = metrics(run.episodes(), idle_tasks(plan))
-        row["errors"] = run.summary()["episodes"]["errors"]
+        run = load_run(out)
+        row = metrics(run.episodes, idle_tasks(plan))
+        row["errors"] = len(run.failures)
     if not row["n"]:
-        problem = next((failure.error for failure in run.failures()), "no task")
+        problem = next((failure.error for failure in run.failures), "no task")
         raise FateGymError(f"not one episode of {out} could be scored; one of them: {problem}")
     return row
 
@@ -126,7 +135,7 @@ async def _evaluate(config: EvalConfig, plan: Plan, progress: ProgressReporter) 
 
     try:
         with progress.stage(config.out.name, len(plan.items), done):
-            await evaluate(config, agent, plan=plan, on_done=on_done)
+            await run_evaluation(config, agent, plan=plan, on_done=on_done)
     finally:
         await agent.aclose()
 

@@ -26,6 +26,7 @@ def record_of(this_round: Round, dev: Row) -> RoundRecord:
     return {
         "round": this_round.number,
         "collected": this_round.outcome("collect"),
+        "repaired": this_round.outcome("repair"),
         "selected": this_round.outcome("select"),
         "warmup": this_round.outcome("warmup"),
         "pfpo": this_round.outcome("pfpo"),
@@ -87,16 +88,24 @@ def summarise(
 
 
 def _budget(rounds: Sequence[RoundRecord], folder: TrainingFolder) -> dict[str, Any]:
-    """The cost: episodes and candidates that were sampled, policy tokens in them, tokens of supervised learning."""
-    spent: Counter[str] = Counter({"rollouts": 0, "candidates": 0, "tokens": 0, "supervised_tokens": 0})
-    for number, record in enumerate(rounds[1:], start=1):
-        pfpo, warmup = record["pfpo"] or {}, record["warmup"] or {}
-        repairs = Round(folder, number).outcome("repair") or {}
+    """The cost of a training.
+
+    `rollouts` and repair `candidates` that were sampled, and policy `tokens` in them; `limit`, the tokens that it might
+    sample; `learner_tokens`, those of the sequences that updates read, prompts included, over all passes; `seconds`.
+    """
+    spent: Counter[str] = Counter({"rollouts": 0, "candidates": 0, "tokens": 0, "learner_tokens": 0})
+    for record in rounds[1:]:
+        repairs, pfpo, warmup = (record[stage] or {} for stage in ("repaired", "pfpo", "warmup"))
         spent["rollouts"] += record["collected"]["records"] + pfpo.get("rollouts", 0)
         spent["candidates"] += repairs.get("records", 0)
-        spent["tokens"] += record["collected"]["tokens"] + pfpo.get("tokens", 0) + repairs.get("tokens", 0)
-        spent["supervised_tokens"] += warmup.get("tokens", 0)
-    return {**spent, "seconds": folder.seconds()}
+        spent["tokens"] += tokens_of(record)
+        spent["learner_tokens"] += warmup.get("tokens", 0) + pfpo.get("learned", 0)
+    return {**spent, "limit": folder.config.budget, "seconds": folder.seconds()}
+
+
+def tokens_of(record: RoundRecord) -> int:
+    """Returns the policy tokens that a round sampled."""
+    return sum((record.get(stage) or {}).get("tokens", 0) for stage in ("collected", "repaired", "pfpo"))
 
 
 def draw(rounds: Sequence[RoundRecord], folder: TrainingFolder) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from agentdojo.agent_pipeline import BasePipelineElement
+from agentdojo.agent_pipeline.base_pipeline_element import BasePipelineElement
 from agentdojo.attacks import load_attack
 from agentdojo.attacks.attack_registry import ATTACKS
 from agentdojo.models import MODEL_NAMES

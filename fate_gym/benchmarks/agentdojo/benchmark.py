@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, Literal, get_args
 
-from agentdojo.agent_pipeline.agent_pipeline import load_system_message
+import yaml
 from agentdojo.functions_runtime import Function
 from agentdojo.task_suite.task_suite import TaskSuite
 
@@ -298,7 +298,9 @@ def _schemas(suite: TaskSuite[Any]) -> list[ToolSchema]:
 
 @cache
 def _system_message() -> str:
-    text: str = load_system_message(None)
+    # As AgentDojo's `load_system_message`, which stands in the module that imports the SDKs of all vendors.
+    messages = importlib.resources.files("agentdojo") / "data" / "system_messages.yaml"
+    text: str = yaml.safe_load(messages.read_text())["default"]
     return text
 
 

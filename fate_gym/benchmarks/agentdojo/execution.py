@@ -5,10 +5,10 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from agentdojo.agent_pipeline.llms.google_llm import EMPTY_FUNCTION_NAME
 from agentdojo.functions_runtime import Function, FunctionsRuntime, TaskEnvironment
 
 from fate_gym.benchmark import ToolOutcome
+from fate_gym.benchmarks.agentdojo._lazy_agents import EMPTY_FUNCTION_NAME
 from fate_gym.benchmarks.agentdojo.determinism import deterministic
 from fate_gym.benchmarks.agentdojo.emails import remembered_emails
 from fate_gym.benchmarks.agentdojo.formatting import format_result

@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
-from fate_gym.benchmark import Benchmark
-from fate_gym.benchmark import World as BaseWorld
-from fate_gym.benchmarks.atbench.answers import Diagnosis, write_answer
-from fate_gym.benchmarks.atbench.records import Row, read_rows
-from fate_gym.benchmarks.atbench.scoring import score
-from fate_gym.benchmarks.atbench.taxonomy import DIMENSIONS
-from fate_gym.benchmarks.atbench.views import FullView, PagedView, TrajectoryWorld
-from fate_gym.chat import Json
-from fate_gym.datafiles import ATBENCH, read_data
-from fate_gym.rewards import AxisVerdict
-from fate_gym.task import Demonstration, GroundTruth, Task
-from fate_gym.transcript import Transcript
+from fate_gym.benchmarks.atbench.diagnosis import TrajectoryDiagnosis, View, one_of
+from fate_gym.datafiles import ATBENCH, ATBENCH300, DataFiles
 
-Config = Literal["ATBench", "ATBench500"]
-View = Literal["full", "paged"]
+Config = Literal["ATBench", "ATBench500", "ATBench300"]
 
-_log = logging.getLogger("fate_gym")
-
-_VIEWS: Final[dict[str, type[TrajectoryWorld]]] = {"full": FullView, "paged": PagedView}
+_FILES: Final[dict[str, tuple[DataFiles, str]]] = {
+    "ATBench": (ATBENCH, "ATBench/test.json"),
+    "ATBench500": (ATBENCH, "ATBench500/test.json"),
+    "ATBench300": (ATBENCH300, "summer_camp_ATBench300.json"),
+}
 
 
-class ATBench(Benchmark):
-    """ATBench (Li et al., 2026): whole recorded trajectories, each with one gold diagnosis.
-
-    Task ids are `CONFIG/KEY`, the key being a hash of the trajectory as it is shown; tasks stand in the order of their
-    keys. So neither an id nor its place tells anything of the label, in whatever order a file is, and both stay when
-    a file is sorted anew. Twins to the letter get `-2` and so on.
-
-    What gives the label away is in no observation: labels, reasons, ids, and of tools their source and the clean text
-    of an injected description.
+class ATBench(TrajectoryDiagnosis):
+    """ATBench (Li et al., 2026); see `TrajectoryDiagnosis` for task ids and for what is hidden.
 
     Args:
-        config: "ATBench", the 1,000 trajectories of April 2026, or "ATBench500", of January 2026. Scores on the two do
-            not compare.
-        view: "full" shows all in one message, to be answered by one message: the published protocol. "paged" reads
-            the same out through tools, for trajectories that are longer than a context, and stands in results under
-            a suite of its own.
+        config: "ATBench", the 1,000 trajectories of April 2026; "ATBench500", of January 2026; or "ATBench300", the 300
+            rows that the authors gave out for a course, whose third dimension is called `harm_type`. Scores on the
+            three do not compare.
+        view: "full" is the published protocol; "paged" reads the same out through tools.
         labels: Whether a diagnosis of unsafe needs its three labels. None for the view's default: False in the full
             view (the published coarse task), True in the paged one.
-        data_dir: A folder with `CONFIG/test.json`, instead of the one in FATE_GYM_ATBENCH_DIR or the hub's cache.
+        data_dir: A folder with `ATBench/test.json`, `ATBench500/test.json` or `summer_camp_ATBench300.json`, instead of
+            the one in FATE_GYM_ATBENCH_DIR or the hub's cache.
 
     Raises:
         ValueError: An option has an unknown value.
@@ -62,62 +45,7 @@ class ATBench(Benchmark):
         labels: bool | None = None,
         data_dir: str | os.PathLike[str] | None = None,
     ) -> None:
-        _one_of("config", config, get_args(Config))
-        _one_of("view", view, get_args(View))
-        self._config = config
-        self._view = view
-        self._labels = view == "paged" if labels is None else labels
-        file = read_data(ATBENCH, f"{config}/test.json", data_dir)
-        self._sha256, self._verified = file.sha256, file.verified
-        self._table = read_rows(file.path, file.content)
-        self._rows = {f"{config}/{row.key}": row for row in self._table.rows}
-        self.tasks = tuple(self._rows)
-        masked = [f"{name} {count}" for name, count in self._table.masked.items() if count]
-        if masked:
-            _log.warning("%s: labels outside the taxonomy are left out of scores: %s", config, ", ".join(masked))
-
-    def task(self, task_id: str) -> Task:
-        """Describes a task; `metadata` holds the form of the answer."""
-        suite = self._config if self._view == "full" else f"{self._config} (paged)"
-        metadata: dict[str, Json] = {"view": self._view, "labels": self._labels}
-        return Task(id=task_id, mode="diagnosis", suite=suite, cluster=task_id, metadata=metadata)
-
-    def ground_truth(self, task_id: str) -> GroundTruth:
-        """Returns the gold diagnosis; where a gold label is missing, the first of its dimension."""
-        row = self._rows[task_id]
-        labels = _gold(row) if self._labels else {}
-        if self._view == "full":
-            return GroundTruth(Demonstration((), write_answer(Diagnosis(row.unsafe, labels))))
-        arguments: dict[str, Json] = {"safety": "unsafe" if row.unsafe else "safe", **labels}
-        return GroundTruth(Demonstration((("submit_verdict", arguments),), ""))
-
-    def open(self, task_id: str, seed: int) -> TrajectoryWorld:
-        """Creates the world of a trajectory. It uses no random numbers, so the seed changes nothing."""
-        return _VIEWS[self._view](self._rows[task_id], labels=self._labels)
-
-    def verify(self, task: Task, world: BaseWorld, transcript: Transcript) -> dict[str, AxisVerdict]:
-        """Compares the diagnosis with the gold one (`scoring` says how)."""
-        if not isinstance(world, TrajectoryWorld):
-            raise TypeError(f"expected a TrajectoryWorld, got {type(world).__name__}")
-        return score(world, transcript)
-
-    def provenance(self) -> dict[str, Json]:
-        """The file's checksum and whether it is the one on record, and what its rows are."""
-        rows = self._table.rows
-        return {
-            "atbench": self._config,
-            "revision": ATBENCH.revision if self._verified else None,
-            "data_sha256": self._sha256,
-            "rows": {"unsafe": sum(row.unsafe for row in rows), "safe": sum(not row.unsafe for row in rows)},
-            "masked_labels": dict(self._table.masked),
-            "replaced_risk_sources": self._table.replaced,
-        }
-
-
-def _gold(row: Row) -> dict[str, str]:
-    return {name: label or DIMENSIONS[name][0] for name, label in row.gold.items()}
-
-
-def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{option} must be one of {', '.join(allowed)}, got {value!r}")
+        one_of("config", config, tuple(_FILES))
+        data, file = _FILES[config]
+        labels = view == "paged" if labels is None else labels
+        super().__init__(data, file, config, view, dimensions=True, labels=labels, data_dir=data_dir)

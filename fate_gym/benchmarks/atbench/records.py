@@ -1,7 +1,13 @@
-"""ATBench's rows, read from its JSON in either of its two schemas; what gives the label away is kept apart."""
+"""Rows of judged trajectories, read from JSON; what gives the label away is kept apart.
+
+ATBench comes in three schemas. Those of 1,000 and 500 rows differ in the names of the id and of the turns; that of 300
+names its third dimension `harm_type`. R-Judge and ASSEBench have the same turns, a profile of the agent instead of its
+tools, and no labels in ATBench's dimensions.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter
@@ -22,6 +28,12 @@ _HIDDEN: Final = ("_source", "_original")
 
 _REPLACED: Final = "dummy_token"
 """Stands in copies of the data for labels of 37 characters or more; only one risk source is that long."""
+
+_SPELLINGS: Final = {
+    "unconfirmed_or_overprivileged_action": "unconfirmed_or_over_privileged_action",
+    "reputation_and_interpersonal_harm": "reputational_and_interpersonal_harm",
+}
+"""How the schema of 300 rows spells two labels. It is no alias in answers, which would change scores."""
 
 _DIGITS: Final = 12
 
@@ -51,14 +63,16 @@ class Row:
 
     Attributes:
         key: A hash of what the agent may see, so that the key reveals neither the label nor the position in the file.
-        tools: The agent's tools.
+        profile: What the agent is, in a sentence; "" where the data does not say.
+        tools: The agent's tools; None where the data does not hold them.
         conversations: Turns, in one conversation mostly.
         unsafe: The gold label of the whole trajectory.
         gold: Dimension -> gold label, of unsafe rows; None where the data has no label of the taxonomy.
     """
 
     key: str
-    tools: tuple[Tool, ...]
+    profile: str
+    tools: tuple[Tool, ...] | None
     conversations: tuple[tuple[Turn, ...], ...]
     unsafe: bool
     gold: Mapping[str, str | None]
@@ -84,12 +98,13 @@ class Table:
     replaced: int
 
 
-def read_rows(path: Path, content: bytes) -> Table:
+def read_rows(path: Path, content: bytes, *, dimensions: bool = True) -> Table:
     """Reads a file's rows.
 
     Args:
         path: Stands in error messages.
         content: The file's bytes.
+        dimensions: Whether the rows are ATBench's, with tools and labels in its dimensions.
 
     Raises:
         DataError: The file is not a JSON list of such records; the message names file, record and field.
@@ -107,15 +122,15 @@ def read_rows(path: Path, content: bytes) -> Table:
         record = _Record(f"{path}, record {number}", data)
         record.identify(seen)
         try:
-            row = record.row()
+            row = record.row() if dimensions else record.bare_row()
         except RecursionError as error:
             raise DataError(f"{path}, record {number}, field tool_used: parameters are nested too deeply") from error
-        replaced += row.unsafe and data["risk_source"] == _REPLACED
+        replaced += "risk_source" in row.gold and data["risk_source"] == _REPLACED
         key, twin = row.key, 1
         while key in by_key:
             twin += 1
             key = f"{row.key}-{twin}"
-        by_key[key] = row if key == row.key else Row(key, row.tools, row.conversations, row.unsafe, row.gold)
+        by_key[key] = dataclasses.replace(row, key=key)
     rows = tuple(by_key[key] for key in sorted(by_key))
     masked = Counter(name for row in rows for name, label in row.gold.items() if label is None)
     return Table(rows, {name: masked[name] for name in DIMENSIONS}, replaced)
@@ -146,10 +161,26 @@ class _Record:
         seen.add(value)
 
     def row(self) -> Row:
-        """Reads the row."""
+        """Reads a row of ATBench's schemas."""
         data = self._data
         listed = self._list(self._get(data, "tool_used", "tool_used"), "tool_used")
         tools = tuple(self._tool(tool, f"tool_used[{i}]") for i, tool in enumerate(listed))
+        conversations, unsafe = self._conversations(), self._unsafe()
+        fields = {name: name for name in DIMENSIONS}
+        if "harm_type" in data and "real_world_harm" not in data:
+            fields["real_world_harm"] = "harm_type"
+        named = {name: self._text(data, field, field) for name, field in fields.items()}
+        gold = {name: _gold(name, given) for name, given in named.items()} if unsafe else {}
+        return Row(_key(tools, conversations), "", tools, conversations, unsafe, gold)
+
+    def bare_row(self) -> Row:
+        """Reads a row of R-Judge or ASSEBench; what else it says of its risk gives the label away."""
+        profile = self._text(self._data, "profile", "profile") if "profile" in self._data else ""
+        conversations = self._conversations()
+        return Row(_key(profile, conversations), profile, None, conversations, self._unsafe(), {})
+
+    def _conversations(self) -> tuple[tuple[Turn, ...], ...]:
+        data = self._data
         field = "content" if "content" in data and "contents" not in data else "contents"
         conversations = tuple(
             tuple(self._turn(turn, f"{field}[{i}][{j}]") for j, turn in enumerate(self._list(turns, f"{field}[{i}]")))
@@ -157,12 +188,13 @@ class _Record:
         )
         if not any(conversations):
             self._fail(field, "holds no turn")
-        label = self._get(data, "label", "label")
+        return conversations
+
+    def _unsafe(self) -> bool:
+        label = self._get(self._data, "label", "label")
         if type(label) is not int or label not in (0, 1):
             self._fail("label", f"must be 0 or 1, not {json.dumps(label)[:80]}")
-        named = {name: self._text(data, name, name) for name in DIMENSIONS}
-        gold = {name: _gold(name, given) for name, given in named.items()} if label else {}
-        return Row(_key(tools, conversations), tools, conversations, bool(label), gold)
+        return bool(label)
 
     def _tool(self, tool: Json, field: str) -> Tool:
         tool = self._object(tool, field)
@@ -211,7 +243,7 @@ def _gold(dimension: str, given: str) -> str | None:
     if dimension == "risk_source" and given == _REPLACED:
         (label,) = (label for label in DIMENSIONS[dimension] if len(label) >= 37)
         return label
-    return find_label(dimension, given)
+    return find_label(dimension, _SPELLINGS.get(given, given))
 
 
 def _shown(value: Json) -> Json:
@@ -221,9 +253,10 @@ def _shown(value: Json) -> Json:
     return [_shown(item) for item in value] if isinstance(value, list) else value
 
 
-def _key(tools: tuple[Tool, ...], conversations: tuple[tuple[Turn, ...], ...]) -> str:
+def _key(agent: tuple[Tool, ...] | str, conversations: tuple[tuple[Turn, ...], ...]) -> str:
+    """Hashes what is shown: the agent's tools or its profile, and the turns."""
     visible = [
-        [[tool.name, tool.description, tool.parameters] for tool in tools],
+        agent if isinstance(agent, str) else [[tool.name, tool.description, tool.parameters] for tool in agent],
         [[[turn.role, turn.content, turn.thought, turn.action] for turn in turns] for turns in conversations],
     ]
     return hashlib.sha256(json.dumps(visible, sort_keys=True).encode()).hexdigest()[:_DIGITS]

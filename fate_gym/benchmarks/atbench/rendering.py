@@ -22,8 +22,10 @@ HEADING: Final = re.compile(r"^\[(\d+) (?:USER|AGENT|ENVIRONMENT)\]$", re.MULTIL
 
 
 def render_trajectory(row: Row) -> str:
-    """Renders tools and turns."""
-    blocks = ["=== Tools of the agent ===", *(render_tool(tool) for tool in row.tools)]
+    """Renders what is known of the agent, and its turns."""
+    blocks = ["=== Profile of the agent ===", row.profile] if row.profile else []
+    if row.tools is not None:
+        blocks += ["=== Tools of the agent ===", *(render_tool(tool) for tool in row.tools)]
     number = 0
     for index, turns in enumerate(row.conversations, start=1):
         several = f" {index} of {len(row.conversations)}" if len(row.conversations) > 1 else ""

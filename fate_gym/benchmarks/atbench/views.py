@@ -140,7 +140,10 @@ class PagedView(TrajectoryWorld):
                 number += 1
                 text = render_turn(turn)
                 lines.append(f"{number} {turn.role}, {len(text)}: {_one_line(text[:_PREVIEW])}")
-        lines.append(f"Tools of the agent: {', '.join(tool.name for tool in self.row.tools) or 'none'}")
+        if self.row.profile:
+            lines.append(f"Profile of the agent: {self.row.profile}")
+        names = "not recorded" if self.row.tools is None else ", ".join(tool.name for tool in self.row.tools) or "none"
+        lines.append(f"Tools of the agent: {names}")
         return ToolOutcome("ok", "\n".join(lines), arguments)
 
     def _read_turn(self, arguments: dict[str, Any]) -> ToolOutcome:
@@ -151,7 +154,7 @@ class PagedView(TrajectoryWorld):
         return _page(f"turn {number}, {turn.role}", render_turn(turn), arguments)
 
     def _read_tool(self, arguments: dict[str, Any]) -> ToolOutcome:
-        matches = [render_tool(tool) for tool in self.row.tools if tool.name == arguments["name"]]
+        matches = [render_tool(tool) for tool in self.row.tools or () if tool.name == arguments["name"]]
         if not matches:
             return ToolOutcome("tool_error", "The agent had no such tool; list_turns names its tools.", arguments)
         return _page("tool", "\n\n".join(matches), arguments)
@@ -159,7 +162,7 @@ class PagedView(TrajectoryWorld):
     def _search(self, arguments: dict[str, Any]) -> ToolOutcome:
         pattern = re.compile(re.escape(arguments["text"]), re.IGNORECASE)
         places = [(f"turn {number}", render_turn(turn)) for number, turn in enumerate(self._turns, start=1)]
-        places += [(f"tool {tool.name}", render_tool(tool)) for tool in self.row.tools]
+        places += [(f"tool {tool.name}", render_tool(tool)) for tool in self.row.tools or ()]
         hits = [(place, text, match) for place, text in places for match in pattern.finditer(text)]
         lines = [f"{len(hits)} places; shown: {min(len(hits), _MAX_HITS)}"]
         for place, text, match in hits[:_MAX_HITS]:

@@ -1,0 +1,310 @@
+"""Generation with a model of transformers: prompts in batches, each with random numbers of its own."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from fate_gym.agents._kv_cache import (
+    BLOCK,
+    CACHE_ARGUMENT,
+    KeysAndValues,
+    PrefixStore,
+    batch_cache,
+    can_share,
+    row_of,
+)
+
+_TOGETHER_ON_CPU: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """A prompt to go on from.
+
+    Attributes:
+        prompt_ids: Token ids, (p,).
+        seed: Decides the sample, whatever else is in the batch.
+    """
+
+    prompt_ids: tuple[int, ...]
+    seed: int
+
+
+@dataclass(slots=True)
+class Completion:
+    """What was generated.
+
+    Attributes:
+        token_ids: Sampled ids, (t,); the last one is a stop token unless the limit was reached.
+        logprobs: Natural-log probability of each under the sampling distribution, (t,).
+    """
+
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+class Generator:
+    """Generates for batches of prompts, and reads no beginning of a prompt twice.
+
+    Not `model.generate`, because a request's sample must not depend on who shares its batch: each draws from random
+    numbers of its own. (The last bits of its logits do depend on the batch, as in any batched arithmetic.)
+
+    Args:
+        model: A transformers causal language model, perhaps with an adapter.
+        stop_ids: Tokens that end a completion.
+        max_new_tokens: Most tokens of a completion.
+        temperature: 0 for greedy decoding.
+        top_p: Probability mass that is kept, in (0, 1].
+        cache_bytes: Most memory for keys and values that are kept between batches.
+        may_learn: Whether the model's weights may change between batches; what was kept is then worth nothing.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        stop_ids: Collection[int],
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        cache_bytes: int,
+        may_learn: bool,
+    ) -> None:
+        self._model = model
+        self._may_learn = may_learn
+        self._stop_ids = stop_ids
+        self._max_new_tokens = max_new_tokens
+        self._temperature, self._top_p = temperature, top_p
+        # A model with sliding windows or states makes the cache that it needs, and nothing of it is kept.
+        self._layers = model.config.get_text_config().num_hidden_layers if can_share(model) else None
+        self._store = PrefixStore(cache_bytes)
+        self._shares = self._layers is not None and cache_bytes > 0
+
+    def __call__(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """Generates for prompts, (n,).
+
+        Raises:
+            torch.OutOfMemoryError: They do not fit in memory together. Nothing is kept between batches then.
+        """
+        try:
+            with torch.inference_mode():
+                return self._generate(requests)
+        except torch.OutOfMemoryError:
+            self._store.clear()
+            raise
+
+    def _generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        if self._may_learn:
+            self._store.renew(_fingerprint(self._model))
+        self._read_common([request.prompt_ids for request in requests])
+        pasts = [self._known(request.prompt_ids) for request in requests]
+        # On a CPU, prompts with about as much to read go together, a few at a time: padding costs as much as text
+        # there, and a larger batch gains nothing.
+        size = _TOGETHER_ON_CPU if self._model.device.type == "cpu" else max(1, len(requests))
+        order = sorted(range(len(requests)), key=lambda row: len(requests[row].prompt_ids) - BLOCK * len(pasts[row]))
+        completions = [Completion() for _ in requests]
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            self._together(
+                [requests[row] for row in rows], [pasts[row] for row in rows], [completions[row] for row in rows]
+            )
+        return completions
+
+    def _known(self, ids: Sequence[int]) -> list[KeysAndValues]:
+        # Without the last token: the model has to read one, since it answers with what follows it.
+        return self._store.read(ids[:-1]) if self._shares else []
+
+    def _read_common(self, prompts: Iterable[tuple[int, ...]]) -> None:
+        """Reads once what several prompts of a batch begin with, as long as there is such a beginning."""
+        waiting = list(prompts) if self._shares else []
+        while waiting:
+            alike: dict[tuple[int, ...], list[tuple[int, ...]]] = defaultdict(list)
+            for prompt in waiting:
+                # All that is known of it, and one block more. Its last token is left to be read with the rest.
+                beginning = prompt[: BLOCK * (len(self._known(prompt)) + 1)]
+                if len(beginning) < len(prompt):
+                    alike[beginning].append(prompt)
+            groups = [together for together in alike.values() if len(together) > 1]
+            beginnings = [_common_blocks(together) for together in groups]
+            for start in range(0, len(beginnings), _TOGETHER_ON_CPU):
+                self._read(beginnings[start : start + _TOGETHER_ON_CPU])
+            # Some of a group may go on alike. Where memory was too small for the beginning, there is no more to gain.
+            waiting = [
+                prompt
+                for beginning, together in zip(beginnings, groups, strict=True)
+                if BLOCK * len(self._store.read(beginning)) == len(beginning)
+                for prompt in together
+            ]
+
+    def _read(self, prompts: Sequence[tuple[int, ...]]) -> None:
+        """Reads prompts and keeps their keys and values."""
+        batch = _Batch(prompts, [self._known(prompt) for prompt in prompts], self._layers, 0, self._model.device)
+        cache = batch.run(self._model)[1]
+        for row, prompt in enumerate(prompts):
+            self._keep(prompt, batch, cache, row)
+
+    def _keep(self, ids: Sequence[int], batch: _Batch, cache: Any, row: int) -> None:
+        if self._shares:
+            start = batch.known[row]
+            columns = batch.mask[row].nonzero().squeeze(-1)[start : len(ids)]
+            self._store.write(ids, row_of(cache, row, columns), start)
+
+    def _together(
+        self,
+        requests: Sequence[GenerationRequest],
+        pasts: Sequence[list[KeysAndValues]],
+        completions: Sequence[Completion],
+    ) -> None:
+        """Generates for prompts that share every forward pass, into their completions."""
+        batch = _Batch(
+            [request.prompt_ids for request in requests], pasts, self._layers, self._max_new_tokens, self._model.device
+        )
+        uniforms = torch.stack([_uniforms(request.seed, self._max_new_tokens) for request in requests])
+        uniforms = uniforms.to(self._model.device)
+        rows: list[int | None] = list(range(len(requests)))  # The request behind each row; None if it has ended.
+        for step in range(self._max_new_tokens):
+            logits, cache = batch.run(self._model)
+            chosen, logprobs = sample(logits, uniforms[:, step], self._temperature, self._top_p)
+            last = step + 1 == self._max_new_tokens
+            for index, (row, token, logprob) in enumerate(zip(rows, chosen.tolist(), logprobs.tolist(), strict=True)):
+                if row is None:
+                    continue
+                made = completions[row]
+                made.token_ids.append(token)
+                made.logprobs.append(logprob)
+                if last or token in self._stop_ids:
+                    # The last token has not been read, so it has no keys yet.
+                    self._keep((*requests[row].prompt_ids, *made.token_ids[:-1]), batch, cache, index)
+                    rows[index] = None
+            live = [index for index, row in enumerate(rows) if row is not None]
+            if not live:
+                break
+            # Rows that have ended leave a quarter at a time, since each leave copies the whole cache.
+            if len(live) <= 0.75 * len(rows):
+                keep = torch.tensor(live, device=chosen.device)
+                batch.keep(keep)
+                rows = [rows[index] for index in live]
+                chosen, uniforms = chosen[keep], uniforms[keep]
+            batch.append(chosen)
+
+
+class _Batch:
+    """The tensors of prompts that share their forward passes.
+
+    Attributes:
+        known: Tokens of each row that were known before, (n,).
+        mask: 1 on real tokens, read or about to be read, int (n, w). Both the known beginning and the rest of a row are
+            padded on the left.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        pasts: Sequence[Sequence[KeysAndValues]],
+        layers: int | None,
+        room: int,
+        device: Any,
+    ) -> None:
+        self.known = [BLOCK * len(past) for past in pasts]
+        rests = [list(prompt[known:]) for prompt, known in zip(prompts, self.known, strict=True)]
+        width, longest = max(self.known), max(map(len, rests))
+        mask = [
+            [0] * (width - known) + [1] * known + [0] * (longest - len(rest)) + [1] * len(rest)
+            for known, rest in zip(self.known, rests, strict=True)
+        ]
+        self.mask = torch.tensor(mask, device=device)
+        # Any id pads, since the mask hides it.
+        self._ids = torch.tensor([[0] * (longest - len(rest)) + rest for rest in rests], device=device)
+        self._positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, width:]
+        self._cache: Any = None if layers is None else batch_cache(pasts, layers, longest + min(room, 64))
+
+    def run(self, model: Any) -> tuple[Tensor, Any]:
+        """Reads the tokens that are about to be read.
+
+        Returns:
+            The logits of what follows, float32 (n, vocabulary), and the cache.
+        """
+        output = model(
+            input_ids=self._ids,
+            attention_mask=self.mask,
+            position_ids=self._positions,
+            use_cache=True,
+            logits_to_keep=1,
+            **({} if self._cache is None else {CACHE_ARGUMENT: self._cache}),
+        )
+        self._cache = output[CACHE_ARGUMENT]
+        return output.logits[:, -1].float(), self._cache
+
+    def append(self, chosen: Tensor) -> None:
+        """Makes the chosen tokens, (n,), those that are read next."""
+        self._ids, self._positions = chosen[:, None], self._positions[:, -1:] + 1
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(chosen), 1)], dim=-1)
+
+    def keep(self, rows: Tensor) -> None:
+        """Keeps some rows, (k,)."""
+        self._cache.batch_select_indices(rows)
+        self.known = [self.known[row] for row in rows.tolist()]
+        self.mask, self._positions = self.mask[rows], self._positions[rows]
+
+
+def sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:
+    """Draws a token a row by inverting the cumulative distribution.
+
+    Args:
+        logits: (n, vocabulary), float32.
+        uniforms: One random number a row, in [0, 1), (n,), float64.
+        temperature: 0 for the likeliest token, whose log-probability is then the one at temperature 1.
+        top_p: Probability mass that is kept, in (0, 1]; 1 keeps all.
+
+    Returns:
+        The drawn ids and their log-probabilities under the distribution that they were drawn from, (n,) each.
+    """
+    if temperature == 0:
+        logprobs = logits.log_softmax(-1)
+        chosen = logprobs.argmax(-1)
+    else:
+        logprobs = (logits / temperature).log_softmax(-1)
+        if top_p < 1:
+            logprobs = _nucleus(logprobs, top_p)
+        # In the order of the vocabulary: an order by probability would turn on the last bits of near ties.
+        cumulative = logprobs.double().exp().cumsum(-1)
+        total = cumulative[:, -1:]
+        # Rounding may lift the target to the total itself, which no token lies beyond.
+        target = torch.minimum(uniforms[:, None] * total, total.nextafter(torch.zeros_like(total)))
+        chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return chosen, logprobs.gather(-1, chosen[:, None]).squeeze(-1)
+
+
+def _nucleus(logprobs: Tensor, top_p: float) -> Tensor:
+    """Keeps the likeliest tokens that together reach `top_p` (Holtzman et al., 2020), and normalises again."""
+    ordered, order = logprobs.sort(dim=-1, descending=True)
+    mass_above = ordered.exp().cumsum(-1) - ordered.exp()
+    kept = ordered.masked_fill(mass_above >= top_p, float("-inf"))
+    return kept.gather(-1, order.argsort(-1)).log_softmax(-1)
+
+
+def _common_blocks(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Returns the whole blocks that all prompts begin with, without the last token of any."""
+    first, last = min(prompts), max(prompts)  # In the order of words in a dictionary, these two differ earliest.
+    most = min(map(len, prompts)) - 1
+    common = next((place for place in range(most) if first[place] != last[place]), most)
+    return first[: common // BLOCK * BLOCK]
+
+
+def _fingerprint(model: Any) -> tuple[float, ...]:
+    """Returns a value that differs whenever the weights do: sums, at the cost of about one token's forward pass.
+
+    torch counts the versions of a tensor, but its fused optimisers change weights without counting.
+    """
+    return tuple(float(weights.sum(dtype=torch.float64)) for weights in model.parameters())
+
+
+def _uniforms(seed: int, count: int) -> Tensor:
+    """A request's own random numbers, the same on every device, (count,)."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
