@@ -148,8 +148,6 @@ class RunFolder:
     def numbered(self, name: str, on_problem: OnProblem | None = None) -> Iterator[tuple[int, Episode]]:
         """Yields (line number, episode) of a file.
 
-        The single writer makes sure first that they are those which it has written.
-
         Args:
             name: `EPISODES` or `FAILURES`.
             on_problem: Called with the error of each record that is not an episode, which is then left out. None
@@ -158,9 +156,7 @@ class RunFolder:
         Raises:
             RunCorruptError: A line before the last is not a JSON object, or a scored one has no key of its own; or a
                 record is no episode's.
-            DiskError: For the writer: the file was removed or changed by another program.
         """
-        self._check_log(name)
         for number, record in self._scored() if name == EPISODES else records(self.path / name):
             try:
                 episode = Episode.from_json(record, f"{self.path / name}, line {number}")
@@ -171,11 +167,6 @@ class RunFolder:
             else:
                 yield number, episode
 
-    def _check_log(self, name: str) -> None:
-        with self._mutex:
-            if name in self._logs:
-                self._logs[name].check()
-
     def _scored(self) -> Iterator[tuple[int, dict[str, Any]]]:
         seen = set()
         for number, record in records(self.path / EPISODES):
@@ -184,6 +175,16 @@ class RunFolder:
                 raise corrupt(self.path / EPISODES, number, "has no key" if key is None else f"repeats key {key!r}")
             seen.add(key)
             yield number, record
+
+    def check(self) -> None:
+        """Makes sure that the logs still hold what was written; for the writer.
+
+        Raises:
+            DiskError: One was removed, or changed by another program.
+        """
+        with self._mutex:
+            for log in self._logs.values():
+                log.check()
 
     def write_summary(self, summary: Mapping[str, Json]) -> None:
         """Replaces the summary: a reader sees the old one or the new one, whole."""

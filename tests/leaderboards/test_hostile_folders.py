@@ -17,9 +17,9 @@ from small_runs import MakeRun, loaded
 
 from fate_gym.cli import main
 from fate_gym.errors import FateGymError
+from fate_gym.evaluation.run import load_run
 from fate_gym.leaderboards import build, compare
 from fate_gym.leaderboards.exports import to_csv, to_json, to_markdown
-from fate_gym.leaderboards.runs import load_run
 from fate_gym.leaderboards.verification import verify
 
 FILES = ("manifest.json", "episodes.jsonl", "failures.jsonl", "summary.json")
