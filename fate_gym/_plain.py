@@ -83,6 +83,12 @@ def mapping_of(value: Any) -> dict[str, Any] | None:
     return None if items is None else {_key(key): item for key, item in items}
 
 
+def fields_of(value: Any) -> dict[str, Any] | None:
+    """Returns what `mapping_of` does, of an SDK's object (anything with `model_dump`) too."""
+    fields = mapping_of(value)
+    return mapping_of(guarded(lambda: value.model_dump())) if fields is None else fields
+
+
 def list_of(value: Any) -> list[Any] | None:
     """Returns the items of a list or tuple, or None if it is neither."""
     kind = type(value)

@@ -17,7 +17,7 @@ from fate_gym._plain import (
     MAX_DEPTH,
     arguments_to_json,
     content_to_json,
-    guarded,
+    fields_of,
     list_of,
     mapping_of,
     replace_surrogates,
@@ -25,6 +25,7 @@ from fate_gym._plain import (
 )
 from fate_gym.chat import EMPTY_ANSWER, Json, Message
 from fate_gym.markup import holds_call_markup, without_thoughts
+from fate_gym.replies import message_in
 
 MOST_CALLS: Final = 1_000
 """Calls of one message; a message with more cannot be used."""
@@ -46,7 +47,7 @@ _TEXTS = ("content", "refusal")
 _THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_text", "summary_text", "thought")
 """Types of content parts that hold reasoning, which no user reads."""
 
-_CALLS = ("tool_use", "tool_call", "function_call", "function", "server_tool_use")
+_CALLS = ("tool_use", "tool_call", "function_call", "custom_tool_call", "function", "server_tool_use")
 """Types of content parts that hold calls in other APIs' formats: attempts to act that have no place here."""
 
 
@@ -89,27 +90,31 @@ class Turn:
     attempted: bool = False
 
 
-def read_action(action: object, turn: int, taken_ids: frozenset[str] | set[str] = frozenset()) -> Turn:
+def read_action(
+    action: object, turn: int, taken_ids: frozenset[str] | set[str] = frozenset(), *, verbatim: bool = False
+) -> Turn:
     """Reads any action as an assistant message. Never raises.
 
     Args:
-        action: A dict, an SDK message object (anything with `model_dump`), a string (a final answer), or junk.
+        action: A message: a dict, an SDK's object (anything with `model_dump`) or a string (a final answer); a whole
+            reply of a chat completion or of the Responses API, of which the message is taken; or junk.
         turn: Index of this assistant message in the episode; new call ids are made from it.
         taken_ids: Call ids already used in the conversation.
+        verbatim: Whether the text counts as it is written: with thoughts, and with calls written as text.
     """
     raw = _record(action)
     text, problem, attempted = "", None, False
     calls: tuple[RequestedCall, ...] = ()
     try:
         fields = _fields(raw)
-        text, unreadable = _read_text(fields)
+        text, unreadable = _read_text(fields, verbatim)
         calls = _read_calls(fields, turn, taken_ids)
         attempted = any(part in _CALLS for part in unreadable)
         if unreadable:
             problem = f"Its content holds parts that cannot be read: {', '.join(unreadable)[:200]}."
         elif not calls and not text.strip():
             problem = "It has neither tool calls nor text."
-        elif not calls and holds_call_markup(text):
+        elif not calls and not verbatim and holds_call_markup(text):
             problem, attempted = "It holds a tool call written as text; use `tool_calls`.", True
     except _UnreadableError as error:
         problem, attempted = str(error), True
@@ -131,12 +136,11 @@ def _record(action: object) -> Json:
     if issubclass(kind, int | float | list | tuple):
         plain = to_json(action)
         return {"role": "unreadable", "action": plain} if isinstance(plain, str) else plain
-    fields = mapping_of(action)
-    if fields is None:
-        fields = mapping_of(guarded(lambda: action.model_dump()))  # type: ignore[attr-defined]
+    fields = fields_of(action)
     if fields is None:
         # Not a string: played again, that would be an answer.
         return {"role": "unreadable", "action": to_json(action)}
+    fields = message_in(fields)
     fields = {name: content_to_json(value) if name in _TEXTS else value for name, value in fields.items()}
     calls = list_of(fields.get("tool_calls"))
     if calls is not None:
@@ -170,7 +174,7 @@ def _fields(raw: Json) -> dict[str, Json]:
     return raw
 
 
-def _read_text(fields: dict[str, Json]) -> tuple[str, list[str]]:
+def _read_text(fields: dict[str, Json], verbatim: bool) -> tuple[str, list[str]]:
     """Returns the visible text, and the types of content parts that could not be read.
 
     A `refusal` field (OpenAI) is what the user would read.
@@ -189,7 +193,8 @@ def _read_text(fields: dict[str, Json]) -> tuple[str, list[str]]:
             unreadable.append(str(part["type"]) if isinstance(part, dict) and "type" in part else _kind(part))
         elif text:
             texts.append(text)
-    return without_thoughts("\n".join(texts)), unreadable
+    text = "\n".join(texts)
+    return text if verbatim else without_thoughts(text), unreadable
 
 
 def _part_text(part: Json) -> str | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import inspect
 import marshal
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any, Self, cast
 
 import gymnasium as gym
 import numpy as np
@@ -19,13 +20,14 @@ from fate_gym.benchmark import Benchmark, World, load_benchmark
 from fate_gym.chat import Json, Message, ToolSchema, copy_messages
 from fate_gym.delivery import delivered
 from fate_gym.errors import FateGymError, JudgeError, SnapshotError
-from fate_gym.rendering import render_transcript
-from fate_gym.rewards import AXES, AxisVerdict, Scalarization, Verdict
+from fate_gym.pickling import check_picklable, described
+from fate_gym.rendering import EpisodeView
+from fate_gym.rewards import AXES, AxisVerdict, RewardVector, Scalarization, ScalarizationSpec, Verdict
 from fate_gym.snapshots import fingerprint, pack, unpack
 from fate_gym.spaces import ActionSpace, ObservationSpace
 from fate_gym.task import Purpose, Task, log_terms
 from fate_gym.transcript import WRONG_CALLS, CallRecord, Outcome, Status, Transcript
-from fate_gym.verifiers.validity import RULE, verify_validity
+from fate_gym.verifiers.validity import RULE, call_identity, verify_validity
 
 Observation = dict[str, Any]
 Reward = NDArray[np.float32] | float
@@ -38,9 +40,11 @@ _PROBLEM_LENGTH = 300
 class ToolEnv(gym.Env[Observation, Any]):
     """Multi-step tool-use episodes with a reward vector over `fate_gym.AXES`.
 
-    An observation is `{"messages": [...], "tools": [...]}` in OpenAI's format; an action is an assistant message (a
-    dict, an SDK message, or a string). `step` never raises on an action, and no action leaves an episode unscored: what
-    is malformed counts against validity and is answered by a message that says what was wrong.
+    An observation is `{"messages": [...], "tools": [...]}` in OpenAI's format; an action is an assistant message (see
+    `step`). `step` never raises on an action, and no action leaves an episode unscored: what is malformed counts
+    against validity and is answered by a message that says what was wrong.
+
+    Environments can be pickled and copied with `copy.deepcopy` at any moment, in the middle of an episode too.
 
     A message without tool calls ends the episode, with text or without, as in AgentDojo and Inspect; one that tried to
     call a tool and could not be read is answered, and the episode goes on. `max_turns` counts tool rounds, as AgentDojo
@@ -53,11 +57,13 @@ class ToolEnv(gym.Env[Observation, Any]):
         benchmark: A `Benchmark`, or "module:Class" of one, which is then made with `options`.
         max_turns: Tool rounds before truncation.
         max_messages: Messages in the conversation before truncation; None for no such limit.
-        scalarization: None for the vector, float32 (4,); or "min" or weights (see `Scalarization`) for a float
-            reward, with the vector in `info["reward_vector"]`.
-        render_mode: None, or "ansi" for `render()` to give the episode as text.
+        scalarization: None for the vector, float32 (4,); or "min", weights or a function (see `Scalarization`) for a
+            float reward, with the vector in `info["reward_vector"]`.
+        render_mode: None; "ansi" for `render()` to give the episode as text, "html" as what a notebook draws.
         purpose: "evaluation" or "training"; "training" raises where the benchmark's authors ask not to train on it.
         system_prompt: Replaces the benchmark's own; "" for none.
+        verbatim: Whether the text of an action counts as it is written, with thoughts and calls written as text. What
+            others recorded was graded so; a model that is asked today is not.
         **options: Options of the benchmark.
 
     Raises:
@@ -66,7 +72,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         ValueError: An argument or option has a value that makes no sense.
     """
 
-    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 (Gymnasium's own convention)
+    metadata = {"render_modes": ["ansi", "html"], "render_fps": 1}  # noqa: RUF012 (Gymnasium's own convention)
     reward_names = AXES
 
     def __init__(
@@ -75,18 +81,19 @@ class ToolEnv(gym.Env[Observation, Any]):
         *,
         max_turns: int = 15,
         max_messages: int | None = None,
-        scalarization: str | Mapping[str, float] | Sequence[float] | None = None,
+        scalarization: ScalarizationSpec | None = None,
         render_mode: str | None = None,
         purpose: Purpose = "evaluation",
         system_prompt: str | None = None,
+        verbatim: bool = False,
         **options: Any,
     ) -> None:
         if max_turns < 1:
             raise ValueError(f"max_turns must be at least 1, got {max_turns}")
         if max_messages is not None and max_messages < 1:
             raise ValueError(f"max_messages must be at least 1, got {max_messages}")
-        if render_mode not in (None, "ansi"):
-            raise ValueError(f"render_mode must be None or 'ansi', got {render_mode!r}")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(f"render_mode must be None, 'ansi' or 'html', got {render_mode!r}")
         if purpose not in ("evaluation", "training"):
             raise ValueError(f"purpose must be 'evaluation' or 'training', got {purpose!r}")
         self.benchmark = load_benchmark(benchmark, options, beside=_ARGUMENTS)
@@ -95,15 +102,18 @@ class ToolEnv(gym.Env[Observation, Any]):
         log_terms(self.benchmark.data_policy)
         self.max_turns = max_turns
         self.max_messages = max_messages
+        self.purpose = purpose
         self.system_prompt = system_prompt
+        self.verbatim = verbatim
         self.render_mode = render_mode
         self.action_space = ActionSpace()
         self.observation_space = ObservationSpace()
         self.reward_space = gym.spaces.Box(0.0, 1.0, (len(AXES),), np.float32)
         self._scalarize = None if scalarization is None else Scalarization(scalarization)
-        self._fingerprint = fingerprint(self.benchmark, max_turns, max_messages)
+        self._fingerprint = fingerprint(self.benchmark, max_turns, max_messages, verbatim)
         self._task_ids = frozenset(self.benchmark.tasks)
         self._task: Task | None = None
+        self._problem: str | None = None
         self._packed_from: list[ToolSchema] | None = None
 
     @property
@@ -162,6 +172,10 @@ class ToolEnv(gym.Env[Observation, Any]):
     def step(self, action: Any) -> Step:
         """Takes one action, which is an assistant message.
 
+        Args:
+            action: A message (a dict, an SDK's object, or a string, which is a final answer); or the whole reply that
+                a client returned, a chat completion, of which the first choice counts, or a Responses object.
+
         Returns:
             Observation, reward (zeros before the end), terminated, truncated, and an info with `status` and
             `reward_mask`, at the end also `verdict` (a `Verdict`) and `ended`. Where the action was invalid,
@@ -171,15 +185,7 @@ class ToolEnv(gym.Env[Observation, Any]):
             gymnasium.error.ResetNeeded: No episode is running: call `reset` first.
         """
         transcript = self._running()
-        index = len(transcript.actions)
-        turn = read_action(action, index, {call.id for call in transcript.calls})
-        if not transcript.holds(turn.raw, turn.message):
-            turn = read_action(TOO_LONG, index)
-        transcript.add_turn(turn.raw, turn.message)
-        transcript.final_text = turn.text
-        self._problem = turn.problem
-        if turn.problem is not None:
-            transcript.bad_turns.append(index)
+        turn = self._take(action, transcript)
         if not turn.calls and not turn.attempted:
             return self._end("answer", truncated=False)
         if self._rounds == self.max_turns:
@@ -205,24 +211,41 @@ class ToolEnv(gym.Env[Observation, Any]):
             return self._end("max_messages", truncated=True)
         return self._observation(), self._reward(), False, False, self._info()
 
-    def truncate(self, reason: str) -> Step:
+    def truncate(self, reason: str, action: Any = None) -> Step:
         """Ends the episode from outside (no budget left, context overflow) and scores it as it is.
 
         Args:
             reason: Stands in `info["ended"]`.
+            action: The agent's last message, whose calls are recorded and not run; None if there is none.
 
         Raises:
             gymnasium.error.ResetNeeded: No episode is running.
         """
-        self._running()
+        transcript = self._running()
         self._problem = None
+        if action is not None:
+            self._decline_calls(self._take(action, transcript), "Not run: the episode ended here.")
         return self._end(reason, truncated=True)
 
     def render(self) -> str | None:
-        """Returns the episode as text, with `render_mode="ansi"`."""
+        """Returns the episode as text, with `render_mode="ansi"`, or as HTML, which a notebook draws, with "html"."""
         if self.render_mode is None:
             return None
-        return render_transcript(self.transcript, self._verdict if self.transcript.ended else None)
+        task, transcript = self._require_task(), self._transcript
+        view = EpisodeView(
+            title=task.id,
+            facts=(f"{task.mode}, attack: {task.attack or 'none'}, seed {self._seed}",),
+            injections=self._world.injections,
+            reached=transcript.injection_reached,
+            messages=transcript.messages,
+            ended=transcript.ended,
+            verdict=self._verdict if transcript.ended else None,
+        )
+        if self.render_mode == "ansi":
+            return view.to_text()
+        from fate_gym.notebook import to_html
+
+        return to_html(view)
 
     def snapshot(self) -> bytes:
         """Returns the whole state as opaque bytes: world, conversation, counters, random number generator.
@@ -270,11 +293,69 @@ class ToolEnv(gym.Env[Observation, Any]):
         self._begin(task_id, seed, world, transcript, rounds)
         return self._observation(), self._info()
 
+    def __repr__(self) -> str:
+        name = self.spec.id if self.spec else type(self.benchmark).__name__
+        where = ""
+        if self._task is not None:
+            ended = f", ended: {self._transcript.ended}" if self._transcript.ended else ""
+            where = f"; at {self._task.id}, turns taken: {len(self._transcript.actions)}{ended}"
+        return f"<ToolEnv {' '.join([name, *described(self.benchmark)])}: {len(self.tasks)} tasks{where}>"
+
+    __str__ = __repr__
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a pickle holds: the arguments, and the state of the episode if there is one.
+
+        Raises:
+            TypeError: An option cannot be pickled; the message names it.
+        """
+        state = self._state()
+        check_picklable({**self.benchmark.options, "scalarization": state["arguments"]["scalarization"]})
+        state["arguments"]["benchmark"] = (type(self.benchmark), dict(self.benchmark.options))
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        arguments = state["arguments"]
+        if not isinstance(arguments["benchmark"], Benchmark):
+            kind, options = arguments["benchmark"]
+            arguments = {**arguments, "benchmark": kind(**options)}
+        ToolEnv.__init__(self, **arguments)
+        for name, value in state["own"].items():
+            setattr(self, name, value)
+        if state["episode"] is not None:
+            task_id, seed, world_state, transcript, rounds, outcome = state["episode"]
+            world = self.benchmark.open(task_id, seed)
+            world.load(world_state)
+            self._begin(task_id, seed, world, transcript, rounds)
+            self._verdict, self._status, self._problem = outcome
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        # Benchmarks serve many environments at once, and need not be made anew.
+        twin.__setstate__(copy.deepcopy(self._state(), {**memo, id(self.benchmark): self.benchmark}))
+        return twin
+
+    def _state(self) -> dict[str, Any]:
+        arguments = {name: getattr(self, name) for name in _ARGUMENTS if name != "scalarization"}
+        arguments["scalarization"] = self._scalarize and self._scalarize.spec
+        episode = None
+        if self._task is not None:
+            outcome = self._verdict, self._status, self._problem
+            world_state = self._world.dump()
+            episode = (self._task.id, self._seed, world_state, self._transcript, self._rounds, outcome)
+        own = {
+            name: getattr(self, name)
+            for name in ("spec", "action_space", "observation_space", "_np_random", "_np_random_seed")
+        }
+        return {"arguments": {**arguments, "benchmark": self.benchmark}, "own": own, "episode": episode}
+
     def _begin(self, task_id: str, seed: int, world: World, transcript: Transcript, rounds: int) -> None:
         """Makes an episode the running one."""
         self._task = self.benchmark.task(task_id)
         self._seed, self._world, self._transcript, self._rounds = seed, world, transcript, rounds
         self._verdict, self._status, self._problem = _NOT_SCORED, "ok", None
+        self._failed = {call_identity(call) for call in transcript.calls if call.outcome == "tool_error"}
         if world.tools is not self._packed_from:
             # Every observation holds fresh copies, so that no caller can change the next one's tools.
             self._packed_from, self._packed_tools = world.tools, marshal.dumps(world.tools)
@@ -319,6 +400,19 @@ class ToolEnv(gym.Env[Observation, Any]):
         hint = f"did you mean {', '.join(near)}?" if near else f"the first is {self.tasks[0]!r}"
         raise ValueError(f"no task {task_id!r} among the {len(self.tasks)} of this environment; {hint}")
 
+    def _take(self, action: Any, transcript: Transcript) -> Turn:
+        """Reads an action and records it."""
+        index = len(transcript.actions)
+        turn = read_action(action, index, {call.id for call in transcript.calls}, verbatim=self.verbatim)
+        if not transcript.holds(turn.raw, turn.message):
+            turn = read_action(TOO_LONG, index)
+        transcript.add_turn(turn.raw, turn.message)
+        transcript.final_text = turn.text
+        self._problem = turn.problem
+        if turn.problem is not None:
+            transcript.bad_turns.append(index)
+        return turn
+
     def _run(self, call: RequestedCall) -> None:
         """Runs one call and answers it."""
         if call.problem is not None or call.arguments is None:
@@ -341,8 +435,17 @@ class ToolEnv(gym.Env[Observation, Any]):
         turn = len(transcript.actions) - 1
         transcript.calls.append(CallRecord(turn, call.id, call.name, recorded, outcome, content))
         transcript.add({"role": "tool", "tool_call_id": call.id, "content": content})
-        if outcome in WRONG_CALLS and self._problem is None:
-            self._problem = f"call {call.id} ({call.name}): {content[:_PROBLEM_LENGTH]}"
+        repeats = outcome == "tool_error" and self._repeats(transcript.calls[-1])
+        if self._problem is None and (outcome in WRONG_CALLS or repeats):
+            repeated = "it repeats a call that failed: " if repeats else ""
+            self._problem = f"call {call.id} ({call.name}): {repeated}{content[:_PROBLEM_LENGTH]}"
+
+    def _repeats(self, failed: CallRecord) -> bool:
+        """Notes a call that failed in the tool's domain; returns whether the same one has done so before."""
+        identity = call_identity(failed)
+        before = identity in self._failed
+        self._failed.add(identity)
+        return before
 
     def _end(self, ended: str, *, truncated: bool) -> Step:
         transcript = self._transcript
@@ -374,7 +477,8 @@ class ToolEnv(gym.Env[Observation, Any]):
 
     def _reward(self) -> Reward:
         if self._scalarize is None:
-            return self._verdict.vector
+            vector: RewardVector = self._verdict.vector.view(RewardVector)
+            return vector
         return self._scalarize(self._verdict.vector, self._verdict.mask)
 
     def _info(self) -> dict[str, Any]:

@@ -144,8 +144,8 @@ class Episode:
         actions: The raw actions, made JSON-able, one for each assistant message.
         calls: Every requested call, in order.
         usage: Sums over the replies by name (`USAGE`), each known for every reply; `LEFT_OUT` counts the others.
-        attempts: Requests that it took.
-        seconds: Wall-clock times: "total" and "agent".
+        attempts: Requests that it took; None where that is unknown.
+        seconds: Wall-clock times: "total" and "agent", each None where it is unknown.
         trajectory: The sampled token ids, from a local model. Stage files of training have them, run folders do not.
     """
 
@@ -169,8 +169,8 @@ class Episode:
     actions: list[Json]
     calls: tuple[Call, ...]
     usage: Mapping[str, float]
-    attempts: int
-    seconds: Mapping[str, float]
+    attempts: int | None
+    seconds: Mapping[str, float | None]
     trajectory: Trajectory | None = field(default=None, repr=False)
 
     @property
@@ -236,8 +236,8 @@ class Episode:
             actions=fields.items("actions"),
             calls=tuple(_read_call(call) for call in fields.objects("calls")),
             usage=_counts(fields.object("usage")),
-            attempts=_integer(fields, "attempts"),
-            seconds={name: _count(seconds, name) for name in _TIMES},
+            attempts=None if fields.values.get("attempts", 0) is None else _integer(fields, "attempts"),
+            seconds={name: None if seconds.values.get(name, 0) is None else _count(seconds, name) for name in _TIMES},
             trajectory=_read_trajectory(fields),
         )
 

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import ClassVar, Final
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
@@ -68,12 +69,51 @@ class QuotaError(ProviderError):
     """The server serves no more before money or another day comes: no further episode can be played."""
 
 
-class ContextOverflowError(NoReplyError):
-    """The conversation no longer fits the model's context; the episode is truncated and still scored."""
+class CutError(NoReplyError):
+    """Something other than the environment ends the episode: it is truncated, and scored as it stands.
+
+    Args:
+        message: What happened.
+        attempts: Requests that were made before giving up.
+        action: The agent's last message, whose calls are recorded and not run; None if there is none.
+
+    Attributes:
+        ended: Stands in the episode as the reason why it is over.
+    """
+
+    ended: ClassVar[str]
+
+    def __init__(self, message: str, attempts: int = 0, action: object = None) -> None:
+        super().__init__(message, attempts)
+        self.action = action
 
 
-class EndlessReplyError(NoReplyError):
-    """The model does not end its reply; the episode is truncated and still scored."""
+class ContextOverflowError(CutError):
+    """The conversation no longer fits the model's context."""
+
+    ended = "context_overflow"
+
+
+class EndlessReplyError(CutError):
+    """The model does not end its reply."""
+
+    ended = "endless_reply"
+
+
+class AbortedError(CutError):
+    """A defence stopped the agent."""
+
+    ended = "aborted"
+
+
+class CallsLeftError(CutError):
+    """A limit other than the environment's left the calls of the last message unexecuted."""
+
+    ended = "calls_left"
+
+
+CUTS: Final = {cut.ended: cut for cut in (ContextOverflowError, EndlessReplyError, AbortedError, CallsLeftError)}
+"""How episodes end that something other than the environment cut off; no action of such an episode says so."""
 
 
 class RunError(FateGymError):

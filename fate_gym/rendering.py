@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from fate_gym.chat import Message
-from fate_gym.rewards import AXES, Verdict
-from fate_gym.transcript import Transcript
+from fate_gym.episode import Episode
+from fate_gym.rewards import AxisVerdict, Verdict
 
 _INDENT = "    "
 _MARKS = 4
@@ -29,20 +29,54 @@ _BLANK = re.compile(
 )
 
 
-def render_transcript(transcript: Transcript, verdict: Verdict | None) -> str:
-    """Renders an episode, with its verdict once it is over."""
-    axes = None if verdict is None else verdict.to_json()
-    return render_episode(transcript.messages, transcript.ended, axes)
+@dataclass(frozen=True, slots=True)
+class EpisodeView:
+    """What people are shown of an episode, while it runs and afterwards.
 
+    Attributes:
+        title: Its task or its key.
+        facts: Further lines of its head.
+        injections: Vector -> injected text.
+        reached: Whether an injected text has stood in a tool message.
+        messages: The conversation.
+        ended: Why the episode is over, None while it runs.
+        verdict: None while it runs.
+    """
 
-def render_episode(messages: Iterable[Message], ended: str | None, axes: Mapping[str, Mapping[str, Any]] | None) -> str:
-    """Renders a conversation and, if there is one, its verdict as `Verdict.to_json` gives it."""
-    blocks = [_message(message) for message in messages]
-    if ended is not None:
-        blocks.append(f"ended: {visible_line(ended)}")
-    if axes is not None:
-        blocks.append("\n".join(_axis(name, axes[name]) for name in AXES))
-    return visible("\n\n".join(blocks))
+    title: str
+    facts: tuple[str, ...]
+    injections: Mapping[str, str]
+    reached: bool
+    messages: Sequence[Message]
+    ended: str | None
+    verdict: Verdict | None
+
+    @classmethod
+    def of(cls, episode: Episode) -> EpisodeView:
+        """Makes the view of a finished episode."""
+        facts = [f"seed {episode.seed}, status {episode.status}"]
+        return cls(
+            title=episode.key,
+            facts=(*facts, f"error: {episode.error}") if episode.error else (*facts,),
+            injections=episode.injections,
+            reached=episode.injection_reached,
+            messages=episode.messages,
+            ended=episode.ended,
+            verdict=episode.verdict,
+        )
+
+    def to_text(self) -> str:
+        """Renders it as text for a terminal, whatever is in it."""
+        head = [self.title, *self.facts]
+        for vector, text in self.injections.items():
+            head.append(f"injected at {vector} ({'reached' if self.reached else 'not reached'}):")
+            head += [_INDENT + line for line in text.strip().split("\n")]
+        blocks = ["\n".join(map(visible_line, head)), *map(_message, self.messages)]
+        if self.ended is not None:
+            blocks.append(f"ended: {visible_line(self.ended)}")
+        if self.verdict is not None:
+            blocks.append("\n".join(_axis(name, axis) for name, axis in self.verdict.axes.items()))
+        return visible("\n\n".join(blocks))
 
 
 def visible(text: str) -> str:
@@ -85,12 +119,13 @@ def _message(message: Message) -> str:
     if content.strip():
         lines += [_INDENT + line for line in content.strip("\n").split("\n")]
     for call in message.get("tool_calls", ()):
-        name, arguments = call["function"]["name"], _arguments(call["function"]["arguments"])
+        name, arguments = call["function"]["name"], readable_arguments(call["function"]["arguments"])
         lines.append(_INDENT + visible_line(f"-> {name}({arguments})  [{call['id']}]"))
     return "\n".join(lines)
 
 
-def _arguments(text: str) -> str:
+def readable_arguments(text: str) -> str:
+    """Renders the arguments of a call, JSON, as `name=value, ...`."""
     try:
         arguments = json.loads(text)
     except (ValueError, RecursionError):
@@ -101,10 +136,8 @@ def _arguments(text: str) -> str:
     return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
 
 
-def _axis(name: str, axis: Mapping[str, Any]) -> str:
-    value = f"{axis['value']:.2f}" if axis["active"] else "  - "
-    line = f"{name:<20} {value}  {visible_line(axis['rule'])}"
-    details = list(axis.get("evidence", ()))
-    if "error" in axis:
-        details.append(axis["error"])
-    return "\n".join([line, *(f"{_INDENT}{visible_line(detail)}" for detail in details)])
+def _axis(name: str, axis: AxisVerdict) -> str:
+    value = f"{axis.value:.2f}" if axis.active else "  - "
+    details = [*axis.evidence, *([axis.error] if axis.error is not None else [])]
+    lines = [f"{name:<20} {value}  {visible_line(axis.rule)}"]
+    return "\n".join([*lines, *(f"{_INDENT}{visible_line(detail)}" for detail in details)])

@@ -8,9 +8,9 @@ Averages over mixed modes that ignore the mask mean nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,24 +117,49 @@ class Verdict:
         return {name: axis.to_json() for name, axis in self.axes.items()}
 
 
+class RewardVector(np.ndarray[tuple[int], np.dtype[np.float32]]):
+    """A reward vector, float32 (4,), that says what to do where code asks it to be one number.
+
+    Gymnasium's synchronous vector environments ask so, and would name neither the reward nor a way out.
+    """
+
+    def __float__(self) -> float:
+        if self.size == 1:
+            return float(self.item())
+        raise TypeError(
+            f"the reward of this environment is a vector over {', '.join(AXES)}: give `scalarization='min'`, weights "
+            "or a function to gym.make or gym.make_vec for a float, or keep the vector with "
+            "mo_gymnasium.wrappers.vector.MOSyncVectorEnv"
+        )
+
+
+ScalarFunction: TypeAlias = Callable[[NDArray[np.float32], NDArray[np.bool_]], float]
+"""From a vector, float32 (4,), and its mask, bool (4,), to a number."""
+
+ScalarizationSpec: TypeAlias = str | Mapping[str, float] | Sequence[float] | ScalarFunction
+
+
 class Scalarization:
     """Turns a verdict into one float, using active axes only.
 
     Args:
         spec: "min" for the worst active axis; or weights, as a dict by axis (missing axes weigh 0) or as four
-            numbers in the order of `AXES`. Weights are renormalised over the active axes; where none of the
-            weighted axes is active, the plain values are averaged with these weights (inactive axes hold 1,
-            failed ones 0).
+            numbers in the order of `AXES`; or a function of vector and mask. Weights are renormalised over the active
+            axes; where none of the weighted axes is active, the plain values are averaged with these weights (inactive
+            axes hold 1, failed ones 0).
 
     Raises:
         ValueError: The specification is not one of these.
     """
 
-    def __init__(self, spec: str | Mapping[str, float] | Sequence[float]) -> None:
-        self._weights = None if spec == "min" else _weights(spec)
+    def __init__(self, spec: ScalarizationSpec) -> None:
+        self.spec = spec
+        self._weights = None if spec == "min" or callable(spec) else _weights(spec)
 
     def __call__(self, vector: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
         """Scalarises one vector, float32 (4,), under its mask, bool (4,)."""
+        if callable(self.spec):
+            return float(self.spec(vector.copy(), mask.copy()))
         if self._weights is None:
             return float(vector[mask].min()) if mask.any() else 0.0
         weights = np.where(mask, self._weights, 0.0)
@@ -144,7 +169,7 @@ class Scalarization:
 
 
 def _weights(spec: str | Mapping[str, float] | Sequence[float]) -> NDArray[np.float64]:
-    expected = f"expected 'min', a dict over {AXES}, or {len(AXES)} numbers"
+    expected = f"expected 'min', a dict over {AXES}, {len(AXES)} numbers, or a function of vector and mask"
     if isinstance(spec, str):
         raise ValueError(f"unknown scalarization {spec!r}: {expected}")
     if isinstance(spec, Mapping):

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol, TypeAlias
 
 from fate_gym.env import Observation, ToolEnv
 from fate_gym.episode import LEFT_OUT, MAX_COUNT, USAGE, Call, Episode, Sample, Trajectory
-from fate_gym.errors import ContextOverflowError, EndlessReplyError, ProviderError
+from fate_gym.errors import CutError, ProviderError
 from fate_gym.rewards import Verdict
 from fate_gym.storage import is_finite
 from fate_gym.task import Task
@@ -57,8 +57,8 @@ class Session(Protocol):
         """Answers an observation.
 
         Raises:
-            ContextOverflowError, EndlessReplyError: The conversation no longer fits, or the model does not end its
-                reply; the episode is truncated and scored.
+            CutError: The conversation no longer fits, or the model does not end its reply; the episode is truncated
+                and scored.
             Exception: Anything else leaves the episode unscored, as a `provider_error`.
         """
         ...
@@ -236,10 +236,9 @@ async def _play(
     while True:
         try:
             reply = await meter.time(session.act(observation))
-        except (ContextOverflowError, EndlessReplyError) as cut:
+        except CutError as cut:
             meter.attempts += cut.attempts
-            ended = "context_overflow" if isinstance(cut, ContextOverflowError) else "endless_reply"
-            return (await asyncio.to_thread(env.truncate, ended))[4]
+            return (await asyncio.to_thread(env.truncate, cut.ended, cut.action))[4]
         except ProviderError:
             raise
         except Exception as error:

@@ -21,10 +21,10 @@ _LENGTH = 8
 _HEAD = len(_MAGIC) + 2 * _DIGEST
 
 
-def fingerprint(benchmark: Benchmark, max_turns: int, max_messages: int | None) -> str:
-    """Returns a text that is equal for environments which may exchange snapshots: benchmark, tasks, options, limits."""
+def fingerprint(benchmark: Benchmark, max_turns: int, max_messages: int | None, verbatim: bool) -> str:
+    """Returns a text that is equal for environments which may exchange snapshots: benchmark, tasks, options, loop."""
     kind = type(benchmark)
-    parts = [max_turns, max_messages, dict(benchmark.options), benchmark.tasks]
+    parts = [max_turns, max_messages, verbatim, dict(benchmark.options), benchmark.tasks]
     described = json.dumps(parts, default=_name, sort_keys=True)
     return f"{kind.__module__}:{kind.__qualname__}:{hashlib.sha256(described.encode()).hexdigest()}"
 

@@ -1,7 +1,7 @@
 """Observation and action spaces for chat.
 
 They are our own because `gymnasium.spaces.Text` silently returns a constant string from an `AsyncVectorEnv` with
-shared memory; an unknown space makes Gymnasium raise there instead, and works with `shared_memory=False`.
+shared memory; these raise there, and work with `shared_memory=False`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.error import CustomSpaceError
+from gymnasium.vector.utils import create_shared_memory
 
 _WORDS = ("account", "book", "calendar", "channel", "done", "email", "file", "flight", "meeting", "please", "the")
 _ROLES = ("system", "user", "assistant", "tool")
@@ -66,3 +68,11 @@ class ObservationSpace(_PlainSpace):
         if not isinstance(messages, list) or not isinstance(tools, list) or not tools:
             return False
         return all(isinstance(message, dict) and message.get("role") in _ROLES for message in messages)
+
+
+@create_shared_memory.register(_PlainSpace)
+def _refuse_shared_memory(space: _PlainSpace, n: int = 1, ctx: Any = None) -> None:
+    raise CustomSpaceError(
+        "conversations have no fixed size, so they cannot stand in shared memory: "
+        "gym.make_vec(..., vectorization_mode='async', vector_kwargs={'shared_memory': False})"
+    )

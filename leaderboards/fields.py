@@ -56,6 +56,7 @@ MANIFEST: Final[Mapping[str, Field]] = {
     **dict.fromkeys(("schema", "digest", "data_policy", "provenance", "model_name", "versions.fate-gym"), _RECOMPUTED),
     "versions": Field(Knowledge.UNKNOWN, "which versions of other libraries the run was made with"),
     "contaminated_by": Field(Knowledge.UNKNOWN, "training on the benchmark that nobody declared"),
+    "imported": Field(Knowledge.UNKNOWN, "which logs the run was imported from, and what was left out of it"),
     "privileged": Field(Knowledge.UNKNOWN, "whether the agent was given the tasks' solutions"),
     **dict.fromkeys(("config.agent", "config.agent_args"), _ACTOR),
     "config.defences": Field(Knowledge.UNKNOWN, "which defences stood around the agent: no trace shows one"),
@@ -78,6 +79,15 @@ EPISODE: Final[Mapping[str, Field]] = {
 FAILURE: Final[Mapping[str, Field]] = {**EPISODE, "status": _ERROR, "error": _ERROR}
 """Fields of a line of `failures.jsonl`."""
 
+RECORDED: Final[Mapping[str, Field]] = {
+    **dict.fromkeys(("schema", "key", "differences"), _RECOMPUTED),
+    **dict.fromkeys(
+        ("source", "sha256", "scores", "readings", "asked_again", "version", "same_version", "outputs", "left_out"),
+        Field(Knowledge.UNKNOWN, "what the logs said: their verdicts, their versions, what their tools answered"),
+    ),
+}
+"""Fields of a line of `recorded.jsonl`, which imported runs have."""
+
 SUMMARY: Final[Mapping[str, Field]] = dict.fromkeys(
     ("schema", "agent", "env", "config", "digest", "episodes", "groups"), _RECOMPUTED
 )
@@ -86,6 +96,7 @@ FILES: Final[Mapping[str, Mapping[str, Field]]] = {
     "manifest.json": MANIFEST,
     "episodes.jsonl": EPISODE,
     "failures.jsonl": FAILURE,
+    "recorded.jsonl": RECORDED,
     "summary.json": SUMMARY,
 }
 

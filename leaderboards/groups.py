@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, TypeAlias
 
+from fate_gym.attack import attack_label, is_attack
 from fate_gym.benchmark import disclosure
 from fate_gym.evaluation.summary import ALL
 from fate_gym.leaderboards.columns import column
@@ -59,8 +60,8 @@ def protocol(run: LoadedRun, group: Group) -> str:
         settings["seed"] = config.get("seed")
     attacks = config.get("attack")
     payloads = [attack for attack in (attacks if isinstance(attacks, list) else ()) if isinstance(attack, dict)]
-    if group["attack"] == "custom" and payloads:
-        settings["payloads"] = payloads
+    if own := [attack for attack in payloads if is_attack(attack) and attack_label(attack) == group["attack"]]:
+        settings["payloads"] = own
     settings["provenance"] = _provenance(run.manifest.get("provenance"), group["suite"])
     return cut(json.dumps(settings, sort_keys=True), 1000)
 

@@ -1,20 +1,12 @@
-"""Recorded episodes played again in fresh environments, and what came out otherwise."""
+"""What came out otherwise when a recorded episode was played again."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
-from fate_gym.agents.replay import Recording
-from fate_gym.episode import Episode
-from fate_gym.evaluation.plan import Item, Plan
-from fate_gym.evaluation.pool import run_episodes
 from fate_gym.storage import is_finite
-
-CUT_BY_AGENT: Final = ("context_overflow", "endless_reply")
-"""How episodes end that their agent had to cut off; no action of such an episode says so."""
 
 _NOT_REPLAYED: Final = ("seconds", "usage", "attempts")
 """What an episode's record holds of its agent; the environment knows nothing of it."""
@@ -27,39 +19,6 @@ Record = Mapping[str, object]
 
 Change = tuple[str, object, object]
 """(dotted name, stored value, recomputed value)"""
-
-
-async def replay(
-    plan: Plan,
-    episodes: Iterable[tuple[Item, Episode]],
-    on_done: Callable[[Episode, Episode], None],
-    *,
-    concurrency: int = 4,
-) -> None:
-    """Plays episodes again.
-
-    Args:
-        plan: Makes the environments.
-        episodes: What to play, each with its place in the plan; read as it goes.
-        on_done: Called with each episode and the one that came of it, in the order in which they end.
-        concurrency: Episodes under way at once.
-    """
-    # By the item's own identity: a failure may stand several times under one key.
-    under_way: dict[int, Episode] = {}
-
-    def items() -> Iterator[Item]:
-        for planned, episode in episodes:
-            item = dataclasses.replace(planned)
-            under_way[id(item)] = episode
-            yield item
-
-    def recording(item: Item) -> Recording:
-        return Recording(under_way[id(item)])
-
-    async def compare(item: Item, again: Episode) -> None:
-        on_done(under_way.pop(id(item)), again)
-
-    await run_episodes(plan, items(), recording, concurrency=concurrency, on_done=compare)
 
 
 def changes(stored: Record, fresh: Record) -> Iterator[Change]:

@@ -47,7 +47,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 
 
 _READ: Final = (
-    *("manifest.json", "episodes.jsonl", "failures.jsonl", "summary.json"),
+    *("manifest.json", "episodes.jsonl", "failures.jsonl", "recorded.jsonl", "summary.json"),
     *("submission.yaml", "fate-gym.json", "steps.jsonl"),
 )
 """Files of a run folder that boards and their site read."""

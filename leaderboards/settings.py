@@ -16,7 +16,7 @@ from fate_gym.errors import UsageError
 from fate_gym.evaluation.config import EvalConfig, check_types
 from fate_gym.verifiers.judge import is_model
 
-_LOOP: Final = ("max_turns", "max_messages", "system_prompt")
+_LOOP: Final = ("max_turns", "max_messages", "system_prompt", "verbatim")
 """Arguments of the episode loop itself that may come from a manifest; `benchmark` could name any callable."""
 
 

@@ -21,16 +21,19 @@ from typing import Any, Final
 
 from fate_gym.agents.scripted import NOOP
 from fate_gym.episode import Episode
-from fate_gym.errors import FateGymError, RunError
+from fate_gym.errors import CUTS, FateGymError, RunError
 from fate_gym.evaluation.manifest import make_manifest, run_digest
 from fate_gym.evaluation.plan import Item, Plan
+from fate_gym.evaluation.recorded import CLASSES, Origin, differences
+from fate_gym.evaluation.replaying import Recording, replay
 from fate_gym.evaluation.store import SCHEMA as RUN_SCHEMA
+from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import SCHEMA as SUMMARY_SCHEMA
 from fate_gym.evaluation.summary import summarise
 from fate_gym.leaderboards import fields, scanning
 from fate_gym.leaderboards.groups import strange_name
 from fate_gym.leaderboards.judgements import as_judged, is_judged
-from fate_gym.leaderboards.replay import ABSENT, CUT_BY_AGENT, Change, changes, leaves, replay
+from fate_gym.leaderboards.replay import ABSENT, Change, changes, leaves
 from fate_gym.leaderboards.runs import refuse_links
 from fate_gym.leaderboards.settings import Settings, read_settings
 from fate_gym.leaderboards.submissions import FILE, read_submission
@@ -146,7 +149,10 @@ def verify(path: Path, *, trusted: str | None = None, concurrency: int = 4) -> V
         return report
     _check_manifest(manifest, plan, settings, report)
     planned = {item.key: item for item in plan.items}
-    _check_files(path, planned, report)
+    imported = _is_imported(manifest, report)
+    _check_files(path, planned, report, imported=imported)
+    if imported:
+        _check_recorded(path, report)
     _check_marks(manifest, declared, report)
     asyncio.run(_check_replays(path, plan, planned, settings, report, concurrency))
     _check_summary(path, manifest, planned, report)
@@ -234,20 +240,58 @@ def _with_judges(fresh: list[dict[str, Any]], stored: object, settings: Settings
     return named
 
 
-def _check_files(path: Path, planned: Items, report: Verification) -> None:
-    """Checks every line, and that the task list is complete."""
+def _check_files(path: Path, planned: Items, report: Verification, *, imported: bool) -> None:
+    """Checks every line, and that the task list is complete; what nobody recorded cannot be imported."""
     keys: set[str] = set()
     for episode in scanning.episodes(path, report.add):
         keys.add(episode.key)
         if episode.key not in planned:
             report.add(episode.key, "is not in the task list of these settings")
     errors = {failure.key: failure.status for failure in scanning.failures(path, report.add)}
-    for key in planned:
-        if key not in keys:
+    missing = [key for key in planned if key not in keys]
+    if imported and missing:
+        report.notes.append(f"imported: {len(missing)} of the {len(planned)} episodes of its attacks were not recorded")
+    for key in missing:
+        if not imported or key in errors:
             error = f" (it errored: {errors[key]}; the same command tries it again)" if key in errors else ""
             report.add(key, f"is missing: the task list has it, and no episode does{error}")
     for key in sorted(set(errors) - set(planned)):
         report.add(key, "is in failures.jsonl and not in the task list of these settings")
+
+
+def _is_imported(manifest: Mapping[str, Any], report: Verification) -> bool:
+    """Whether a run was imported; its manifest then says from what."""
+    try:
+        origin = Origin.read(manifest, "manifest.json")
+    except RunError as problem:
+        report.add("manifest.json", str(problem))
+        return True
+    if origin is not None:
+        report.notes.append(f"imported: {origin}")
+    return origin is not None
+
+
+def _check_recorded(path: Path, report: Verification) -> None:
+    """Checks that each imported episode has one record of its log, and that the differences follow from both."""
+
+    def damaged(problem: RunError) -> None:
+        report.add("recorded.jsonl", str(problem))
+
+    try:
+        recorded = {entry.key: entry for entry in RunFolder.read(path).recorded(damaged)}
+    except RunError as problem:
+        damaged(problem)
+        return
+    for episode in scanning.episodes(path):
+        entry = recorded.get(episode.key)
+        if entry is None:
+            report.add(episode.key, "has no record of its log in recorded.jsonl")
+            continue
+        fresh = differences(entry, episode.verdict, episode.ended)
+        report.add_changes(episode.key, leaves(dict(entry.differences), fresh, "recorded.differences"))
+    count = Counter(name for entry in recorded.values() for name in entry.differences.values())
+    for name, axes in sorted(count.items()):
+        report.notes.append(f"the logs' verdicts differ on {axes} axes: {name} ({CLASSES[name]})")
 
 
 def _check_marks(manifest: Mapping[str, Any], declared: set[str] | None, report: Verification) -> None:
@@ -262,7 +306,8 @@ def _check_marks(manifest: Mapping[str, Any], declared: set[str] | None, report:
 async def _check_replays(
     path: Path, plan: Plan, planned: Items, settings: Settings, report: Verification, concurrency: int
 ) -> None:
-    def compare(episode: Episode, again: Episode) -> None:
+    def compare(recording: Recording, again: Episode) -> None:
+        episode = under_way.pop(recording)
         report.replayed += 1
         # Written and read once more, as the stored one was: text that no file can hold becomes what a file holds.
         stored, fresh = episode.to_json(), parse(encode_line(again.to_json()))
@@ -278,10 +323,16 @@ async def _check_replays(
                     fresh["verdict"][axis] = as_judged(axis, claims[axis], verdict)
             lines.append((episode.key, list(changes(stored, fresh))))
 
+    def recordings() -> Iterator[tuple[Item, Recording]]:
+        for episode in itertools.chain(scanning.episodes(path), scanning.failures(path)):
+            if episode.key in planned:
+                recording = Recording.of(episode)
+                under_way[recording] = episode
+                yield planned[episode.key], recording
+
     lines: list[tuple[str, list[Change]]] = []
-    episodes = itertools.chain(scanning.episodes(path), scanning.failures(path))
-    known = ((planned[episode.key], episode) for episode in episodes if episode.key in planned)
-    await replay(plan, known, compare, concurrency=concurrency)
+    under_way: dict[Recording, Episode] = {}
+    await replay(plan, recordings(), compare, concurrency=concurrency)
     # Episodes end in no order; the report has one.
     for key, differing in sorted(lines, key=lambda line: line[0]):
         report.add_changes(key, differing, _MOST)
@@ -321,10 +372,12 @@ def _named(summary: Mapping[str, object]) -> dict[str, object]:
 def _list_unknown(path: Path, report: Verification) -> None:
     """Lists what remains the submitter's word in this run."""
     lines = [fields.ALWAYS, *fields.doubts(fields.MANIFEST), *fields.doubts(fields.EPISODE)]
+    if (path / "recorded.jsonl").exists():
+        lines += fields.doubts(fields.RECORDED)
     for axis, count in sorted(report.not_rescored.items()):
         lines.append(f"{axis} of {count} episodes: a judge scored it; what holds whatever a judge says was checked")
-    if cut := sum(episode.ended in CUT_BY_AGENT for episode in scanning.episodes(path)):
-        lines.append(f"whether the {cut} episodes that a full context or an endless reply cut off really were")
+    if cut := sum(episode.ended in CUTS for episode in scanning.episodes(path)):
+        lines.append(f"whether the {cut} episodes that something other than the environment cut off really were")
     if next(scanning.failures(path), None) is not None:
         lines += fields.doubts(fields.FAILURE)
     report.unknown = list(dict.fromkeys(lines))

@@ -8,7 +8,7 @@ import types
 import typing
 from typing import Any, Final, Literal
 
-from fate_gym.evaluation.plan import Attack
+from fate_gym.attack import Attack
 
 
 def read_dataclass(kind: type, value: Any, where: str = "") -> Any:

@@ -1,16 +1,86 @@
-"""`fate-gym export`: a run in another tool's format."""
+"""`fate-gym import` and `fate-gym export`: runs from other tools, and for them."""
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
-from fate_gym.cli.terminal import out
+from rich.box import SIMPLE_HEAD
+from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fate_gym.cli.settings import usage_errors
+from fate_gym.cli.terminal import err, out
+from fate_gym.errors import UsageError
+
+if TYPE_CHECKING:
+    from fate_gym.importing import Imported
+    from fate_gym.importing.logs import Reader
+
+_COLUMNS: Final = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
 
 
 def add_commands(commands: Any) -> None:
-    """Adds `export`."""
+    """Adds `import` and `export`."""
+    _add_import(commands)
+    _add_export(commands)
+
+
+def _add_import(commands: Any) -> None:
+    imports = commands.add_parser(
+        "import",
+        help="make runs of what another harness recorded",
+        description="Plays the logs of another harness in our environments and grades them as they stand: one run a "
+        "model and defence, the recorded verdicts beside ours. Prints what differs and what was left out.",
+    )
+    own = imports.add_subparsers(title="harnesses", required=True, metavar="HARNESS")
+    agentdojo = own.add_parser(
+        "agentdojo",
+        help="logs of AgentDojo",
+        description="Imports AgentDojo's logs: folders of its files, or files with a log a line.",
+    )
+    agentdojo.set_defaults(run=run_agentdojo, resumable=True)
+    agentdojo.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="Log files, and folders that hold some.")
+    _add_common(agentdojo)
+    agentdojo.add_argument(
+        "--version",
+        metavar="V",
+        help="The version of the benchmark, where the logs do not name it (default: the newest).",
+    )
+    agentdojo.add_argument(
+        "--model-name",
+        metavar="NAME",
+        help="The name by which attacks address the model (default: as AgentDojo makes it from the pipeline's name).",
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="The run folder; the folder of the run folders if the logs are of several runs.",
+    )
+    parser.add_argument(
+        "--name",
+        metavar="MODEL",
+        help="The model's name in results; what the paths of the logs tell apart is then its defence (default: from "
+        "the paths).",
+    )
+    parser.add_argument(
+        "--source",
+        metavar="TEXT",
+        default="",
+        help="Where the logs are from: address, commit, licence. Kept in the runs.",
+    )
+    parser.add_argument("--workers", type=int, metavar="N", default=1, help="Processes that play logs (default: 1).")
+
+
+def _add_export(commands: Any) -> None:
     from fate_gym.exporting import FORMATS
 
     export = commands.add_parser(
@@ -28,6 +98,90 @@ def add_commands(commands: Any) -> None:
     )
 
 
+def run_agentdojo(options: argparse.Namespace) -> int:
+    """Imports AgentDojo's logs."""
+    from fate_gym.importing.agentdojo import AgentDojoReader
+
+    with err.status("Loading AgentDojo"):
+        reader = AgentDojoReader(
+            options.paths, model=options.name, version=options.version, model_name=options.model_name
+        )
+    return _import(reader, options)
+
+
+def _import(reader: Reader, options: argparse.Namespace) -> int:
+    from fate_gym.importing import import_runs
+
+    if options.workers < 1:
+        raise UsageError(f"--workers must be at least 1, got {options.workers}")
+    with err.progress(*_COLUMNS) as bar, usage_errors():
+        task = bar.add_task("reading", total=None)
+
+        def begin(run: str, logs: int) -> None:
+            bar.reset(task, total=logs, description=run)
+
+        runs, of_no_run = import_runs(
+            reader,
+            options.out,
+            source=options.source,
+            workers=options.workers,
+            begin=begin,
+            on_done=lambda: bar.advance(task),
+        )
+    _print(runs, of_no_run)
+    if not runs:
+        raise UsageError(f"none of these logs can be imported: {', '.join(of_no_run) or 'there are none'}")
+    return int(any(run.summary["episodes"]["errors"] for run in runs))
+
+
+def _print(runs: list[Imported], of_no_run: dict[str, int]) -> None:
+    from fate_gym.evaluation.recorded import CLASSES
+    from fate_gym.evaluation.report import notes, results_tables
+
+    for table in results_tables([run.summary for run in runs]):
+        out.table(table)
+    if runs:
+        out.prose(notes([run.summary for run in runs]))
+        out.table(_agreement(runs))
+        met = {name for run in runs for _, name in run.differences}
+        for name in CLASSES:
+            if name in met:
+                out.prose(f"{name}: {CLASSES[name]}.")
+        out.table(_counts("answers of tools, compared with ours", ((run.path.name, run.outputs) for run in runs)))
+        left = [(run.path.name, run.left_out + run.parts_left_out) for run in runs]
+        left.append(("(no run)", Counter(of_no_run)))
+        missing = [(run.path.name, run.summary["episodes"]["missing"]) for run in runs]
+        out.table(_counts("left out", [(name, dict(counts)) for name, counts in left if counts]))
+        for name, count in missing:
+            if count:
+                out.line(f"{name}: {count} episodes of its attacks were not recorded")
+    for run in runs:
+        out.line(f"run: {run.path}")
+
+
+def _agreement(runs: list[Imported]) -> Table:
+    """How many recorded verdicts equal ours, and what kinds of differences there are."""
+    table = Table(box=SIMPLE_HEAD, title="recorded verdicts and ours", title_justify="left", title_style="bold")
+    for title in ("run", "axis", "recorded", "equal", "differences"):
+        table.add_column(title, justify="right" if title in ("recorded", "equal") else "left")
+    for run in runs:
+        for axis, n in sorted(run.scores.items()):
+            kinds = {name: count for (of, name), count in sorted(run.differences.items()) if of == axis}
+            listed = ", ".join(f"{count} {name}" for name, count in kinds.items()) or "-"
+            table.add_row(run.path.name, axis, str(n), str(n - sum(kinds.values())), listed)
+    return table
+
+
+def _counts(title: str, rows: Iterable[tuple[str, dict[str, int]]]) -> Table:
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    for column in ("run", "what", "n"):
+        table.add_column(column, justify="right" if column == "n" else "left")
+    for name, counts in rows:
+        for what, n in sorted(counts.items(), key=lambda entry: -entry[1]):
+            table.add_row(name, what, str(n))
+    return table
+
+
 def run_export(options: argparse.Namespace) -> int:
     """Writes a run in another format."""
     from fate_gym.exporting import export_run
@@ -35,5 +189,7 @@ def run_export(options: argparse.Namespace) -> int:
     written = export_run(options.run_folder, options.to, options.out)
     for reason, count in written.left_out.items():
         out.line(f"left out: {count} {reason}")
+    for note in written.notes:
+        out.line(f"note: {note}")
     out.line(f"{written.episodes} episodes: {written.path}")
     return 0

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import gymnasium as gym
 
+from fate_gym.attack import is_attack
 from fate_gym.catalogue import environments
 from fate_gym.env import ToolEnv
 from fate_gym.errors import UsageError, did_you_mean, unknown
@@ -214,9 +215,7 @@ def _is_mapping(value: object) -> bool:
 
 
 def _is_attack(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(vector, str) and isinstance(payload, str) for vector, payload in value.items())
-    return value is None or _is_text(value)
+    return is_attack(value) and (not isinstance(value, str) or _is_text(value))
 
 
 def _grouped(settings: dict[str, Any]) -> dict[str, Any]:

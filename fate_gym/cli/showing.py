@@ -10,9 +10,10 @@ from typing import Any
 from fate_gym.cli.terminal import out
 from fate_gym.episode import Episode
 from fate_gym.errors import RunError
+from fate_gym.evaluation.recorded import Origin
 from fate_gym.evaluation.report import notes, remarks, results_tables
 from fate_gym.evaluation.run import Run, load_run
-from fate_gym.rendering import render_episode
+from fate_gym.rendering import EpisodeView
 from fate_gym.rewards import AXES
 
 _LISTED = 40
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     if options.episode is None:
         _show_run(run, options)
     else:
-        _show_episode(run.episode(options.episode))
+        out.text(EpisodeView.of(run.episode(options.episode)).to_text())
     return 0
 
 
@@ -70,6 +71,9 @@ def _line_of(run: Run) -> str:
 
 def _show_run(run: Run, options: argparse.Namespace) -> None:
     out.line(_line_of(run))
+    origin = Origin.read(run.manifest, str(run.path / "manifest.json"))
+    if origin is not None:
+        out.prose(f"imported from {origin}. Unknown: {'; '.join(origin.unknown)}.")
     for table in results_tables([run.summary], by_suite=True):
         out.table(table)
     out.prose(notes([run.summary]))
@@ -119,14 +123,3 @@ def _line(episode: Episode) -> str:
 
 def _failure_line(failure: Episode) -> str:
     return f"{failure.key}  {failure.status}: {failure.error}"
-
-
-def _show_episode(episode: Episode) -> None:
-    out.line(episode.key)
-    out.line(f"seed {episode.seed}, status {episode.status}")
-    if episode.error:
-        out.line(f"error: {episode.error}")
-    for vector, text in episode.injections.items():
-        out.line(f"injected at {vector} ({'reached' if episode.injection_reached else 'not reached'}):")
-        out.text("\n".join(f"    {line}" for line in text.strip().split("\n")))
-    out.text("\n" + render_episode(episode.messages, episode.ended, episode.verdict.to_json()))

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fate_gym.attack import Attack, attack_label, is_attack
 from fate_gym.benchmark import disclosure
 from fate_gym.chat import Json
-from fate_gym.evaluation.plan import DEFAULT_ENV, Attack, Plan, TaskSet
+from fate_gym.evaluation.plan import DEFAULT_ENV, Plan, TaskSet
 from fate_gym.serving import public_url
 from fate_gym.storage import digest, is_finite, read_yaml
 
@@ -110,13 +111,10 @@ def _are_options(value: object) -> bool:
 
 
 def _are_attacks(value: object) -> bool:
-    if not isinstance(value, list | tuple):
+    if not isinstance(value, list | tuple) or not all(map(is_attack, value)):
         return False
-    payloads = [attack for attack in value if isinstance(attack, Mapping)]
-    names = [attack for attack in value if not isinstance(attack, Mapping)]
-    texts = (text for attack in payloads for pair in attack.items() for text in pair)
-    named = all(isinstance(name, str | None) for name in names) and all(isinstance(text, str) for text in texts)
-    return named and bool(value) and len(payloads) < 2 and len(set(names)) == len(names)
+    labels = [attack_label(attack) for attack in value]
+    return bool(labels) and len(set(labels)) == len(labels)
 
 
 _LONGEST = 200

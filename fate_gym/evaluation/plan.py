@@ -7,18 +7,16 @@ import fnmatch
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import gymnasium as gym
 
+from fate_gym.attack import Attack
 from fate_gym.benchmark import Benchmark
 from fate_gym.chat import Json
 from fate_gym.env import ToolEnv
 from fate_gym.rollout import episode_key
 from fate_gym.task import Task
-
-Attack: TypeAlias = str | Mapping[str, str] | None
-"""A registered attack's name, custom payloads by vector, or none."""
 
 DEFAULT_ENV: Final = "fate/AgentDojo-v0"
 
@@ -112,6 +110,7 @@ class Plan:
             max_turns=first.max_turns,
             max_messages=first.max_messages,
             system_prompt=first.system_prompt,
+            verbatim=first.verbatim,
         )
 
     def task(self, item: Item) -> Task:

@@ -17,6 +17,7 @@ from fate_gym.evaluation.config import check_types
 from fate_gym.evaluation.intervals import Estimate
 from fate_gym.evaluation.store import EPISODES, FAILURES, OnProblem, RunFolder
 from fate_gym.evaluation.summary import ALL, summarise
+from fate_gym.rendering import EpisodeView
 from fate_gym.storage import Fields, lines, open_file, parse, read_object
 
 if TYPE_CHECKING:
@@ -138,6 +139,16 @@ class Run:
             )
         some = ", ".join(found[:5])
         raise UsageError(f"{len(found)} episodes of {self.path} have {which!r} in their key: {some}, ...")
+
+    def show(self, which: int | str = 0) -> None:
+        """Shows one episode: below the cell of a notebook, or printed as text.
+
+        Args:
+            which: As in `episode`.
+        """
+        from fate_gym.notebook import show
+
+        show(EpisodeView.of(self.episode(which)))
 
     def to_dataframe(self) -> pd.DataFrame:
         """Returns a pandas table with a row for each episode, scored ones in the order of `episodes`, then failures.

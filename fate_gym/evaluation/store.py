@@ -5,6 +5,7 @@
 | `manifest.json` | the resolved configuration, its digest, versions | once, before the first episode |
 | `episodes.jsonl` | one whole episode a line | appended and fsynced |
 | `failures.jsonl` | episodes that errored; never in `episodes.jsonl` | appended and fsynced |
+| `recorded.jsonl` | of an imported run: what each log said, a line an episode | appended and fsynced |
 | `summary.json` | what is derived from the other files | replaced atomically |
 
 The manifest names the version of this layout under `schema`. Lines end in LF alone and are ASCII, so that no other line
@@ -15,7 +16,7 @@ meanwhile.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from typing import Any, TypeAlias
 from fate_gym.chat import Json
 from fate_gym.episode import Episode
 from fate_gym.errors import RunError
+from fate_gym.evaluation.recorded import Recorded
 from fate_gym.storage import (
     LOCK_FILE,
     SURROGATE,
@@ -44,7 +46,7 @@ SCHEMA = "fate-gym/run/1"
 EPISODES, FAILURES = "episodes.jsonl", "failures.jsonl"
 """The files of a run that hold episodes, one a line."""
 
-_MANIFEST, _SUMMARY = "manifest.json", "summary.json"
+_MANIFEST, _SUMMARY, _RECORDED = "manifest.json", "summary.json", "recorded.jsonl"
 # All that a kill between mkdir and the manifest can leave behind.
 _BEFORE_MANIFEST = {LOCK_FILE, f"{_MANIFEST}.tmp"}
 
@@ -99,7 +101,7 @@ class RunFolder:
             else:
                 raise RunError(f"{path} already holds a run: resume it, or give another --out")
             logs = {}
-            for name in (EPISODES, FAILURES):
+            for name in (EPISODES, FAILURES, *((_RECORDED,) if "imported" in manifest else ())):
                 logs[name] = AppendLog(path / name)
                 resources.callback(logs[name].close)
             run = cls(path)
@@ -136,6 +138,44 @@ class RunFolder:
                 raise ValueError(f"{self.path}: the episode {episode.key!r} is already there")
             self._log(EPISODES).append(line)
             self.done.add(episode.key)
+
+    def append_imported(self, played: Sequence[tuple[Episode, Recorded]]) -> None:
+        """Adds imported episodes with what their logs said; when this returns, all of them survive a loss of power.
+
+        Raises:
+            ValueError: A scored episode's key is there already.
+            DiskError: The disk refused.
+        """
+        lines: dict[str, list[bytes]] = {_RECORDED: [], EPISODES: [], FAILURES: []}
+        for episode, recorded in played:
+            lines[_RECORDED].append(encode_line(recorded.to_json()))
+            lines[EPISODES if episode.status == "ok" else FAILURES].append(encode_line(episode.to_json()))
+        keys = [episode.key for episode, _ in played if episode.status == "ok"]
+        with self._mutex:
+            if not self.done.isdisjoint(keys):
+                raise ValueError(f"{self.path}: one of {keys} is already there")
+            # The records first, so that no episode stands there without its own.
+            for name, written in lines.items():
+                if written:
+                    self._log(name).append(b"".join(written))
+            self.done.update(keys)
+
+    def recorded(self, on_problem: OnProblem | None = None) -> Iterator[Recorded]:
+        """Yields what the logs of an imported run said, of scored episodes alone; see `episodes`.
+
+        Of an episode that a kill left without its own line, another line may follow: the last one counts.
+        """
+        path = self.path / _RECORDED
+        for number, record in records(path):
+            try:
+                entry = Recorded.from_json(record, f"{path}, line {number}")
+            except RunError as problem:
+                if on_problem is None:
+                    raise
+                on_problem(problem)
+                continue
+            if entry.key in self.done:
+                yield entry
 
     def episodes(self, on_problem: OnProblem | None = None) -> Iterator[Episode]:
         """Yields the scored episodes in the order in which they ended, reading as it goes; see `numbered`."""

@@ -102,7 +102,7 @@ def _group(key: _Key, members: list[Episode]) -> dict[str, Json]:
         ),
         "metrics": {metric.name: dataclasses.asdict(metric.estimate(pairs)) for metric, pairs in values.items()},
         "usage": _usage(scored),
-        "mean_seconds": _mean([episode.seconds["total"] for episode in scored]),
+        "mean_seconds": _mean_known([episode.seconds["total"] for episode in scored]),
     }
     repeats = Counter(episode.task_id for episode in scored)
     if repeats and max(repeats.values()) > 1:
@@ -142,5 +142,7 @@ def _usage(episodes: list[Episode]) -> dict[str, float | None]:
     return totals
 
 
-def _mean(values: list[float]) -> float | None:
-    return round(sum(values) / len(values), 4) if values else None
+def _mean_known(values: list[float | None]) -> float | None:
+    """Returns the mean; None where a value is unknown."""
+    known = [value for value in values if value is not None]
+    return round(sum(known) / len(known), 4) if known and len(known) == len(values) else None

@@ -36,6 +36,7 @@ FORMATS: Final[Mapping[str, Format]] = {
     "agentdojo": Format(
         "a folder of logs that AgentDojo's own tools read", ".agentdojo", "fate_gym.exporting.agentdojo"
     ),
+    "inspect": Format("a log that `inspect view` shows", ".eval", "fate_gym.exporting.inspect"),
 }
 """Formats by name."""
 
@@ -48,11 +49,13 @@ class Exported:
         path: The file or the folder.
         episodes: Episodes written.
         left_out: Why episodes, or parts of them, are not in it -> how many.
+        notes: What else its reader must know.
     """
 
     path: Path
     episodes: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
 
 def export_run(run: Path, to: str, out: Path | None = None) -> Exported:

@@ -55,7 +55,7 @@ class AppendLog:
         self._whole = True
 
     def append(self, line: bytes) -> None:
-        """Adds one line and fsyncs it; a failed write is undone.
+        """Adds one line, or several, and fsyncs; a failed write is undone.
 
         Raises:
             ValueError: The line is longer than readers accept.

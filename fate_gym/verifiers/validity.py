@@ -25,7 +25,7 @@ def verify_validity(transcript: Transcript) -> AxisVerdict:
         if call.outcome in WRONG_CALLS:
             wrong.append(f"call {call.id} ({call.name}): {call.outcome}")
         elif call.outcome == "tool_error":
-            identity = _identity(call)
+            identity = call_identity(call)
             if identity in failed_before:
                 wrong.append(f"call {call.id} ({call.name}): repeats a call that failed")
             failed_before.add(identity)
@@ -34,5 +34,6 @@ def verify_validity(transcript: Transcript) -> AxisVerdict:
     return AxisVerdict.scored((units - len(wrong)) / units, RULE, wrong)
 
 
-def _identity(call: CallRecord) -> str:
+def call_identity(call: CallRecord) -> str:
+    """Returns what two calls share that are the same: the tool and its arguments, in whatever order."""
     return json.dumps([call.name, call.arguments], sort_keys=True)

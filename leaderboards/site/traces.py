@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fate_gym.episode import Episode
-from fate_gym.leaderboards.site.locate import locate
 from fate_gym.leaderboards.site.text import Budget, short
+from fate_gym.locate import locate
 from fate_gym.rewards import AxisVerdict
 
 MOST_ENTRIES: Final = 250

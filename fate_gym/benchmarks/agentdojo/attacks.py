@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from agentdojo.agent_pipeline.base_pipeline_element import BasePipelineElement
@@ -11,6 +12,7 @@ from agentdojo.attacks.attack_registry import ATTACKS
 from agentdojo.models import MODEL_NAMES
 from agentdojo.task_suite.task_suite import TaskSuite
 
+from fate_gym.attack import attack_label, is_attack
 from fate_gym.benchmarks.agentdojo.model_names import known_model
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
 from fate_gym.errors import unknown
@@ -54,6 +56,40 @@ def is_dos(name: str) -> bool:
     if name not in attack_names():
         raise ValueError(unknown("attack", name, attack_names()))
     return bool(ATTACKS[name].is_dos_attack)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPayloads:
+    """An attack that a user made of texts.
+
+    Attributes:
+        label: Its name in results, "custom" or "custom:NAME".
+        everywhere: Vector -> text, for every task; {} where each task has its own.
+        by_task: Task id -> vector -> text; None where all tasks have the same.
+    """
+
+    label: str
+    everywhere: Mapping[str, str]
+    by_task: Mapping[str, Mapping[str, str]] | None = None
+
+    @classmethod
+    def read(cls, attack: Mapping[str, Any]) -> OwnPayloads:
+        """Reads `{vector: text}` or `{"name": NAME, "payloads": {task_id: {vector: text}}}`.
+
+        Raises:
+            ValueError: It is neither.
+        """
+        if not is_attack(attack):
+            raise ValueError("payloads must be texts by vector, or a `name` and `payloads`: task id -> vector -> text")
+        label = str(attack_label(attack))
+        own = attack.get("payloads")
+        return cls(label, {}, own) if isinstance(own, Mapping) else cls(label, attack)
+
+    def injections(self, task_id: str, vectors: Collection[str]) -> dict[str, str]:
+        """Returns vector -> text for one task; of the texts for every task those whose vectors its suite has."""
+        if self.by_task is not None:
+            return dict(self.by_task[task_id])
+        return {vector: text for vector, text in self.everywhere.items() if vector in vectors}
 
 
 class RegisteredAttack:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.resources
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, Literal, get_args
 
@@ -16,7 +16,7 @@ from agentdojo.task_suite.task_suite import TaskSuite
 from fate_gym.benchmark import Benchmark
 from fate_gym.benchmark import World as BaseWorld
 from fate_gym.benchmarks.agentdojo import splits
-from fate_gym.benchmarks.agentdojo.attacks import RegisteredAttack, attack_names, is_dos, resolve_name
+from fate_gym.benchmarks.agentdojo.attacks import OwnPayloads, RegisteredAttack, attack_names, is_dos, resolve_name
 from fate_gym.benchmarks.agentdojo.candidates import candidates
 from fate_gym.benchmarks.agentdojo.grader_notes import notes, verified
 from fate_gym.benchmarks.agentdojo.model_names import DEFAULT_NAME, check_name
@@ -38,7 +38,6 @@ Encoding = Literal["official", "literal"]
 
 NO_INJECTION = "none"
 DENIAL_OF_SERVICE = "dos"
-CUSTOM = "custom"
 
 
 class AgentDojo(Benchmark):
@@ -50,7 +49,8 @@ class AgentDojo(Benchmark):
     Args:
         suite: The name of a suite, several names, or "all".
         version: Version of AgentDojo's benchmark.
-        attack: None, the name of a registered attack, or payloads of the user as `{vector: text}`.
+        attack: None, the name of a registered attack, or payloads of the user: `{vector: text}` for all tasks, or
+            `{"name": NAME, "payloads": {task_id: {vector: text}}}` for those tasks alone.
         split: None for every pair; "train", "dev", "test" or a label of the split file. Without an attack, and under
             denial of service, a split consists of the user tasks that occur in its pairs.
         fold: The fold of version 2 of the split, from 0 to 4; None for version 1.
@@ -75,7 +75,7 @@ class AgentDojo(Benchmark):
         *,
         suite: str | Sequence[str] = "all",
         version: str = "v1.2.2",
-        attack: str | Mapping[str, str] | None = None,
+        attack: str | Mapping[str, Any] | None = None,
         split: str | None = None,
         fold: int | None = None,
         trace: Trace = "official",
@@ -91,7 +91,7 @@ class AgentDojo(Benchmark):
         # Upstream's properties choose the tasks of a version anew on every access.
         self._user_tasks = {name: chosen.user_tasks for name, chosen in self._suites.items()}
         self._injection_tasks = {name: chosen.injection_tasks for name, chosen in self._suites.items()}
-        self._attack = None if attack in (None, NO_INJECTION) else attack
+        self._attack = _read_attack(attack)
         splits.check_fold(fold)
         self._split, self._fold = split, fold
         self._trace: Trace = trace
@@ -120,7 +120,7 @@ class AgentDojo(Benchmark):
     @property
     def attack_name(self) -> str | None:
         """The name of the attack; "custom" for payloads that the user gave."""
-        return CUSTOM if isinstance(self._attack, Mapping) else self._attack
+        return self._attack.label if isinstance(self._attack, OwnPayloads) else self._attack
 
     def task(self, task_id: str) -> Task:
         """Returns the description of a task.
@@ -173,6 +173,19 @@ class AgentDojo(Benchmark):
         attacked = None if goal == NO_INJECTION else _demonstrate(self._injection_tasks[name][goal], world)
         return GroundTruth(solved, attacked, world.payloads)
 
+    def payloads(self, task_id: str) -> dict[str, str]:
+        """Returns what is injected for a task: vector -> text, as the attack gives it."""
+        name, user, goal = task_id.split("/")
+        suite = self._suites[name]
+        if self._attack is None:
+            return {}
+        if isinstance(self._attack, OwnPayloads):
+            return self._attack.injections(task_id, _template(suite).vectors)
+        if name not in self._attacks:
+            readable = candidates(self._version, suite)
+            self._attacks[name] = RegisteredAttack(self._attack, suite, _template(suite), readable, self._model_name)
+        return self._attacks[name].injections(user, None if goal == DENIAL_OF_SERVICE else goal)
+
     def injection_goal(self, task_id: str) -> str | None:
         """Returns the goal that AgentDojo gives the injection task; None for denial of service, which has no task."""
         name, _, goal = task_id.split("/")
@@ -205,14 +218,36 @@ class AgentDojo(Benchmark):
         )
 
     def _list_tasks(self, verified_only: bool) -> list[str]:
+        if isinstance(self._attack, OwnPayloads) and self._attack.by_task is not None:
+            return self._list_named(self._attack.by_task, verified_only)
         tasks = []
         for name, suite in self._suites.items():
             for user in self._attackable(name, suite):
-                for goal in self._goals(name):
-                    known = (user,) if goal in (NO_INJECTION, DENIAL_OF_SERVICE) else (user, goal)
-                    if self._in_split(name, *known) and (not verified_only or verified(name, *known)):
-                        tasks.append(f"{name}/{user}/{goal}")
+                goals = self._goals(name)
+                tasks += [f"{name}/{user}/{goal}" for goal in goals if self._is_wanted(name, user, goal, verified_only)]
         return tasks
+
+    def _list_named(self, task_ids: Iterable[str], verified_only: bool) -> list[str]:
+        """Returns the tasks that own payloads name.
+
+        Raises:
+            ValueError: One of them is no task under attack of these suites.
+        """
+        tasks = []
+        for task_id in task_ids:
+            name, user, goal = task_id.split("/") if task_id.count("/") == 2 else ("", "", "")
+            known = user in self._user_tasks.get(name, ())
+            if not known or goal not in (*self._injection_tasks[name], DENIAL_OF_SERVICE):
+                raise ValueError(
+                    f"payloads are given for {task_id!r}, which is no SUITE/USER_TASK/INJECTION_TASK of these"
+                )
+            if self._is_wanted(name, user, goal, verified_only):
+                tasks.append(task_id)
+        return tasks
+
+    def _is_wanted(self, name: str, user: str, goal: str, verified_only: bool) -> bool:
+        known = (user,) if goal in (NO_INJECTION, DENIAL_OF_SERVICE) else (user, goal)
+        return self._in_split(name, *known) and (not verified_only or verified(name, *known))
 
     def _attackable(self, name: str, suite: TaskSuite[Any]) -> list[str]:
         """Returns the user tasks; under attack, only those whose ground truth reads a vector that the attack uses."""
@@ -220,13 +255,13 @@ class AgentDojo(Benchmark):
         if self._attack is None:
             return users
         readable = candidates(self._version, suite)
-        if not isinstance(self._attack, Mapping):
+        if not isinstance(self._attack, OwnPayloads):
             return [user for user in users if readable[user]]
         valid = {vector for suite in self._suites.values() for vector in _template(suite).vectors}
-        unknown = sorted(set(self._attack) - valid)
+        unknown = sorted(set(self._attack.everywhere) - valid)
         if unknown:
             raise ValueError(f"unknown injection vectors {unknown}; these suites have: {', '.join(sorted(valid))}")
-        return [user for user in users if set(readable[user]) & set(self._attack)]
+        return [user for user in users if set(readable[user]) & set(self._attack.everywhere)]
 
     def _goals(self, name: str) -> list[str]:
         if self._attack is None:
@@ -244,10 +279,10 @@ class AgentDojo(Benchmark):
         return "/".join(parts) in _users_of(labels, self._fold)
 
     def _start(self, task_id: str) -> Start:
-        name, user, goal = task_id.split("/")
+        name, user, _goal = task_id.split("/")
         suite = self._suites[name]
         template = _template(suite)
-        injections = {vector: self._encode(text) for vector, text in self._payloads(name, user, goal).items()}
+        injections = {vector: self._encode(text) for vector, text in self.payloads(task_id).items()}
         # Placing them first names the vector of a text that cannot be placed.
         template.environment(injections)
         opening = [
@@ -256,18 +291,6 @@ class AgentDojo(Benchmark):
         ]
         payloads = tuple(dict.fromkeys(placed(text) for text in injections.values()))
         return Start(opening, _schemas(suite), injections, payloads)
-
-    def _payloads(self, name: str, user: str, goal: str) -> dict[str, str]:
-        """Vector -> text, before encoding."""
-        suite = self._suites[name]
-        if self._attack is None:
-            return {}
-        if isinstance(self._attack, Mapping):
-            return {vector: text for vector, text in self._attack.items() if vector in _template(suite).vectors}
-        if name not in self._attacks:
-            readable = candidates(self._version, suite)
-            self._attacks[name] = RegisteredAttack(self._attack, suite, _template(suite), readable, self._model_name)
-        return self._attacks[name].injections(user, None if goal == DENIAL_OF_SERVICE else goal)
 
 
 @cache
@@ -329,6 +352,12 @@ def _demonstrate(task: Any, world: AgentDojoWorld) -> Demonstration:
     for name, arguments in calls:
         world.call(name, arguments)
     return Demonstration(calls, task.GROUND_TRUTH_OUTPUT)
+
+
+def _read_attack(attack: str | Mapping[str, Any] | None) -> str | OwnPayloads | None:
+    if isinstance(attack, Mapping):
+        return OwnPayloads.read(attack)
+    return None if attack == NO_INJECTION else attack
 
 
 def _choose(names: str | Sequence[str], available: Mapping[str, TaskSuite[Any]]) -> dict[str, TaskSuite[Any]]:
