@@ -15,6 +15,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
@@ -236,7 +237,7 @@ class Disclosure:
         if name is None or self.own_name is None:
             return None
         module, _, function = self.own_name.partition(":")
-        own: bool = getattr(importlib.import_module(module), function)(str(name), agent)
+        own: bool = getattr(import_module(module), function)(str(name), agent)
         return None if own else str(name)
 
 
