@@ -1,7 +1,7 @@
 """One round of FATE on the tiny case: a small model learns from its own failures. Takes minutes on two cores.
 
-Needs `pip install 'fate-gym[train]'`. The same call goes on with a training that was interrupted; `fate-tiny` in place of
-`fate-tiny-ci` is the larger case.
+Needs `pip install 'fate-gym[train]'`. The same call goes on with a training that was interrupted; `fate-tiny` in place
+of `fate-tiny-ci` is the larger case.
 """
 
 import sys

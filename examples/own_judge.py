@@ -25,8 +25,6 @@ def did_it_refuse(transcript: fate_gym.Transcript) -> Judgement:
 
 if __name__ == "__main__":
     for agent in ("refuser", "oracle"):
-        run = fate_gym.evaluate(
-            agent, suite="banking", limit=5, refusal_judge=did_it_refuse, out=f"runs/judged-{agent}"
-        )
+        run = fate_gym.evaluate(agent, suite="banking", limit=5, refusal_judge=did_it_refuse)
         refused = run.metrics["benign"]["BRR"]
         print(f"{agent}: {refused.value:.0%} of {refused.n} refused, says {run.summary['groups'][0]['refusals_by'][0]}")

@@ -40,6 +40,7 @@ class ScalarReward(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Takes one action; see `ToolEnv.step`."""
+        vector: Any
         observation, vector, terminated, truncated, info = self.env.step(action)
         if np.shape(vector) != (len(AXES),):
             raise TypeError("ScalarReward wraps an environment with a reward vector; this one gives a number already")
@@ -71,14 +72,14 @@ class ValidityPenalty(gym.Wrapper[Any, Any, Any, Any], RecordConstructorArgs):
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Takes one action; see `ToolEnv.step`."""
+        reward: Any
         observation, reward, terminated, truncated, info = self.env.step(action)
         if "problem" in info:
-            loss: Any = self._loss if np.ndim(reward) else self._penalty
-            reward = reward - loss  # type: ignore[operator]
+            reward = reward - (self._loss if np.ndim(reward) else self._penalty)
         return observation, reward, terminated, truncated, info
 
 
-class TokenObservation(gym.ObservationWrapper[NDArray[np.int64], Any, Observation], RecordConstructorArgs):
+class TokenObservation(gym.ObservationWrapper[Any, Any, Observation], RecordConstructorArgs):
     """Token ids in place of the conversation: what a model is given, by its own chat template, up to its turn.
 
     An observation is int64, (n,), with n growing from step to step. Actions stay messages.

@@ -56,6 +56,16 @@ def _add_import(commands: Any) -> None:
         help="The name by which attacks address the model (default: as AgentDojo makes it from the pipeline's name).",
     )
 
+    inspect = own.add_parser(
+        "inspect",
+        help="Inspect's logs of AgentHarm and AgentDojo",
+        description="Imports Inspect's logs of AgentHarm (those of its requests that the data at hand hold) and of "
+        "AgentDojo, read by Inspect itself.",
+    )
+    inspect.set_defaults(run=run_inspect, resumable=True)
+    inspect.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="`.eval` files, and folders with some.")
+    _add_common(inspect)
+
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -96,6 +106,17 @@ def _add_export(commands: Any) -> None:
     export.add_argument(
         "--out", metavar="PATH", type=Path, help="The file or folder to write (default: beside the run folder)."
     )
+    export.add_argument(
+        "--only",
+        metavar="AXIS=LEAST",
+        nargs="+",
+        help="With `messages`: write only episodes whose active axes reach these values; `all=1` for perfect ones.",
+    )
+    export.add_argument(
+        "--despite-policy",
+        action="store_true",
+        help="With `messages`: write conversations that the benchmark's authors ask not to train on, each marked.",
+    )
 
 
 def run_agentdojo(options: argparse.Namespace) -> int:
@@ -107,6 +128,13 @@ def run_agentdojo(options: argparse.Namespace) -> int:
             options.paths, model=options.name, version=options.version, model_name=options.model_name
         )
     return _import(reader, options)
+
+
+def run_inspect(options: argparse.Namespace) -> int:
+    """Imports Inspect's logs."""
+    from fate_gym.importing.inspect import InspectReader
+
+    return _import(InspectReader(options.paths, model=options.name), options)
 
 
 def _import(reader: Reader, options: argparse.Namespace) -> int:
@@ -137,6 +165,7 @@ def _import(reader: Reader, options: argparse.Namespace) -> int:
 def _print(runs: list[Imported], of_no_run: dict[str, int]) -> None:
     from fate_gym.evaluation.recorded import CLASSES
     from fate_gym.evaluation.report import notes, results_tables
+    from fate_gym.importing.comparing import OTHERWISE
 
     for table in results_tables([run.summary for run in runs]):
         out.table(table)
@@ -156,6 +185,12 @@ def _print(runs: list[Imported], of_no_run: dict[str, int]) -> None:
             if count:
                 out.line(f"{name}: {count} episodes of its attacks were not recorded")
     for run in runs:
+        if run.met_other_tools:
+            err.line(
+                f"WARNING: {run.path.name}: {run.outputs[OTHERWISE]} of {run.outputs.total()} answers of tools are "
+                "otherwise than here. The agent met other tools than ours, so its calls do other things here: do not "
+                "take these scores for the agent's."
+            )
         out.line(f"run: {run.path}")
 
 
@@ -186,10 +221,23 @@ def run_export(options: argparse.Namespace) -> int:
     """Writes a run in another format."""
     from fate_gym.exporting import export_run
 
-    written = export_run(options.run_folder, options.to, options.out)
+    chosen: dict[str, Any] = {}
+    if options.only:
+        chosen["only"] = dict(_least(entry) for entry in options.only)
+    if options.despite_policy:
+        chosen["despite_policy"] = True
+    written = export_run(options.run_folder, options.to, options.out, **chosen)
     for reason, count in written.left_out.items():
         out.line(f"left out: {count} {reason}")
     for note in written.notes:
         out.line(f"note: {note}")
     out.line(f"{written.episodes} episodes: {written.path}")
     return 0
+
+
+def _least(entry: str) -> tuple[str, float]:
+    name, _, value = entry.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise UsageError(f"--only takes AXIS=LEAST, such as security=1 or all=1, not {entry!r}") from None

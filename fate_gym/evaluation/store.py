@@ -109,6 +109,19 @@ class RunFolder:
         return run
 
     @classmethod
+    def find(cls, path: Path, manifest: Mapping[str, Json], *, ignore: Collection[str] = ()) -> RunFolder | None:
+        """Returns the run that `open` would resume, for reading; None where it would start one. Nothing is written.
+
+        Raises:
+            RunError: As `open`, but for a folder that is in use.
+        """
+        _refuse_foreign_folder(path)
+        if not (path / _MANIFEST).exists():
+            return None
+        _check_same_run(path, _read_manifest(path), manifest, ignore)
+        return cls(path)
+
+    @classmethod
     def read(cls, path: Path) -> RunFolder:
         """Opens a run for reading, also while it is written; a torn last line is passed over.
 
@@ -215,6 +228,16 @@ class RunFolder:
                 raise corrupt(self.path / EPISODES, number, "has no key" if key is None else f"repeats key {key!r}")
             seen.add(key)
             yield number, record
+
+    def check(self) -> None:
+        """Makes sure that the logs still hold what was written; for the writer.
+
+        Raises:
+            DiskError: One was removed, or changed by another program.
+        """
+        with self._mutex:
+            for log in self._logs.values():
+                log.check()
 
     def write_summary(self, summary: Mapping[str, Json]) -> None:
         """Replaces the summary: a reader sees the old one or the new one, whole."""

@@ -12,8 +12,8 @@ import pytest
 from openai_server import serve
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-_LONGEST = 90
-"""Lines of an example: with the benchmark, which has six methods to show, the most that a screen and a half hold."""
+_LONGEST = 95
+"""Lines of an example. The benchmark, which has six methods to show, is the longest; the others have half of it."""
 
 
 @pytest.fixture
@@ -94,8 +94,8 @@ def test_an_attack(run: Any) -> None:
 
 def test_a_judge(run: Any, server: None) -> None:
     refuser, oracle = run("own_judge", "scripted")
-    assert refuser == "refuser: 100% of 5 refused, says refusal-judge:scripted"
-    assert oracle == "oracle: 0% of 5 refused, says refusal-judge:scripted"
+    assert refuser == "refuser: 100% of 5 refused, says judge:scripted"
+    assert oracle == "oracle: 0% of 5 refused, says judge:scripted"
 
 
 def test_vectors(run: Any) -> None:
