@@ -15,7 +15,7 @@ FOLDERS := $(shell find fate_gym agents configs leaderboards trainers -type d -n
 
 PYTEST_FAST := -m "not slow and not bench" -n auto --dist loadscope
 
-.PHONY: demo train-demo test test-slow test-newest test-oldest docs bench fuzz soak crashes mutants lint typecheck lock clean
+.PHONY: demo train-demo test test-slow test-newest test-oldest docs bench fuzz soak crashes mutants smollm2 lint typecheck lock clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/fate-gym eval --config demo
@@ -72,6 +72,12 @@ soak: $(STAMP)
 crashes: $(STAMP)
 	$(BIN)/python tests/support/crashes.py evaluation
 	$(BIN)/python tests/support/crashes.py training
+
+# A small pretrained model, for who has no access to a model hub: --agent hf:$(SMOLLM2) --agent-arg chat_template=hermes
+SMOLLM2 := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fate-gym/smollm2-135m-instruct
+smollm2: $(STAMP)
+	$(BIN)/pip install --quiet gguf==0.19.0
+	$(BIN)/python tools/smollm2.py $(SMOLLM2)
 
 MUTANTS := 10000
 mutants: $(STAMP)

@@ -13,9 +13,11 @@ from fate_gym.agents.replay import Replay
 from fate_gym.agents.scripted import NOOP, REFUSER, Answerer, Gullible, Oracle
 from fate_gym.arguments import Described, check_arguments, describe
 from fate_gym.errors import unknown
+from fate_gym.plugins import load_plugin
 from fate_gym.rollout import Agent, FunctionAgent, Reply, Session, as_agent
 
 __all__ = [
+    "REFERENCES",
     "SPECS",
     "Agent",
     "Answerer",
@@ -62,6 +64,9 @@ _WITH_OPTIONS: Final = {
 }
 """Loaded when they are asked for: the clients and libraries behind them are heavy."""
 
+REFERENCES = frozenset((*_BUILT_IN, "turn-count"))
+"""Agents that follow a script: marks by which to measure others, never competitors."""
+
 
 def load_agent(spec: str, *, defences: Sequence[str] = (), **options: Any) -> Agent:
     """Makes an agent from its short text, one of `SPECS`.
@@ -73,7 +78,8 @@ def load_agent(spec: str, *, defences: Sequence[str] = (), **options: Any) -> Ag
 
     Raises:
         ValueError: The text names no agent, or a defence is unknown.
-        UsageError: An option is unknown to the agent.
+        UsageError: An option is unknown to the agent, or an agent of your own is not where the text says.
+        PluginError: The module of an agent of your own raised while it was imported.
     """
     agent = _load(spec, options)
     if not defences:
@@ -114,7 +120,7 @@ def _load(spec: str, options: dict[str, Any]) -> Agent:
     if kind == "replay" and rest:
         return Replay(Path(rest))
     if kind == "import" and rest:
-        return _import(rest)
+        return as_agent(load_plugin(rest))
     raise ValueError(unknown("agent", spec, SPECS))
 
 
@@ -122,11 +128,3 @@ def _class(kind: str) -> Callable[..., Agent]:
     module, _, name = _WITH_OPTIONS[kind].partition(":")
     made: Callable[..., Agent] = getattr(importlib.import_module(module), name)
     return made
-
-
-def _import(target: str) -> Agent:
-    module, _, name = target.partition(":")
-    try:
-        return as_agent(getattr(importlib.import_module(module), name))
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"import:{target} names nothing that can be imported: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fate_gym.agents.scripted import ScriptedAgent
 from fate_gym.chat import Message
 from fate_gym.env import Observation
 from fate_gym.rollout import Agent, Reply, Session
@@ -11,7 +12,7 @@ from fate_gym.task import Task
 
 
 @dataclass(frozen=True)
-class TurnCount(Agent):
+class TurnCount(ScriptedAgent):
     """Calls a trajectory unsafe by its number of turns alone, as the observation gives it.
 
     Where labels are asked for, an unsafe verdict has the first of each dimension.

@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 import yaml
 
+from fate_gym.storage import is_finite
+
 Prices: TypeAlias = Mapping[str, Mapping[str, float]]
 """Model -> USD per million tokens: `input`, `output` and, where it differs from `input`, `cached`."""
 
@@ -30,9 +32,10 @@ def check_prices(table: Prices) -> None:
     """
     for model, prices in table.items():
         known = isinstance(prices, Mapping) and {"input", "output"} <= set(prices) <= {"input", "output", "cached"}
-        if not known or not all(isinstance(price, int | float) and price >= 0 for price in prices.values()):
+        if not known or not all(is_finite(price) and price >= 0 for price in prices.values()):
             raise ValueError(
-                f"prices[{model!r}] must hold input, output and perhaps cached, in USD per million tokens, got {prices}"
+                f"prices[{model!r}] must hold input, output and perhaps cached, in USD per million tokens, as in "
+                f"prices={{{model}: {{input: 1.0, output: 2.0}}}}, got {prices}"
             )
 
 

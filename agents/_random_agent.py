@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fate_gym.agents.scripted import ScriptedAgent
 from fate_gym.chat import Json, Message
 from fate_gym.env import Observation
-from fate_gym.rollout import Agent, Reply, Session
+from fate_gym.rollout import Reply, Session
 from fate_gym.task import Task
 
 _WORDS = ("alpha", "bravo", "charlie", "delta", "echo", "1", "2024-05-15", "someone@example.com")
@@ -17,7 +18,7 @@ _STOP = 0.25
 _MAX_ITEMS = 3
 
 
-class RandomAgent(Agent):
+class RandomAgent(ScriptedAgent):
     """Calls tools at random and stops after a few messages; the same seed gives the same episode."""
 
     name = "random"

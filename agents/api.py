@@ -96,7 +96,8 @@ class OpenAIAgent(Agent):
         content_filter: What a turn is that the provider's content filter stopped: a "refusal" of the provider, which
             is scored, or an "error", which leaves the episode unscored.
         extra_body: Further fields of each request; they win over all others.
-        prices: USD per million tokens (`Prices`), above the shipped ones, which hold for OpenAI's own server only.
+        prices: USD per million tokens, as `{MODEL: {input: 1.0, output: 2.0, cached: 0.5}}` (`cached` only where it
+            differs from `input`), above the shipped ones, which hold for OpenAI's own server only.
         api_key_env: Environment variable that holds the key; a server that you run may need none.
         backoff_seconds: Bound of the first wait between attempts.
 
@@ -147,9 +148,14 @@ class OpenAIAgent(Agent):
         self._stream = stream
         self._content_filter = content_filter
         self._prices = {**({} if base_url else shipped_prices()), **(prices or {})}
+        self.unpriced = self.cost({"prompt_tokens": 1, "completion_tokens": 1}) is None
         self._policy = RetryPolicy(max_attempts, backoff_seconds)
         self._refused_fields: frozenset[str] = frozenset()
         self._oddities: Counter[str] = Counter()
+
+    def cost(self, usage: Mapping[str, float]) -> float | None:
+        """Returns what so many tokens cost, in USD; None where the price of the model is unknown."""
+        return cost(self._model, usage, self._prices)
 
     def start(self, task: Task, seed: int) -> Session:
         """Begins an episode."""
@@ -298,7 +304,7 @@ class OpenAIAgent(Agent):
 
     def _with_cost(self, usage: dict[str, float]) -> dict[str, float]:
         """Returns the usage with its cost, where the price is known and the counts can be true."""
-        spent = cost(self._model, usage, self._prices) if _is_plausible(usage) else None
+        spent = self.cost(usage) if _is_plausible(usage) else None
         return usage | given(cost_usd=spent)
 
     def _note_early_overflow(self, observation: Observation) -> None:

@@ -6,13 +6,18 @@ import json
 import logging
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 from fate_gym.agents._malformed import malformed_call
 from fate_gym.agents.response_templates import PROBE_CALL, PROBE_QUESTION, PROBE_TOOL, ResponseTemplate
 from fate_gym.chat import Message, ToolSchema
+from fate_gym.errors import UsageError, unknown
 
 _log = logging.getLogger(__name__)
+_JINJA = ".jinja"
 
 _MARKER = "fategymmarker"
 """Stands for what the model said where only what the chat template adds after it matters."""
@@ -116,6 +121,29 @@ class ChatFormat:
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+
+def chat_templates() -> tuple[str, ...]:
+    """Returns the names of the chat templates that ship with the package."""
+    return tuple(sorted(entry.name.removesuffix(_JINJA) for entry in _shipped().iterdir()))
+
+
+def read_chat_template(name: str) -> str:
+    """Reads a chat template: one that ships with the package, by its name, or a file in Jinja.
+
+    Raises:
+        UsageError: There is neither.
+    """
+    if name in chat_templates():
+        return (_shipped() / f"{name}{_JINJA}").read_text("utf-8")
+    try:
+        return Path(name).read_text("utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{unknown('chat template', name, chat_templates())}, or a file: {one_line(error)}") from error
+
+
+def _shipped() -> Traversable:
+    return resources.files("fate_gym.agents") / "chat_templates"
 
 
 def _as_templates_take(messages: Iterable[Message]) -> list[Message]:

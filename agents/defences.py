@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fate_gym.agents._defence import Begin, Defence, View
 from fate_gym.chat import Message
@@ -196,6 +196,7 @@ class _Defended(Agent):
         self.name = f"{agent.name}+{defence.name}"
         self.privileged = agent.privileged
         self.contaminated_by = agent.contaminated_by
+        self.unpriced = agent.unpriced
         self._agent = agent
         self._defence = defence
 
@@ -205,6 +206,9 @@ class _Defended(Agent):
     @property
     def exhausted(self) -> str | None:  # type: ignore[override]
         return self._agent.exhausted
+
+    def cost(self, usage: Mapping[str, float]) -> float | None:
+        return self._agent.cost(usage)
 
     async def check(self, *, tools: bool = False) -> None:
         await self._agent.check(tools=tools)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fate_gym.agents._batching import MicroBatcher
-from fate_gym.agents.chat_format import ChatFormat, one_line
+from fate_gym.agents.chat_format import ChatFormat, chat_templates, one_line, read_chat_template
 from fate_gym.agents.marks import contamination
 from fate_gym.agents.response_templates import (
     PROBE_QUESTION,
@@ -27,6 +29,10 @@ from fate_gym.task import Task
 
 if TYPE_CHECKING:
     from fate_gym.agents._generation import Completion, GenerationRequest
+
+
+_SPECIAL = re.compile(r"<\|\w+\|>")
+"""Tokens that chat templates write, in the form that nearly all models have."""
 
 
 class LocalAgent(Agent):
@@ -49,6 +55,8 @@ class LocalAgent(Agent):
         max_context: Most tokens of prompt and reply together; the model's own limit if None.
         cache_gib: Most memory, in GiB, for the keys and values of what was read already: the turns of conversations
             under way, and the beginnings that episodes share. 0 keeps none.
+        chat_template: How conversations are written, for a model whose own template takes no tools: a name in
+            `chat_templates/`, such as "hermes", or a file in Jinja; None for the tokenizer's own.
         response_template: How the model writes tool calls: a name in `response_templates.yaml` or a mapping in
             transformers' format; None for the tokenizer's own or whatever fits the chat template.
         chat_template_kwargs: Further variables of the chat template, such as {"enable_thinking": False}. Llama 3's
@@ -58,6 +66,8 @@ class LocalAgent(Agent):
     Raises:
         ValueError: A number is out of its range.
     """
+
+    unpriced = True
 
     def __init__(
         self,
@@ -73,6 +83,7 @@ class LocalAgent(Agent):
         max_batch: int = 32,
         max_context: int | None = None,
         cache_gib: float = 2.0,
+        chat_template: str | None = None,
         response_template: str | Mapping[str, Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         seed: int = 0,
@@ -91,6 +102,7 @@ class LocalAgent(Agent):
         self._max_batch = max_batch
         self._max_context = max_context
         self._cache_gib = cache_gib
+        self._chat_template = chat_template
         self._response_template = response_template
         self._chat_template_kwargs = dict(chat_template_kwargs or {})
         self._loading = threading.Lock()
@@ -159,7 +171,10 @@ class LocalAgent(Agent):
 
         from fate_gym.agents._generation import Generator
 
-        model, tokenizer = self._loaded or (None, load_tokenizer(self.model, self._chat_template_kwargs))
+        model, tokenizer = self._loaded or (
+            None,
+            load_tokenizer(self.model, chat_template=self._chat_template, variables=self._chat_template_kwargs),
+        )
         template = choose_response_template(tokenizer, self._response_template, self._chat_template_kwargs)
         if model is None:
             model = self._load_weights()
@@ -250,22 +265,35 @@ class _LocalSession:
         return chat.prompt(messages, tools)
 
 
-def load_tokenizer(model: str, chat_template_kwargs: Mapping[str, Any]) -> Any:
-    """Loads a tokenizer whose chat template takes tools; no code from its folder runs.
+def load_tokenizer(
+    model: str, *, chat_template: str | None = None, variables: Mapping[str, Any] = MappingProxyType({})
+) -> Any:
+    """Loads a tokenizer with a chat template that takes tools; no code from its folder runs.
+
+    Args:
+        model: A folder, or an id on the hub.
+        chat_template: As in `LocalAgent`.
+        variables: Further variables of the chat template.
 
     Raises:
-        UsageError: It has no chat template, or one that takes no tools.
+        UsageError: It has no chat template, one that takes no tools, or one whose tokens it does not know.
     """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    if chat_template is not None:
+        tokenizer.chat_template = read_chat_template(chat_template)
+        if strange := sorted(set(_SPECIAL.findall(tokenizer.chat_template)) - set(tokenizer.get_vocab())):
+            raise UsageError(f"its tokenizer has no token {strange[0]}, which chat_template {chat_template} writes")
     if not tokenizer.chat_template:
         raise UsageError("it has no chat template, so it is not a chat model")
     prompt = tokenizer.apply_chat_template(
-        [PROBE_QUESTION], tools=[PROBE_TOOL], tokenize=False, add_generation_prompt=True, **chat_template_kwargs
+        [PROBE_QUESTION], tools=[PROBE_TOOL], tokenize=False, add_generation_prompt=True, **variables
     )
     if PROBE_TOOL["function"]["name"] not in prompt:
-        raise UsageError("its chat template takes no tools")
+        raise UsageError(
+            f"its chat template takes no tools; chat_template={' or '.join(chat_templates())}, or a file, writes them"
+        )
     return tokenizer
 
 

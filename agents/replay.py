@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fate_gym.agents.scripted import ScriptedAgent
 from fate_gym.errors import ProviderError
 from fate_gym.evaluation.replaying import Recording
 from fate_gym.evaluation.store import RunFolder
-from fate_gym.rollout import Agent, Session
+from fate_gym.rollout import Session
 from fate_gym.task import Task
 
 
-class Replay(Agent):
+class Replay(ScriptedAgent):
     """Plays the scored episodes of a run again, each for its task, attack and seed.
 
     Args:

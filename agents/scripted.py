@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fate_gym.chat import Message
@@ -14,7 +15,15 @@ _MESSAGES = 7
 """A demonstration takes at most so many messages, so that a user's and an attacker's fit the usual 15 rounds."""
 
 
-class Oracle(Agent):
+class ScriptedAgent(Agent):
+    """An agent without a model."""
+
+    def cost(self, usage: Mapping[str, float]) -> float:
+        """A script costs nothing."""
+        return 0.0
+
+
+class Oracle(ScriptedAgent):
     """Does exactly what the user asked, from the ground truth; whatever a tool says."""
 
     name = "oracle"
@@ -25,7 +34,7 @@ class Oracle(Agent):
         return _Follower(_ground_truth(task), obeys=False)
 
 
-class Gullible(Agent):
+class Gullible(ScriptedAgent):
     """Does what the user asked, then obeys an injected instruction if it has really seen one in a tool's output."""
 
     name = "gullible"
@@ -37,7 +46,7 @@ class Gullible(Agent):
 
 
 @dataclass(frozen=True)
-class Answerer(Agent):
+class Answerer(ScriptedAgent):
     """Answers at once with a fixed text, and calls nothing."""
 
     name: str

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections.abc
 import inspect
+import os
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -84,29 +86,35 @@ def describe(
     return Described(_one_line(text.short_description or ""), text.long_description or "", tuple(arguments))
 
 
-def check_arguments(thing: Callable[..., Any], given: Iterable[str], *, of: str, beside: Sequence[str] = ()) -> None:
-    """Checks the names of keyword arguments before they are passed.
+def check_arguments(
+    thing: Callable[..., Any], given: Mapping[str, object], *, of: str, beside: Sequence[str] = ()
+) -> None:
+    """Checks keyword arguments before they are passed: their names, and whether plain values are of the right type.
 
     Args:
         thing: The class or function that receives them.
-        given: The names.
+        given: The arguments.
         of: What the user calls it.
         beside: Names that are known and go elsewhere; an error lists them too.
 
     Raises:
         UsageError: A name is unknown, or an argument without default is missing.
+        ValueError: A value is of another type than the argument.
     """
-    names = set(given)
-    if any(each.kind is each.VAR_KEYWORD for each in inspect.signature(thing).parameters.values()):
-        return
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in inspect.signature(thing).parameters.values())
     parameters = {each.name: each for each in _parameters(thing)}
     known = [*parameters, *beside]
-    for name in sorted(names - parameters.keys()):
+    for name in sorted(() if takes_any else given.keys() - parameters.keys()):
         takes = f"it takes: {', '.join(known)}" if known else "it takes none"
         raise UsageError(f"{of} has no argument {name!r}{did_you_mean(name, known)}; {takes}")
     for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and name not in names:
+        if parameter.default is parameter.empty and name not in given:
             raise UsageError(f"{of} needs the argument {name!r}")
+        if name in given and not _fits(given[name], parameter.annotation):
+            (argument,) = (each for each in describe(thing).arguments if each.name == name)
+            raise ValueError(
+                f"{name} must be {argument.type}, got {repr(given[name])[:80]}. {argument.meaning}".strip()
+            )
 
 
 def _parameters(thing: Callable[..., Any]) -> Iterable[inspect.Parameter]:
@@ -138,6 +146,31 @@ def _type_name(hint: Any) -> str:
     if name == "PathLike":
         return "path"
     return f"{name}[{', '.join(map(_type_name, parts))}]" if parts else str(name)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value can be of a type; True where only the receiver can know."""
+    if not isinstance(value, str | int | float | list | dict | None):
+        return True
+    origin = get_origin(hint) or hint
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if origin is Literal:
+        return any(_fits(value, type(choice)) for choice in get_args(hint))
+    if origin is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if origin is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if origin in (str, bool, list, dict):
+        return isinstance(value, origin)
+    if origin is collections.abc.Mapping:
+        return isinstance(value, dict)
+    if origin is collections.abc.Sequence:
+        return isinstance(value, list)
+    if origin in (None, types.NoneType):
+        return value is None
+    # A plain value is never a function or a path; of other classes nothing is known.
+    return origin not in (collections.abc.Callable, os.PathLike)
 
 
 def _literals(hint: Any) -> Iterator[object]:

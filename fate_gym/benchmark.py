@@ -11,7 +11,6 @@ A benchmark is one class in one file, registered with one call; nothing else cha
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ import gymnasium as gym
 
 from fate_gym.arguments import check_arguments
 from fate_gym.chat import Json, Message, ToolSchema
+from fate_gym.plugins import load_plugin
 from fate_gym.rewards import Axis, AxisVerdict
 from fate_gym.task import DataPolicy, GroundTruth, Task
 from fate_gym.transcript import Transcript
@@ -180,28 +180,15 @@ def load_benchmark(benchmark: str | Benchmark, options: dict[str, Any], *, besid
         if options:
             raise TypeError(f"options {sorted(options)} go to the benchmark's own constructor, which has already run")
         return benchmark
-    made = _named(benchmark)
+    made: type[Benchmark] = load_plugin(benchmark)
     check_arguments(made, options, of=made.__name__, beside=beside)
     return made(**options)
 
 
-def _named(entry_point: str) -> type[Benchmark]:
-    module, _, name = entry_point.partition(":")
-    named: type[Benchmark] = getattr(importlib.import_module(module), name)
-    return named
-
-
 def benchmark_class(env_id: str) -> type[Benchmark]:
-    """Returns the class of a registered environment's benchmark.
-
-    Raises:
-        gymnasium.error.Error: There is no environment of this id.
-        ValueError: It is not one of fate-gym.
-    """
-    spec = gym.spec(env_id)
-    if spec.entry_point != ENTRY_POINT:
-        raise ValueError(f"{env_id} is not an environment of fate-gym; `fate-gym envs` lists them")
-    return _named(str(spec.kwargs["benchmark"]))
+    """Returns the class of a registered environment's benchmark."""
+    named: type[Benchmark] = load_plugin(str(gym.spec(env_id).kwargs["benchmark"]))
+    return named
 
 
 def _bind(cls: type[Benchmark], args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:

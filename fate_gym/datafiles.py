@@ -23,6 +23,9 @@ from fate_gym.task import DataPolicy
 
 _log = logging.getLogger("fate_gym")
 
+_PATIENCE: Final = 10.0
+"""Seconds that the hub has to answer the first request."""
+
 _CHECKSUM = re.compile("[0-9a-f]{8,64}")
 
 
@@ -173,15 +176,24 @@ def fetch_data(data: DataFiles, name: str, out: Path | None = None) -> Path:
     if data.revision is None:
         raise DataError(f"{data.name} is not fetched: take {name} from {data.repo}")
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     except ImportError as error:
         raise DataError("fetching data needs one more package: pip install huggingface_hub") from error
+    place = data.hub_path(name)
     try:
-        cached = Path(hf_hub_download(data.repo, data.hub_path(name), repo_type="dataset", revision=data.revision))
+        cached = _in_cache(data, name)
+        if cached is None:
+            # One request without retries, of which the download makes many: a hub out of reach is told at once.
+            url = hf_hub_url(data.repo, place, repo_type="dataset", revision=data.revision)
+            get_hf_file_metadata(url, timeout=_PATIENCE)
+            cached = Path(hf_hub_download(data.repo, place, repo_type="dataset", revision=data.revision))
         sha256 = hashlib.sha256(cached.read_bytes()).hexdigest()
     except Exception as error:  # the hub's client raises errors of several libraries
         reason = " ".join(str(error).split())[:300]
-        raise DataError(f"{data.repo} did not give {name}: {type(error).__name__}: {reason}") from error
+        raise DataError(
+            f"{data.repo} did not give {name}: {type(error).__name__}: {reason}; where the hub cannot be reached, copy "
+            f"the files into a folder and let {data.variable} name it"
+        ) from error
     if not is_on_record(data, name, sha256):
         raise DataError(f"{data.repo} gave a {name} that is not the one on record (SHA-256 {sha256[:8]}...): {cached}")
     if out is None:

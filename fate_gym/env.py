@@ -113,6 +113,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         self._task_ids = frozenset(self.benchmark.tasks)
         self._task: Task | None = None
         self._problem: str | None = None
+        self._failure: BaseException | None = None
         self._packed_from: list[ToolSchema] | None = None
 
     @property
@@ -125,6 +126,14 @@ class ToolEnv(gym.Env[Observation, Any]):
         """The record of the episode so far."""
         self._require_task()
         return self._transcript
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What a benchmark or a judge raised so that the last episode is unscored; None where nothing did.
+
+        A judge that says of itself that it cannot be asked has raised nothing.
+        """
+        return self._failure
 
     def task(self, task_id: str, *, privileged: bool = False) -> Task:
         """Returns the description of a task; with its ground truth if `privileged`.
@@ -200,7 +209,7 @@ class ToolEnv(gym.Env[Observation, Any]):
             except Exception as error:
                 reason = f"the world failed: {type(error).__name__}: {error}"
                 self._decline_calls(turn, "Not run: the environment failed.", start=position)
-                return self._fail("env_error", reason)
+                return self._fail("env_error", reason, error)
         if self._world.finished:
             return self._end("finished", truncated=False)
         if self.max_messages is not None and len(transcript.messages) >= self.max_messages:
@@ -350,7 +359,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         """Makes an episode the running one."""
         self._task = self.benchmark.task(task_id)
         self._seed, self._world, self._transcript, self._rounds = seed, world, transcript, rounds
-        self._verdict, self._status, self._problem = _NOT_SCORED, "ok", None
+        self._verdict, self._status, self._problem, self._failure = _NOT_SCORED, "ok", None, None
         if world.tools is not self._packed_from:
             # Every observation holds fresh copies, so that no caller can change the next one's tools.
             self._packed_from, self._packed_tools = world.tools, marshal.dumps(world.tools)
@@ -439,17 +448,17 @@ class ToolEnv(gym.Env[Observation, Any]):
             axes = self.benchmark.verify(self._require_task(), self._world, transcript)
             verdict = Verdict(**{"validity": _validity(transcript), **axes})
         except JudgeError as error:
-            return self._fail("judge_error", str(error))
+            return self._fail("judge_error", str(error), error.__cause__)
         except Exception as error:
-            return self._fail("env_error", f"the verifier failed: {type(error).__name__}: {error}")
+            return self._fail("env_error", f"the verifier failed: {type(error).__name__}: {error}", error)
         self._verdict = verdict
         return self._observation(), self._reward(), not truncated, truncated, self._info()
 
-    def _fail(self, status: Status, reason: str) -> Step:
+    def _fail(self, status: Status, reason: str, error: BaseException | None) -> Step:
         """Ends an episode that cannot be scored: the reward is zero, and no axis is active."""
         self._transcript.ended = self._transcript.ended or status
         self._transcript.truncated = True
-        self._verdict, self._status = Verdict.unscored(reason), status
+        self._verdict, self._status, self._failure = Verdict.unscored(reason), status, error
         info = self._info()
         info["error"] = reason
         return self._observation(), self._reward(), False, True, info

@@ -25,6 +25,10 @@ class UsageError(FateGymError):
     """Settings ask for something that cannot be: an unknown model, a missing key, a budget without prices."""
 
 
+class PluginError(FateGymError):
+    """Code that the user named (an agent, a benchmark, a judge) raised; the cause is what it raised."""
+
+
 class DataError(FateGymError):
     """A benchmark's data file is missing, unreadable, or not the one it should be."""
 
@@ -112,7 +116,15 @@ class CallsLeftError(CutError):
     ended = "calls_left"
 
 
-CUTS: Final = {cut.ended: cut for cut in (ContextOverflowError, EndlessReplyError, AbortedError, CallsLeftError)}
+class LimitError(CutError):
+    """A limit of another harness, of messages, tokens or time, ended the episode."""
+
+    ended = "limit"
+
+
+CUTS: Final = {
+    cut.ended: cut for cut in (ContextOverflowError, EndlessReplyError, AbortedError, CallsLeftError, LimitError)
+}
 """How episodes end that something other than the environment cut off; no action of such an episode says so."""
 
 

@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 
 from fate_gym.agents import load_agent
 from fate_gym.agents.defences import defend
+from fate_gym.attack import Attack
 from fate_gym.chat import Json
 from fate_gym.episode import Episode
 from fate_gym.evaluation.config import EvalConfig, model_name
 from fate_gym.evaluation.evaluate import run_evaluation
-from fate_gym.evaluation.plan import DEFAULT_ENV, Attack
+from fate_gym.evaluation.plan import DEFAULT_ENV
 from fate_gym.evaluation.run import Run
 from fate_gym.rollout import ActFunction, Agent, as_agent
 

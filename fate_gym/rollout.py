@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
@@ -71,17 +71,30 @@ class Agent(ABC):
         name: Stands in results.
         privileged: Whether it is given the ground truth (oracles).
         contaminated_by: Benchmark data that its model learned from against the authors' wish; stands in every run.
+        unpriced: Whether its replies cannot say what they cost, so that no budget can be kept.
         exhausted: Why no further episode can be played (a daily quota is spent), None while one can; a run then ends.
     """
 
     name: str
     privileged: bool = False
     contaminated_by: tuple[str, ...] = ()
+    unpriced: bool = False
     exhausted: str | None = None
 
     @abstractmethod
     def start(self, task: Task, seed: int) -> Session:
         """Begins an episode; `task.ground_truth` is set only for privileged agents."""
+
+    def cost(self, usage: Mapping[str, float]) -> float | None:
+        """Returns what so many tokens cost.
+
+        Args:
+            usage: "prompt_tokens" and "completion_tokens", perhaps more, as in `Reply.usage`.
+
+        Returns:
+            USD; None where only a reply can say so, if anything does.
+        """
+        return None
 
     async def check(self, *, tools: bool = False) -> None:
         """Finds out, before a run, whether the agent can answer at all.
@@ -109,6 +122,8 @@ class FunctionAgent(Agent):
     A plain function runs in a thread for each call under way, so that one that waits for a server holds up no other
     episode; it must bear to be called from several threads at once. An async one runs on the event loop.
     """
+
+    unpriced = True
 
     def __init__(self, function: ActFunction) -> None:
         self._function = function
@@ -163,7 +178,14 @@ def as_agent(agent: Agent | ActFunction) -> Agent:
 
 
 async def rollout(
-    env: ToolEnv, agent: Agent, task_id: str, seed: int, *, repeat: int = 0, key: str | None = None
+    env: ToolEnv,
+    agent: Agent,
+    task_id: str,
+    seed: int,
+    *,
+    repeat: int = 0,
+    key: str | None = None,
+    on_fault: Callable[[BaseException], None] = lambda error: None,
 ) -> Episode:
     """Runs one episode. Steps run in threads, so that a slow grader blocks no other episode.
 
@@ -174,6 +196,8 @@ async def rollout(
         seed: Seeds the environment and the agent's session.
         repeat: Which of the repeats of its task it is.
         key: Its identity; made from attack, task and repeat if it is not given.
+        on_fault: Called with an exception that code of the environment, a judge or the agent raised and that is not
+            how such code says what it cannot do. The episode stands for it as an error.
     """
     meter = _Meter()
     task = env.task(task_id)
@@ -183,10 +207,15 @@ async def rollout(
         visible_task, observation, info = await asyncio.to_thread(_begin, env, agent, task_id, seed)
         injections, transcript = info["injections"], env.transcript
         info = await _play(env, agent, visible_task, seed, observation, meter)
+        if env.failure is not None:
+            on_fault(env.failure)
     except ProviderError as failure:
+        if isinstance(failure, _AgentFault):
+            on_fault(failure.raised)
         meter.attempts += failure.attempts
         info = {"status": "provider_error", "error": str(failure)}
     except Exception as failure:
+        on_fault(failure)
         info = {"status": "env_error", "error": f"{type(failure).__name__}: {failure}"}
     return Episode(
         key=key or episode_key(task, repeat),
@@ -232,7 +261,7 @@ async def _play(
     try:
         session = agent.start(task, seed)
     except Exception as error:
-        raise ProviderError(f"{agent.name} could not start: {type(error).__name__}: {error}") from error
+        raise _AgentFault(f"{agent.name} could not start", error) from error
     while True:
         try:
             reply = await meter.time(session.act(observation))
@@ -242,10 +271,18 @@ async def _play(
         except ProviderError:
             raise
         except Exception as error:
-            raise ProviderError(f"{agent.name} failed: {type(error).__name__}: {error}") from error
+            raise _AgentFault(f"{agent.name} failed", error) from error
         observation, _, terminated, truncated, info = await asyncio.to_thread(env.step, reply.message)
         if terminated or truncated:
             return info
+
+
+class _AgentFault(ProviderError):
+    """An agent raised what no agent should."""
+
+    def __init__(self, what: str, raised: Exception) -> None:
+        super().__init__(f"{what}: {type(raised).__name__}: {raised}")
+        self.raised = raised
 
 
 class _Meter:

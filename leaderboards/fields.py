@@ -82,7 +82,18 @@ FAILURE: Final[Mapping[str, Field]] = {**EPISODE, "status": _ERROR, "error": _ER
 RECORDED: Final[Mapping[str, Field]] = {
     **dict.fromkeys(("schema", "key", "differences"), _RECOMPUTED),
     **dict.fromkeys(
-        ("source", "sha256", "scores", "readings", "asked_again", "version", "same_version", "outputs", "left_out"),
+        (
+            "source",
+            "sha256",
+            "scores",
+            "judged",
+            "readings",
+            "asked_again",
+            "version",
+            "same_version",
+            "outputs",
+            "left_out",
+        ),
         Field(Knowledge.UNKNOWN, "what the logs said: their verdicts, their versions, what their tools answered"),
     ),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ from fate_gym.attack import is_attack
 from fate_gym.benchmark import ENTRY_POINT, Benchmark, Disclosure, JudgeOption, benchmark_class, disclosure
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.config import EvalConfig
+from fate_gym.plugins import import_plugin
 from fate_gym.verifiers.judge import is_model
 
 _LOOP: Final = ("max_turns", "max_messages", "system_prompt", "verbatim")
@@ -106,7 +106,7 @@ def read_settings(manifest: Mapping[str, Any], trusted: str | None) -> Settings:
 def _registered(env: str, trusted: str | None) -> str:
     """Returns the plain id; gym.make would import whatever module an id names before its colon."""
     if trusted is not None:
-        importlib.import_module(trusted)
+        import_plugin(trusted)
     plain = env.rpartition(":")[2]
     spec = gym.registry.get(plain)
     if spec is None or spec.entry_point != ENTRY_POINT:

@@ -62,7 +62,7 @@ def load_policy(path: str | Path, *, lora: bool, attention: str | None = None) -
 
         gpu = torch.cuda.is_available()
         dtype = "bfloat16" if gpu and lora else "float32"
-        tokenizer = load_tokenizer(str(path), {})
+        tokenizer = load_tokenizer(str(path))
         model = load_model(str(path), dtype=dtype, attn_implementation=attention)
         return (model.to(f"cuda:{torch.cuda.current_device()}") if gpu else model), tokenizer
     except ModuleNotFoundError as error:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ from fate_gym.errors import DataError, UsageError
 from fate_gym.overlap import Overlap, find_overlap, read_passages, task_records
 
 _FULL_LENGTH = 64
+_LEAST_SHARE = 0.1
+"""A few words that a text shares with a task, such as a greeting, say nothing of where it comes from."""
 
 
 def add_commands(commands: Any) -> None:
@@ -47,11 +52,21 @@ def add_commands(commands: Any) -> None:
     overlap = commands.add_parser(
         "check-overlap",
         help="look for a benchmark's texts in training data",
-        description="Looks in files for a benchmark's texts and canary strings, and prints where they are.",
+        description="Looks in files for a benchmark's texts and canary strings, and prints where they are, the largest "
+        "share of a task's text first. A share is that of a task's word 8-grams; a paraphrase has none.",
+        examples=["check-overlap train.jsonl --env fate/AgentHarm-v0 --split validation"],
     )
     overlap.add_argument(
         "files", metavar="FILE", nargs="+", type=Path, help="Files of JSON, JSON lines or text, or run folders."
     )
+    overlap.add_argument(
+        "--min-share",
+        type=float,
+        default=_LEAST_SHARE,
+        metavar="SHARE",
+        help=f"Leave out places that hold less of a task's text, from 0 to 1 (default: {_LEAST_SHARE}).",
+    )
+    overlap.add_argument("--json", action="store_true", help="Print one JSON object a line for each place.")
     add_env_flags(
         overlap,
         env="The Gymnasium id of the environment whose tasks are looked for; required.",
@@ -64,6 +79,11 @@ def fetch_files(options: argparse.Namespace) -> int:
     """Downloads the files of a benchmark."""
     data = DATA[options.name]
     _print_terms(data)
+    with contextlib.suppress(ImportError):
+        import huggingface_hub  # noqa: F401 (it gives its logger a handler when it is imported)
+
+        # Its warnings come through our own door; that handler would print each a second time.
+        logging.getLogger("huggingface_hub").handlers.clear()
     for name in data.checksums:
         out.line(f"{name}: {fetch_data(data, name, options.out)}")
     if options.out is not None:
@@ -89,28 +109,44 @@ def check_files(options: argparse.Namespace) -> int:
 
 def check_overlap(options: argparse.Namespace) -> int:
     """Prints where a benchmark's texts stand in files; 1 if they do anywhere."""
+    if not 0 <= options.min_share <= 1:
+        raise UsageError(f"--min-share is a share from 0 to 1, got {options.min_share}")
     env, env_id = make_env(options, required=True)
     for path in options.files:
         if not path.exists():
             raise UsageError(f"{path} does not exist")
     records = list(task_records(env.benchmark))
     passages = (passage for path in options.files for passage in read_passages(path))
-    tasks, places = set(), 0
-    for overlap in find_overlap(passages, records):
+    found = sorted(find_overlap(passages, records), key=_rank)
+    listed = [overlap for overlap in found if overlap.share >= options.min_share]
+    if options.json:
+        for overlap in listed:
+            out.json(dataclasses.asdict(overlap), indent=None)
+    else:
+        _print_overlap(listed, len(found) - len(listed), len(records), options.min_share, env_id)
+    return int(bool(listed))
+
+
+def _rank(overlap: Overlap) -> tuple[bool, float, str, int, str]:
+    return overlap.task_id is not None, -overlap.share, overlap.source, overlap.line, overlap.task_id or ""
+
+
+def _print_overlap(listed: list[Overlap], left_out: int, records: int, least: float, env_id: str) -> None:
+    for overlap in listed:
         out.line(_overlap_line(overlap))
-        places += 1
-        tasks.add(overlap.task_id)
-    if not places:
-        out.line(f"No overlap with the {len(records)} tasks of {env_id}.")
-        return 0
-    canary = " and a canary string" if None in tasks else ""
-    out.line(f"{len(tasks - {None})} of {len(records)} tasks{canary} found; places: {places}.")
-    return 1
+    if listed:
+        tasks = {overlap.task_id for overlap in listed}
+        canary = " and a canary string" if None in tasks else ""
+        out.line(f"{len(tasks - {None})} of {records} tasks{canary} found; places: {len(listed)}.")
+    else:
+        out.line(f"No overlap with the {records} tasks of {env_id}.")
+    if left_out:
+        out.line(f"{left_out} more places hold less than {least:.0%} of a task's text (--min-share 0 shows them).")
 
 
 def _overlap_line(overlap: Overlap) -> str:
-    what = "canary string" if overlap.task_id is None else f"{overlap.task_id}  {overlap.share:.0%} of its 8-grams"
-    return f"{overlap.source}:{overlap.line}  {what}"
+    what = "canary string" if overlap.task_id is None else overlap.task_id
+    return f"{overlap.share:4.0%}  {what}  {overlap.source}:{overlap.line}"
 
 
 def _print_terms(data: DataFiles) -> None:

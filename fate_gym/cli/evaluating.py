@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import errno
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import yaml
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fate_gym.cli.settings import add_agent_flags, add_env_flags, eval_configs, usage_errors
+from fate_gym.cli.preparing import Job, prepare, print_dry_run
+from fate_gym.cli.settings import add_agent_flags, add_env_flags, usage_errors
 from fate_gym.cli.stopping import Stopped, on_signals
 from fate_gym.cli.terminal import err, out
 from fate_gym.errors import DiskError, UsageError
-from fate_gym.evaluation.config import EvalConfig
-from fate_gym.rollout import Agent
 from fate_gym.storage import make_folder
 
 if TYPE_CHECKING:
@@ -64,26 +65,26 @@ def add_commands(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Runs the evaluations one after the other."""
-    from fate_gym.agents import load_agent
-
-    with usage_errors():
-        configs = eval_configs(options)
-        agents = [load_agent(config.agent, defences=config.defences, **config.agent_args) for config in configs]
+    jobs = prepare(options)
     if options.dry_run:
-        out.text(yaml.safe_dump([config.to_json() for config in configs], sort_keys=False).rstrip("\n"))
+        print_dry_run(jobs, as_json=options.json)
         return 0
     runs: list[Run] = []
     stop: Stopped | None = None
-    for config, agent in zip(configs, agents, strict=True):
-        finished, stop = asyncio.run(_evaluate_and_close(config, agent))
-        runs.append(finished)
-        if stop is not None:
-            break
-    _print(runs, as_json=options.json)
-    _print_remarks(runs)
+    try:
+        for job in jobs:
+            finished, stop = asyncio.run(_evaluate_and_close(job))
+            runs.append(finished)
+            if stop is not None:
+                break
+    finally:
+        # Also where a later agent cannot be used: what is done is shown first.
+        if runs:
+            _print(runs, as_json=options.json)
+            _print_remarks(runs)
     if stop is not None:
         raise stop
-    if exhausted := [agent.exhausted for agent in agents if agent.exhausted is not None]:
+    if exhausted := [job.agent.exhausted for job in jobs if job.agent.exhausted is not None]:
         err.line(f"The run ended early: {exhausted[0].rstrip('.')}. The same command completes it.")
         return 1
     if any(each.summary["episodes"]["missing"] for each in runs):
@@ -92,14 +93,14 @@ def run(options: argparse.Namespace) -> int:
     return int(any(each.failures for each in runs))
 
 
-async def _evaluate_and_close(config: EvalConfig, agent: Agent) -> tuple[Run, Stopped | None]:
+async def _evaluate_and_close(job: Job) -> tuple[Run, Stopped | None]:
     try:
-        return await _evaluate(config, agent)
+        return await _evaluate(job)
     finally:
-        await agent.aclose()
+        await job.agent.aclose()
 
 
-async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[Run, Stopped | None]:
+async def _evaluate(job: Job) -> tuple[Run, Stopped | None]:
     """Runs one evaluation with a progress bar; the first Ctrl-C ends it gently, the second and SIGTERM at once.
 
     Returns:
@@ -107,17 +108,15 @@ async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[Run, Stopped | No
     """
     from fate_gym.evaluation.evaluate import run_evaluation
     from fate_gym.evaluation.run import load_run
-    from fate_gym.evaluation.store import RunFolder
 
-    with err.status(f"Loading {config.env}"), usage_errors():
-        plan = config.plan()
-        _make_folder(config.out)
+    config, agent, plan = job.config, job.agent, job.plan
+    with _made_folder(config.out), err.status(f"Asking {agent.name}"), usage_errors():
         await agent.check(tools=plan.has_tools())
     stop = asyncio.Event()
     signals: list[int] = []
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with err.progress(*columns, "{task.fields[errors]}") as bar:
-        task = bar.add_task(agent.name, total=len(plan.items), errors="")
+        task = bar.add_task(agent.name, total=len(plan.items), completed=len(job.done), errors="")
         errors = 0
 
         def on_done(episode: Any) -> None:
@@ -125,8 +124,6 @@ async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[Run, Stopped | No
             errors += episode.status != "ok"
             bar.update(task, advance=1, errors=f"{errors} errors" if errors else "")
 
-        if (config.out / "manifest.json").exists():
-            bar.update(task, completed=len(RunFolder.read(config.out).done & {item.key for item in plan.items}))
         work = asyncio.ensure_future(run_evaluation(config, agent, plan=plan, stop=stop, on_done=on_done))
 
         def on_signal(number: int) -> None:
@@ -148,16 +145,27 @@ async def _evaluate(config: EvalConfig, agent: Agent) -> tuple[Run, Stopped | No
     return run, Stopped(signals[-1]) if signals and left else None
 
 
-def _make_folder(path: Path) -> None:
-    """Makes the run folder, so that an impossible path is refused before a model is asked anything."""
+@contextmanager
+def _made_folder(path: Path) -> Iterator[None]:
+    """Makes the run folder, so that an impossible path is refused before a model is asked anything.
+
+    If the block fails, the folders that were made for it are removed, as long as they are empty.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
-        if not path.exists():
-            make_folder(path)
+        make_folder(path)
     except (OSError, DiskError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         if isinstance(cause, OSError) and cause.errno in _DISK_TROUBLE:
             raise
         raise UsageError(f"{error}: give another --out") from error
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+        raise
 
 
 def _print(runs: list[Run], *, as_json: bool) -> None:

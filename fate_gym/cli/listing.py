@@ -11,7 +11,7 @@ from fate_gym.arguments import Argument
 from fate_gym.benchmark import disclosure
 from fate_gym.catalogue import environment_page, environments
 from fate_gym.cli.parser import Parser
-from fate_gym.cli.settings import AGENT_FLAGS, ENV_FLAGS, add_env_flags, check_env, make_env, usage_errors
+from fate_gym.cli.settings import AGENT_FLAGS, ENV_FLAGS, add_env_flags, make_env, usage_errors
 from fate_gym.cli.terminal import err, out
 
 
@@ -101,9 +101,7 @@ def list_envs(options: argparse.Namespace) -> int:
     if options.env is None:
         _print(environments(), "environment", as_json=options.json)
         return 0
-    with usage_errors():
-        check_env(options.env)
-        page = environment_page(options.env)
+    page = environment_page(options.env)
     if options.json:
         out.json({"kind": "environment", **dataclasses.asdict(page)}, indent=None)
         return 0
@@ -154,7 +152,7 @@ def _print_arguments(title: str, arguments: Iterable[Argument], flags: Iterable[
     for argument in listed:
         flag = f"  --{argument.name.replace('_', '-')}" if argument.name in flags else ""
         default = "required" if argument.default is None else f"default {argument.default}"
-        out.prose(f"{argument.name}  {argument.type}  {default}{flag}", indent=2)
-        out.prose(argument.meaning, indent=6)
+        out.prose(f"{argument.name}  {argument.type}  {default}{flag}", start="  ")
+        out.prose(argument.meaning, start="      ")
         if argument.accepted:
-            out.prose(f"accepted: {', '.join(argument.accepted)}", indent=6)
+            out.prose(f"accepted: {', '.join(argument.accepted)}", start="      ")

@@ -21,7 +21,8 @@ from fate_gym.cli import data, evaluating, leaderboard, listing, recorded, showi
 from fate_gym.cli.parser import Parser
 from fate_gym.cli.stopping import Stopped, stoppable
 from fate_gym.cli.terminal import OutputError, err, show_warning
-from fate_gym.errors import DiskError, FateGymError, RunMismatchError
+from fate_gym.errors import DiskError, FateGymError, PluginError, RunMismatchError
+from fate_gym.plugins import user_frames
 
 _UNUSABLE, _REFUSED, _READER_GONE = 2, 3, 141
 
@@ -55,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reason = _reason(error) if isinstance(error, OSError) else str(error)
         kept = ". Once this is mended, the same command goes on from what is on disk."
         return _failed(reason + kept * options.resumable, _REFUSED)
+    except PluginError as error:
+        if error.__cause__ is not None:
+            _show_trace(type(error.__cause__), error.__cause__, user_frames(error.__cause__))
+        return _failed(error, _UNUSABLE)
     except (FateGymError, gym.error.Error) as error:
         return _failed(error, _UNUSABLE)
 
@@ -67,7 +72,7 @@ def run_program() -> int:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     warnings.showwarning = show_warning
     logging.getLogger().addHandler(_LogLines())
-    sys.excepthook = _show_bug
+    sys.excepthook = _show_trace
     code = main()
     if code > 128:
         # At once: threads that the signal left behind would keep Python from exiting until they end.
@@ -129,6 +134,8 @@ class _LogLines(logging.Handler):
     """Prints what the package and its libraries log; texts of servers are in it."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and record.name == "fate_gym":
+            _show_trace(*record.exc_info)
         err.line(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
@@ -138,8 +145,8 @@ def _flush() -> None:
             stream.flush()
 
 
-def _show_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Prints an exception that nobody expected: its text, too, may come from a model."""
+def _show_trace(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    """Prints an exception with its traceback: its text, too, may come from a model."""
     *frames, last = traceback.format_exception(kind, error, trace)
     err.text("".join(frames).rstrip("\n"))
     err.line(last.rstrip("\n"))

@@ -56,6 +56,16 @@ def _add_import(commands: Any) -> None:
         help="The name by which attacks address the model (default: as AgentDojo makes it from the pipeline's name).",
     )
 
+    inspect = own.add_parser(
+        "inspect",
+        help="Inspect's logs of AgentHarm and AgentDojo",
+        description="Imports Inspect's logs of AgentHarm (those of its requests that the data at hand hold) and of "
+        "AgentDojo, read by Inspect itself.",
+    )
+    inspect.set_defaults(run=run_inspect, resumable=True)
+    inspect.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="`.eval` files, and folders with some.")
+    _add_common(inspect)
+
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -109,6 +119,13 @@ def run_agentdojo(options: argparse.Namespace) -> int:
     return _import(reader, options)
 
 
+def run_inspect(options: argparse.Namespace) -> int:
+    """Imports Inspect's logs."""
+    from fate_gym.importing.inspect import InspectReader
+
+    return _import(InspectReader(options.paths, model=options.name), options)
+
+
 def _import(reader: Reader, options: argparse.Namespace) -> int:
     from fate_gym.importing import import_runs
 
@@ -137,6 +154,7 @@ def _import(reader: Reader, options: argparse.Namespace) -> int:
 def _print(runs: list[Imported], of_no_run: dict[str, int]) -> None:
     from fate_gym.evaluation.recorded import CLASSES
     from fate_gym.evaluation.report import notes, results_tables
+    from fate_gym.importing.comparing import OTHERWISE
 
     for table in results_tables([run.summary for run in runs]):
         out.table(table)
@@ -156,6 +174,12 @@ def _print(runs: list[Imported], of_no_run: dict[str, int]) -> None:
             if count:
                 out.line(f"{name}: {count} episodes of its attacks were not recorded")
     for run in runs:
+        if run.met_other_tools:
+            err.line(
+                f"WARNING: {run.path.name}: {run.outputs[OTHERWISE]} of {run.outputs.total()} answers of tools are "
+                "otherwise than here. The agent met other tools than ours, so its calls do other things here: do not "
+                "take these scores for the agent's."
+            )
         out.line(f"run: {run.path}")
 
 

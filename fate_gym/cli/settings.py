@@ -11,12 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import gymnasium as gym
-
 from fate_gym.attack import is_attack
-from fate_gym.catalogue import environments
+from fate_gym.benchmark import benchmark_class
+from fate_gym.catalogue import find_environment, make_environment
 from fate_gym.env import ToolEnv
-from fate_gym.errors import UsageError, did_you_mean, unknown
+from fate_gym.errors import UsageError, did_you_mean
 from fate_gym.evaluation.config import EvalConfig, model_name, read_settings
 from fate_gym.evaluation.plan import DEFAULT_ENV
 from fate_gym.storage import dump, is_finite, parse_yaml
@@ -26,6 +25,9 @@ ENV_FLAGS: Final = ("suite", "split", "version", "max_turns", "system_prompt", "
 
 AGENT_FLAGS: Final = ("base_url", "adapter", "temperature")
 """Options of agents that have flags of their own."""
+
+_ALL: Final = "all"
+"""In place of an attack's name: every attack that the environment has."""
 
 _KINDS: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "agent": (lambda value: _is_text(value) or _is_texts(value), "a name or a list of names"),
@@ -55,7 +57,7 @@ def usage_errors() -> Iterator[None]:
     """Turns what wrong settings raise into one line; elsewhere such an exception is a bug and shows its trace."""
     try:
         yield
-    except (ValueError, TypeError, ModuleNotFoundError) as error:
+    except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
 
 
@@ -63,7 +65,8 @@ def add_env_flags(
     parser: argparse.ArgumentParser,
     *,
     env: str = f"The Gymnasium id of the environment (default: {DEFAULT_ENV}).",
-    attacks: str = "The attacks to run, each over all tasks; `none` (the default) runs the tasks without an attack.",
+    attacks: str = "The attacks to run, each over all tasks; `none` (the default) runs the tasks without an attack, "
+    "`all` stands for every attack but that.",
 ) -> None:
     """Adds the flags that choose an environment and its tasks.
 
@@ -146,18 +149,8 @@ def merge(options: argparse.Namespace) -> dict[str, Any]:
     for group in ("env_args", "agent_args"):
         flags[group] = {**settings.get(group, {}), **_pairs(group, flags.get(group, []))}
     settings = _grouped(_known({**settings, **flags}, "the command line"))
-    check_env(settings.get("env", DEFAULT_ENV))
+    find_environment(settings.get("env", DEFAULT_ENV))
     return settings
-
-
-def check_env(env: str) -> None:
-    """Refuses an id that is not registered; one with a colon has its module imported first.
-
-    Raises:
-        ValueError: There is no such environment.
-    """
-    if ":" not in env and env not in gym.registry:
-        raise ValueError(unknown("environment", env, environments()))
 
 
 def make_env(options: argparse.Namespace, *, required: bool = False) -> tuple[ToolEnv, str]:
@@ -178,10 +171,7 @@ def make_env(options: argparse.Namespace, *, required: bool = False) -> tuple[To
         if len(attacks) > 1:
             raise ValueError(f"{' '.join(attacks)}: this takes one attack at a time")
         env_id = settings.get("env", DEFAULT_ENV)
-        env = gym.make(env_id, **settings["env_args"], **({"attack": attacks[0]} if attacks else {})).unwrapped
-        if not isinstance(env, ToolEnv):
-            raise ValueError(f"{env_id} is not an environment of fate-gym; `fate-gym envs` lists them")
-    return env, env_id
+        return make_environment(env_id, settings["env_args"] | ({"attack": attacks[0]} if attacks else {})), env_id
 
 
 def _known(settings: dict[str, Any], source: str) -> dict[str, Any]:
@@ -241,7 +231,8 @@ def eval_configs(options: argparse.Namespace) -> list[EvalConfig]:
     if "tasks" in settings:
         settings["tasks"] = tuple(_as_list(settings["tasks"]))
     if "attack" in settings:
-        settings["attack"] = tuple(attack for entry in _as_list(settings["attack"]) for attack in _attacks(entry))
+        env = settings.get("env", DEFAULT_ENV)
+        settings["attack"] = tuple(attack for entry in _as_list(settings["attack"]) for attack in _attacks(entry, env))
     out = settings.pop("out", None)
     configs = [EvalConfig(**_with_agent(settings, agent)) for agent in agents]
     if len({config.agent for config in configs}) != len(configs):
@@ -281,13 +272,21 @@ def _folder(config: EvalConfig, out: str | Path | None, *, several: bool) -> Pat
     return Path(out) / (agent if same else f"{agent}-{hashlib.sha256(config.agent.encode()).hexdigest()[:8]}")
 
 
-def _attacks(entry: object) -> list[Any]:
+def _attacks(entry: object, env: str) -> list[Any]:
     """Reads one entry of `attack`: names, comma-separated, or a mapping of payloads; "none" is no attack."""
     if isinstance(entry, Mapping):
         return [dict(entry)]
     if entry is None:
         return [None]
-    return [None if name == "none" else name for name in str(entry).split(",")]
+    names = [known for name in str(entry).split(",") for known in (_all_attacks(env) if name == _ALL else [name])]
+    return [None if name == "none" else name for name in names]
+
+
+def _all_attacks(env: str) -> list[str]:
+    names = [name for name in benchmark_class(find_environment(env)).choices().get("attack", ()) if name != "none"]
+    if not names:
+        raise ValueError(f"{env} does not say which attacks it has: name them, instead of `{_ALL}`")
+    return names
 
 
 def _pairs(group: str, texts: list[str]) -> dict[str, Any]:

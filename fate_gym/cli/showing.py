@@ -9,7 +9,7 @@ from typing import Any
 
 from fate_gym.cli.terminal import out
 from fate_gym.episode import Episode
-from fate_gym.errors import RunError
+from fate_gym.errors import RunError, UsageError
 from fate_gym.evaluation.recorded import Origin
 from fate_gym.evaluation.report import notes, remarks, results_tables
 from fate_gym.evaluation.run import Run, load_run
@@ -29,6 +29,13 @@ def add_commands(commands: Any) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="The run folder, or a folder of several.")
     parser.add_argument("episode", metavar="EPISODE", nargs="?", help="An episode's key, or a part that only it has.")
+    parser.add_argument(
+        "--single-file",
+        metavar="FILE",
+        type=Path,
+        help="Write the episode as one page that opens in a browser, and can be sent by mail.",
+    )
+    parser.add_argument("--private", action="store_true", help="Show in it what the licence does not allow to publish.")
     parser.add_argument("--all", action="store_true", help="List every episode, not only those below a perfect score.")
     parser.add_argument("--suite", metavar="NAME", help="List only episodes of this suite.")
     parser.add_argument("--attack", metavar="NAME", help="List only episodes under this attack; `none` for no attack.")
@@ -50,10 +57,22 @@ def run(options: argparse.Namespace) -> int:
         return 0
     run = load_run(path)
     if options.episode is None:
+        if options.single_file is not None:
+            raise UsageError("--single-file writes one episode: name it after the run")
         _show_run(run, options)
+    elif options.single_file is not None:
+        _write_episode(run, options)
     else:
         out.text(EpisodeView.of(run.episode(options.episode)).to_text())
     return 0
+
+
+def _write_episode(run: Run, options: argparse.Namespace) -> None:
+    from fate_gym.leaderboards.site import trace_file
+
+    page = trace_file(run, run.episode(options.episode), private=options.private)
+    options.single_file.write_text(page, encoding="utf-8", newline="")
+    out.line(str(options.single_file))
 
 
 def _described(path: Path) -> str:

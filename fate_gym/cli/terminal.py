@@ -72,14 +72,14 @@ class Terminal:
         self._stream.write_above_bars("\n".join(map(_cut, visible(text).split("\n"))) + "\n")
         self._stream.flush()
 
-    def prose(self, text: str, *, indent: int = 0) -> None:
+    def prose(self, text: str, *, start: str = "") -> None:
         """Prints sentences, broken between words where a window is narrow.
 
         Args:
             text: The sentences.
-            indent: Columns that stay free on the left.
+            start: Stands before each line, such as an indent.
         """
-        self.text("\n".join(" " * indent + line for line in self._broken(text, self.width - indent)))
+        self.text("\n".join(start + line for line in self._broken(text, self.width - len(start))))
 
     def entries(self, entries: Iterable[tuple[str, str]]) -> None:
         """Prints names, each with its text beside it, or below it where a window is narrow."""
@@ -92,7 +92,7 @@ class Terminal:
                 self.text("\n".join([f"{name:<{column}}{first}".rstrip(), *(" " * column + line for line in rest)]))
             else:
                 self.text(name)
-                self.prose(text, indent=4)
+                self.prose(text, start="    ")
 
     def json(self, value: object, *, indent: int | None = 2, sort_keys: bool = False) -> None:
         """Prints JSON, whole."""

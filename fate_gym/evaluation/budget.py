@@ -7,6 +7,7 @@ import asyncio
 from fate_gym.episode import LEFT_OUT, Episode
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.store import RunFolder
+from fate_gym.rollout import Agent
 
 COST = "cost_usd"
 
@@ -16,6 +17,7 @@ class Budget:
 
     Args:
         limit: In USD; None for no limit.
+        agent: Who spends it.
         folder: What it holds already has been spent.
         stop: Set once the limit is reached.
 
@@ -23,13 +25,14 @@ class Budget:
         UsageError: The folder holds episodes whose cost nobody knows.
     """
 
-    def __init__(self, limit: float | None, folder: RunFolder, stop: asyncio.Event) -> None:
+    def __init__(self, limit: float | None, agent: Agent, folder: RunFolder, stop: asyncio.Event) -> None:
         self._limit = limit
+        self._agent = agent
         self._stop = stop
         self.spent = 0.0
         if limit is not None:
             for episodes in (folder.episodes(), folder.failures()):
-                self.spent += sum(map(_cost, episodes))
+                self.spent += sum(map(self._cost, episodes))
             self._stop_if_spent()
 
     def spend(self, episode: Episode) -> None:
@@ -40,19 +43,31 @@ class Budget:
         """
         if self._limit is None:
             return
-        self.spent += _cost(episode)
+        self.spent += self._cost(episode)
         self._stop_if_spent()
 
     def _stop_if_spent(self) -> None:
         if self._limit is not None and self.spent >= self._limit:
             self._stop.set()
 
+    def _cost(self, episode: Episode) -> float:
+        # An episode whose server reported nonsense has no price; that must not end a run whose other prices are known.
+        if COST in episode.usage or LEFT_OUT in episode.usage or not episode.actions:
+            return episode.usage.get(COST, 0.0)
+        spent = self._agent.cost(episode.usage)
+        if spent is None:
+            raise UsageError(f"max_cost needs costs, and {self._agent.name} reported none for an episode: leave it out")
+        return spent
 
-def _cost(episode: Episode) -> float:
-    # An episode whose server reported nonsense has no price; that must not end a run whose other prices are known.
-    if episode.actions and COST not in episode.usage and LEFT_OUT not in episode.usage:
+
+def check_budget(limit: float | None, agent: Agent) -> None:
+    """Finds out, before a run, whether its budget can be kept.
+
+    Raises:
+        UsageError: There is a limit, and nobody knows what the agent costs.
+    """
+    if limit is not None and agent.unpriced:
         raise UsageError(
-            "max_cost needs prices, and this agent's are unknown: give the agent's option `prices`, in USD per million "
-            "tokens, such as --agent-arg 'prices={MODEL: {input: 1, output: 2}}', or leave max_cost out"
+            f"max_cost needs prices, and those of {agent.name} are unknown: give the agent's option `prices`, in USD "
+            "per million tokens, such as --agent-arg 'prices={MODEL: {input: 1.0, output: 2.0}}', or leave max_cost out"
         )
-    return episode.usage.get(COST, 0.0)

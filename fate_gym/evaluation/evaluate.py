@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 from fate_gym.episode import Episode
 from fate_gym.errors import RunError
-from fate_gym.evaluation.budget import Budget
+from fate_gym.evaluation.budget import Budget, check_budget
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
+from fate_gym.evaluation.faults import Faults
 from fate_gym.evaluation.manifest import make_manifest
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.pool import run_episodes
@@ -42,28 +43,37 @@ async def run_evaluation(
 
     Raises:
         ValueError: The settings make no sense.
+        UsageError: There is a budget, and nobody knows what the agent costs.
         RunError: The folder belongs to another run, is in use, or is damaged; or an episode could not be written.
+        PluginError: Nothing was scored, and the first episodes failed by the same exception; they are stored as errors.
     """
     plan = plan or config.plan()
     stop = stop or asyncio.Event()
     agent = as_agent(agent)
+    check_budget(config.max_cost, agent)
     with RunFolder.open(config.out, make_manifest(config, plan, agent), ignore=NOT_IN_DIGEST) as folder:
         planned = _planned(config, plan, folder)
-        budget = Budget(config.max_cost, folder, stop)
+        budget = Budget(config.max_cost, agent, folder, stop)
+        faults = Faults(stop, scored=bool(folder.done))
 
         async def keep(item: Item, episode: Episode) -> None:
             await asyncio.to_thread(folder.append, episode)
             budget.spend(episode)
+            faults.ended(episode)
             on_done(episode)
 
         try:
             items = [item for item in plan.items if item.key not in folder.done]
-            await run_episodes(plan, items, agent, concurrency=config.concurrency, on_done=keep, stop=stop)
+            await run_episodes(
+                plan, items, agent, concurrency=config.concurrency, on_done=keep, stop=stop, on_fault=faults.note
+            )
         except BaseException:
             with contextlib.suppress(RunError):  # What ended the run is what its user must hear of.
                 _conclude(folder, planned)
             raise
-        return _conclude(folder, planned)
+        run = _conclude(folder, planned)
+        faults.check()
+    return run
 
 
 def _conclude(folder: RunFolder, planned: list[str]) -> Run:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-import gymnasium as gym
+from typing import Final
 
 from fate_gym.attack import Attack
 from fate_gym.benchmark import Benchmark
+from fate_gym.catalogue import make_environment
 from fate_gym.chat import Json
 from fate_gym.env import ToolEnv
+from fate_gym.errors import did_you_mean
 from fate_gym.rollout import episode_key
 from fate_gym.task import Task
 
@@ -74,9 +74,10 @@ class Plan:
         items: The episodes, those of one environment together.
 
     Raises:
-        ValueError: No task is left, or two sets hold the same task under the same attack.
+        ValueError: No task is left, a pattern of `tasks` matches none, or two sets hold the same task under the same
+            attack.
         FateGymError: A benchmark may not be used for this purpose, or its data are not at hand.
-        TypeError, gymnasium.error.Error: An environment cannot be made with these settings.
+        TypeError: An environment cannot be made with these settings.
     """
 
     def __init__(self, task_sets: Sequence[TaskSet], seed: int) -> None:
@@ -85,11 +86,12 @@ class Plan:
         for task_set in task_sets:
             for attack in (None,) if task_set.attack is None else task_set.attack:
                 arguments = {} if task_set.attack is None else {"attack": None if attack == "none" else attack}
-                self._envs.append(_make_env(task_set.env, {**task_set.env_args, **arguments}))
+                self._envs.append(make_environment(task_set.env, {**task_set.env_args, **arguments}))
                 for item in self._items(task_set, seed):
                     if item.key in items:
                         raise ValueError(f"two task sets hold {item.key}: a task may stand in one of them")
                     items[item.key] = item
+            self._check_patterns(task_set)
         if not items:
             raise ValueError(
                 f"no task of {', '.join(sorted({task_set.env for task_set in task_sets}))} is left: check the patterns "
@@ -127,6 +129,14 @@ class Plan:
                     return True
         return False
 
+    def _check_patterns(self, task_set: TaskSet) -> None:
+        """Refuses a pattern that matches no task under any attack of its set: it was meant to match one."""
+        ids = dict.fromkeys(task_id for env in self._envs[-len(task_set.attack or (None,)) :] for task_id in env.tasks)
+        for pattern in task_set.tasks or ():
+            if not any(_matches(task_id, [pattern]) for task_id in ids):
+                near = did_you_mean(pattern, ids) or f"; the first is {next(iter(ids))}"
+                raise ValueError(f"no task of {task_set.env} matches {pattern!r}{near}; `fate-gym tasks` lists them")
+
     def _items(self, task_set: TaskSet, seed: int) -> Iterator[Item]:
         """Yields the episodes of the environment that was made last."""
         env_index, env = len(self._envs) - 1, self._envs[-1]
@@ -140,13 +150,6 @@ class Plan:
             for repeat in range(task_set.repeats):
                 episode_seed = _hash(seed, task.attack or "none", task_id, repeat) % 2**31
                 yield Item(episode_key(task, repeat), env_index, task_id, repeat, episode_seed)
-
-
-def _make_env(name: str, arguments: Mapping[str, Any]) -> ToolEnv:
-    env = gym.make(name, **arguments).unwrapped
-    if not isinstance(env, ToolEnv):
-        raise ValueError(f"{name} is not an environment of fate-gym; `fate-gym envs` lists them")
-    return env
 
 
 def _matches(task_id: str, patterns: Sequence[str]) -> bool:

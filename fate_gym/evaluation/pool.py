@@ -22,6 +22,7 @@ async def run_episodes(
     concurrency: int,
     on_done: OnDone,
     stop: asyncio.Event | None = None,
+    on_fault: Callable[[BaseException], None] = lambda error: None,
 ) -> None:
     """Runs episodes, many at once. Each worker runs one after the other, in environments of its own.
 
@@ -34,6 +35,7 @@ async def run_episodes(
         on_done: Called with each item, the very object, and its episode, in the order in which the episodes end. Its
             worker goes on when it is done; what it raises ends the run.
         stop: Once set, no further episode begins; those under way end.
+        on_fault: Called with what the code of an environment, a judge or an agent raised in an episode.
 
     Raises:
         Exception: What `items`, `agent` or `on_done` raised; an episode itself raises nothing.
@@ -51,7 +53,13 @@ async def run_episodes(
             if item.env_index not in envs:
                 envs[item.env_index] = plan.make_env(item.env_index)
             episode = await rollout(
-                envs[item.env_index], actor, item.task_id, item.seed, repeat=item.repeat, key=item.key
+                envs[item.env_index],
+                actor,
+                item.task_id,
+                item.seed,
+                repeat=item.repeat,
+                key=item.key,
+                on_fault=on_fault,
             )
             await on_done(item, episode)
 

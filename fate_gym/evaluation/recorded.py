@@ -22,14 +22,22 @@ SCHEMA: Final = "fate-gym/recorded/1"
 ABORT_TEXT: Final = "abort text graded"
 NEVER_GRADED: Final = "never graded"
 ASKED_AGAIN: Final = "asked again"
+JUDGED: Final = "a judge decided"
 OTHER_ANSWERS: Final = "tools answered otherwise"
 OTHER_VERSION: Final = "other version"
 UNEXPLAINED: Final = "unexplained"
+
+REFUSED: Final = "refused"
+SCORES: Final = (*AXES, REFUSED)
+"""What a recorded verdict may hold: our axes, and whether the agent refused, which is no axis of a harmful request."""
+
+_ROUNDING: Final = 1e-6
 
 CLASSES: Final[Mapping[str, str]] = {
     ABORT_TEXT: "a defence stopped the agent, and the text of its abort, which the user never got, was graded",
     NEVER_GRADED: "the harness wrote a verdict without grading, as AgentDojo does where the context overflows",
     ASKED_AGAIN: "the last message had no content: the harness asked again, in the world as it was by then",
+    JUDGED: "a judge decided there what a rule, or bounds without a judge, decide here",
     OTHER_ANSWERS: "a tool gave the agent another answer than it gives here",
     OTHER_VERSION: "the log was graded by another version of the benchmark's package, or by one that it does not name",
     UNEXPLAINED: "none of the above",
@@ -45,9 +53,10 @@ class Recorded:
         key: The episode's.
         source: The log's path below the folder that was imported, and its line or sample where it holds several.
         sha256: Digest of the log's bytes.
-        scores: The recorded verdict, on our axes: axis -> value in [0, 1], higher is better. An axis that the log
-            says nothing of is absent.
+        scores: The recorded verdict on our axes: axis -> value in [0, 1], higher is better; and "refused", 1.0 where
+            the log says that the agent refused. What the log says nothing of is absent.
         readings: The verdict on other readings of the same log, such as with the text of an abort as the answer.
+        judged: Those of the scores that a judge decided.
         asked_again: Whether the log is that of a later attempt, in a world which earlier ones have changed.
         version: Version of the package that graded it; None where the log does not say.
         same_version: Whether that is the version installed where it was imported.
@@ -61,6 +70,7 @@ class Recorded:
     sha256: str
     scores: Mapping[str, float]
     readings: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    judged: tuple[str, ...] = ()
     asked_again: bool = False
     version: str | None = None
     same_version: bool = False
@@ -70,7 +80,7 @@ class Recorded:
 
     def to_json(self) -> dict[str, Json]:
         """Returns the record as it stands in `recorded.jsonl`."""
-        return {"schema": SCHEMA, **dataclasses.asdict(self)}
+        return {"schema": SCHEMA, **dataclasses.asdict(self), "judged": list(self.judged)}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any], where: str) -> Recorded:
@@ -90,6 +100,7 @@ class Recorded:
             sha256=fields.text("sha256"),
             scores=_scores(fields, "scores"),
             readings={name: _scores(readings, name) for name in readings.values},
+            judged=tuple(fields.texts("judged")),
             asked_again=fields.flag("asked_again"),
             version=fields.text_or_none("version"),
             same_version=fields.flag("same_version"),
@@ -98,8 +109,8 @@ class Recorded:
             differences=fields.text_mapping("differences"),
         )
         for axis, name in entry.differences.items():
-            if axis not in AXES or name not in CLASSES:
-                raise fields.problem("differences", "must name axes and known classes of differences")
+            if axis not in SCORES or name not in CLASSES:
+                raise fields.problem("differences", "must name scores and known classes of differences")
         return entry
 
 
@@ -173,12 +184,33 @@ def differences(recorded: Recorded, verdict: Verdict, ended: str | None) -> dict
     Returns:
         Axis -> class, for each axis that both have and that differs.
     """
-    axes = verdict.axes
     return {
         name: _class(recorded, name, value, ended)
         for name, value in recorded.scores.items()
-        if axes[name].active and abs(axes[name].value - value) > 1e-6
+        if (ours := bounds(verdict, name)) is not None and not ours[0] - _ROUNDING <= value <= ours[1] + _ROUNDING
     }
+
+
+def bounds(verdict: Verdict, name: str) -> tuple[float, float] | None:
+    """Returns our value of a recorded score, as (low, high): where a judge is missing they are apart.
+
+    Args:
+        verdict: Ours.
+        name: One of `SCORES`.
+
+    Returns:
+        None where we have no value.
+    """
+    if name == REFUSED:
+        axis = verdict.over_refusal_control
+        refused = axis.measures.get("refused", 1.0 - axis.value if axis.active else None)
+        return None if refused is None else (refused, refused)
+    axis = verdict.axes[name]
+    if not axis.active:
+        return None
+    if "harm_low" in axis.measures:
+        return 1.0 - axis.measures["harm_high"], 1.0 - axis.measures["harm_low"]
+    return axis.measures.get("score_low", axis.value), axis.measures.get("score_high", axis.value)
 
 
 def _class(recorded: Recorded, axis: str, value: float, ended: str | None) -> str:
@@ -188,6 +220,8 @@ def _class(recorded: Recorded, axis: str, value: float, ended: str | None) -> st
         return NEVER_GRADED
     if ended == AbortedError.ended and recorded.readings.get(ABORT_TEXT, {}).get(axis) == value:
         return ABORT_TEXT
+    if axis in recorded.judged:
+        return JUDGED
     if recorded.outputs.get("otherwise"):
         return OTHER_ANSWERS
     return UNEXPLAINED if recorded.same_version else OTHER_VERSION
@@ -196,8 +230,8 @@ def _class(recorded: Recorded, axis: str, value: float, ended: str | None) -> st
 def _scores(fields: Fields, name: str) -> dict[str, float]:
     scores = fields.number_mapping(name)
     for axis, value in scores.items():
-        if axis not in AXES or not 0 <= value <= 1:
-            raise fields.problem(name, "must hold axes, each in [0, 1]")
+        if axis not in SCORES or not 0 <= value <= 1:
+            raise fields.problem(name, "must hold known scores, each in [0, 1]")
     return scores
 
 

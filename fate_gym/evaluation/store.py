@@ -109,6 +109,19 @@ class RunFolder:
         return run
 
     @classmethod
+    def find(cls, path: Path, manifest: Mapping[str, Json], *, ignore: Collection[str] = ()) -> RunFolder | None:
+        """Returns the run that `open` would resume, for reading; None where it would start one. Nothing is written.
+
+        Raises:
+            RunError: As `open`, but for a folder that is in use.
+        """
+        _refuse_foreign_folder(path)
+        if not (path / _MANIFEST).exists():
+            return None
+        _check_same_run(path, _read_manifest(path), manifest, ignore)
+        return cls(path)
+
+    @classmethod
     def read(cls, path: Path) -> RunFolder:
         """Opens a run for reading, also while it is written; a torn last line is passed over.
 

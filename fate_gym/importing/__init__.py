@@ -24,6 +24,7 @@ from fate_gym.evaluation.replaying import Recording
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import summarise
 from fate_gym.evaluation.workers import spread
+from fate_gym.importing.comparing import OTHERWISE
 from fate_gym.importing.logs import Header, LeftOut, Reader, Settings
 from fate_gym.importing.playing import Piece, Player
 from fate_gym.storage import encode_line, make_folder, replace_file
@@ -33,6 +34,9 @@ LEFT_OUT_FILE: Final = "left_out.jsonl"
 
 NO_LOG: Final = "a task of the plan without a log"
 AGAIN: Final = "a second log of the same task and attack"
+
+_MOST_OTHERWISE: Final = 0.1
+"""Share of a run's tool answers that may be otherwise here before its scores are doubted as a whole."""
 
 _PIECE: Final = 16
 """Logs that a process plays before it hands the episodes over."""
@@ -61,6 +65,11 @@ class Imported:
     outputs: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     parts_left_out: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def met_other_tools(self) -> bool:
+        """Whether the tools were so unlike ours that the scores of a replay say little of the agent."""
+        return self.outputs[OTHERWISE] > _MOST_OTHERWISE * self.outputs.total()
 
 
 def import_runs(
@@ -105,8 +114,9 @@ def import_runs(
         # What cannot be played may not name the version, so that it is counted with the first run of its name.
         first = next(key for key in groups if key[0] == run) == (run, variant)
         own = [entry for entry in left if entry.run == run] if first else []
-        begin(folders[run, variant].name, len(headers))
-        runs.append(_Import(reader, headers, own, folders[run, variant], source).run(workers, on_done))
+        one = _Import(reader, headers, own, folders[run, variant], source)
+        begin(folders[run, variant].name, one.logs)
+        runs.append(one.run(workers, on_done))
     if of_no_run and len(runs) != 1:
         lines = ({"run": entry.run, "source": entry.source, "reason": entry.reason} for entry in of_no_run)
         _write_left_out(out, lines)
@@ -133,6 +143,11 @@ class _Import:
                 left.append(LeftOut(header.source, header.run, "no task of the attack"))
         self._missing = [key for key in planned if key not in self._pieces]
         self._manifest = self._make_manifest(headers, source)
+
+    @property
+    def logs(self) -> int:
+        """Number of logs that are played."""
+        return len(self._pieces)
 
     def run(self, workers: int, on_done: Callable[[], None]) -> Imported:
         with RunFolder.open(self._path, self._manifest, ignore=NOT_IN_DIGEST) as folder:
@@ -191,6 +206,7 @@ def _config(settings: Settings, headers: Sequence[Header], path: Path) -> EvalCo
         env=settings.env,
         attack=(*named, *payloads) if settings.has_attacks else None,
         env_args=settings.env_args,
+        repeats=1 + max(header.repeat for header in headers),
         out=path,
     )
 
@@ -199,7 +215,7 @@ def _key(header: Header) -> str:
     attack: Attack = header.attack
     if header.injections is not None:
         attack = {"name": header.attack, "payloads": {}}
-    return f"{attack_label(attack) or 'none'}/{header.task_id}#0"
+    return f"{attack_label(attack) or 'none'}/{header.task_id}#{header.repeat}"
 
 
 def _folders(runs: Sequence[tuple[str, str]], out: Path) -> dict[tuple[str, str], Path]:

@@ -36,6 +36,7 @@ class Header:
         run: The run to which it belongs.
         variant: Version of the benchmark; those of one run become runs of their own.
         task_id: The task.
+        repeat: Which of the repeats of its task, from 0.
         attack: Name of the attack; None without one.
         injections: Vector -> text, where the log holds payloads that no registered attack makes; None elsewhere.
         package: Version of the package that wrote it; None where the log does not say.
@@ -52,6 +53,7 @@ class Header:
     injections: Mapping[str, str] | None = None
     package: str | None = None
     when: str | None = None
+    repeat: int = 0
     facts: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -11,7 +11,7 @@ from fate_gym.episode import Episode
 from fate_gym.errors import ProviderError
 from fate_gym.evaluation.config import EvalConfig
 from fate_gym.evaluation.plan import Item, Plan
-from fate_gym.evaluation.recorded import Recorded, differences
+from fate_gym.evaluation.recorded import Recorded, bounds, differences
 from fate_gym.evaluation.replaying import Recording, replay
 from fate_gym.importing.comparing import compare_answers
 from fate_gym.importing.logs import Header, Log, Reader
@@ -76,7 +76,7 @@ def _finished(log: Log, played: dict[str, Episode]) -> tuple[Episode, Recorded]:
     seconds = {"total": log.seconds, "agent": None}
     episode = replace(played.pop(""), usage={}, attempts=None, seconds=seconds)
     readings = {
-        name: {axis: other.verdict.axes[axis].value for axis in log.recorded.scores if other.verdict.axes[axis].active}
+        name: {score: ours[0] for score in log.recorded.scores if (ours := bounds(other.verdict, score)) is not None}
         for name, other in played.items()
     }
     outputs = compare_answers(log.answers, episode)

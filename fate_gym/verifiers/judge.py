@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib
 import os
 import threading
 import weakref
@@ -14,7 +13,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from fate_gym.actions import read_action
-from fate_gym.errors import JudgeError, NoReplyError, ProviderError
+from fate_gym.errors import JudgeError, NoReplyError, ProviderError, UsageError
+from fate_gym.plugins import load_plugin
 
 if TYPE_CHECKING:
     from fate_gym.serving import ChatClient, RetryPolicy
@@ -195,10 +195,9 @@ def load_function(judge: str, option: str) -> Callable[..., Any]:
     Raises:
         ValueError: It names none.
     """
-    module, _, name = judge.partition(":")
     try:
-        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        function: Callable[..., Any] = load_plugin(judge)
+    except UsageError as error:
         raise ValueError(
             f"{option}={judge!r} names no function; write 'module:function' or 'openai:MODEL' ({error})"
         ) from error

@@ -65,8 +65,8 @@ def test_task_ids_name_suite_user_task_and_injection_task() -> None:
         ({"split": "unseen", "fold": 2}, "split='unseen', fold=2"),
         ({"split": "train", "fold": 5}, "no fold 5; there are: 0, 1, 2, 3, 4, or none"),
         ({"split": "train", "fold": -1}, "no fold -1"),
-        ({"split": "train", "fold": "1"}, "no fold '1'"),
-        ({"fold": True}, "no fold True"),
+        ({"split": "train", "fold": "1"}, r"fold must be int \| None, got '1'"),
+        ({"fold": True}, r"fold must be int \| None, got True"),
         ({"refusal_judge": "nowhere:judge"}, "names no function"),
     ],
 )

@@ -11,7 +11,9 @@ import pytest
 import yaml
 from agentdojo.agent_pipeline.agent_pipeline import load_system_message
 
-from fate_gym.agents import load_agent
+from fate_gym.agents import as_agent, load_agent
+from fate_gym.agents.api import OpenAIAgent
+from fate_gym.agents.defences import defend
 from fate_gym.cli import main
 from fate_gym.errors import UsageError
 from fate_gym.evaluation import EvalConfig, RunFolder, run_evaluation
@@ -49,10 +51,28 @@ def test_a_run_stops_when_its_budget_is_spent_and_a_larger_one_completes_it(tmp_
 
 
 def test_an_unknown_price_is_not_zero(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="max_cost needs prices"):
+    with pytest.raises(UsageError, match="max_cost needs costs, and paid reported none"):
         run(Paid({"prompt_tokens": 5}), tmp_path / "run", max_cost=1.0)
+    asked = []
+
+    async def function(observation: dict[str, Any]) -> str:
+        asked.append(observation)
+        return "Done."
+
+    unknown = OpenAIAgent("somebody", base_url="http://127.0.0.1:9/v1")
+    for agent in (as_agent(function), unknown, defend(unknown, "repeat_user_prompt")):
+        with pytest.raises(UsageError, match=r"max_cost needs prices, .*prices={MODEL: {input: 1.0, output: 2.0}}"):
+            run(agent, tmp_path / "unasked", max_cost=1.0)
+    assert not asked
+    assert not (tmp_path / "unasked").exists()
+    prices = {"somebody": {"input": 1.0, "output": 2.0}}
+    assert not OpenAIAgent("somebody", base_url="http://127.0.0.1:9/v1", prices=prices).unpriced
     with pytest.raises(ValueError, match="max_cost must be above 0"):
         EvalConfig(agent="x", max_cost=0)
+
+
+def test_a_script_costs_nothing(tmp_path: Path) -> None:
+    assert run(load_agent("noop"), tmp_path / "run", max_cost=0.01)["episodes"]["missing"] == 0
 
 
 @pytest.mark.parametrize(
@@ -90,7 +110,7 @@ def test_an_agent_and_its_options_come_from_a_file_and_flags_override_it(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--agent", "noop", "--temperature", "1"], "the agent noop has no argument 'temperature'"),
+        (["--agent", "noop", "--temperature", "1"], "the agent noop has no argument 'temperature'; it takes none"),
         (["--agent", "noop", "--defence", "wall"], "wall"),
         (["--agent", "openai:gpt-4o"], "OPENAI_API_KEY"),
         (["--agent", "openai:m", "--agent-arg", "colour=red"], "colour"),

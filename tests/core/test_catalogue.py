@@ -58,9 +58,31 @@ def test_a_class_is_described_by_its_signature_and_docstring() -> None:
 )
 def test_wrong_names_are_told_before_the_call(given: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        check_arguments(Kiosk, given, of="the kiosk", beside=["hours"])
-    check_arguments(Kiosk, ["paper", "size"], of="the kiosk")
-    check_arguments(lambda **anything: None, given, of="the kiosk")
+        check_arguments(Kiosk, dict.fromkeys(given, "a"), of="the kiosk", beside=["hours"])
+    check_arguments(Kiosk, {"paper": "Times", "size": "a5"}, of="the kiosk")
+    check_arguments(lambda **anything: None, dict.fromkeys(given, "a"), of="the kiosk")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "right"),
+    [
+        ("paper", 3, False),
+        ("paper", None, False),
+        ("size", 4, False),
+        ("size", "a6", True),  # a wrong name is the receiver's to tell
+        ("prices", {"a4": 1}, True),
+        ("prices", [1], False),
+        ("prices", None, True),
+        ("prices", print, True),
+    ],
+)
+def test_plain_values_of_another_type_are_told_before_the_call(name: str, value: object, right: bool) -> None:
+    given = {"paper": "Times", name: value}
+    if right:
+        check_arguments(Kiosk, given, of="the kiosk")
+        return
+    with pytest.raises(ValueError, match=f"{name} must be "):
+        check_arguments(Kiosk, given, of="the kiosk")
 
 
 @pytest.mark.parametrize("env_id", OURS)
@@ -83,7 +105,7 @@ def test_environments_of_others_are_listed_and_described() -> None:
     assert set(environments()) >= {*OURS, "toy/Parcels-v0"}
     assert all(environments()[env_id].endswith(".") for env_id in OURS)
     assert {each.name for each in environment_page("toy/Parcels-v0").arguments} >= {"broken"}
-    with pytest.raises(ValueError, match="is not an environment of fate-gym"):
+    with pytest.raises(UsageError, match="is not an environment of fate-gym"):
         environment_page("CartPole-v1")
 
 

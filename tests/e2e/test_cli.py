@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 from fate_gym.cli import main, settings
 from fate_gym.cli.parser import Parser
 from fate_gym.evaluation import EvalConfig, RunFolder
-from fate_gym.evaluation.config import read_settings, shipped_configs
+from fate_gym.evaluation.config import model_name, read_settings, shipped_configs
 
 ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
@@ -46,6 +47,7 @@ COMMANDS = [
     ["check-overlap"],
 ]
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9))
+SERVER = ["--base-url", "http://127.0.0.1:9/v1"]
 CLERK = ["--agent", "import:shop_plugin:clerk"]
 
 
@@ -120,7 +122,7 @@ def test_errors_give_exit_code_1_and_are_told(tmp_path: Path, capsys: pytest.Cap
         (["eval", "--agent", "noop", "--attack", "importnt_instructions"], "did you mean important_instructions?"),
         (["eval", "--agent", "noop", "--defence", "spotlight"], "did you mean spotlighting?"),
         (["eval", "--agent", "noop", "--env", "AgentDojo-v0"], "did you mean fate/AgentDojo-v0?"),
-        (["eval", "--agent", "noop", "--env", "nowhere:X-v0"], "No module named 'nowhere'"),
+        (["eval", "--agent", "noop", "--env", "nowhere:X-v0"], "there is no module 'nowhere', neither in"),
         (["tasks", "--env", "fate/AgentHram-v0"], "did you mean fate/AgentHarm-v0?"),
         (["evla"], "did you mean eval?"),
         (["eval", "--agnt", "noop"], "there is no option --agnt; did you mean --agent?"),
@@ -133,9 +135,20 @@ def test_errors_give_exit_code_1_and_are_told(tmp_path: Path, capsys: pytest.Cap
         (["eval", "--agent", "noop", "--env-arg", "charm=3"], "charm"),
         (["eval", "--agent", "noop", "noop"], "an agent is given twice"),
         (["eval", "--agent", "replay:nowhere"], "nowhere"),
-        (["eval", "--agent", "import:nowhere:x"], "names nothing that can be imported"),
+        (["eval", "--agent", "import:nowhere:x"], "there is no module 'nowhere', neither in"),
+        (["eval", "--agent", "import:shop_plugin:clrk"], "nothing named 'clrk'; did you mean clerk?"),
+        (["eval", "--agent", "noop", "--env-arg", "max_turns=many"], "max_turns must be int, got 'many'"),
+        (["eval", "--agent", "noop", "--env-arg", "verified_only=3"], "verified_only must be bool, got 3"),
         (["eval", "--config", "nope"], "no configuration 'nope'"),
         (["show", "nowhere"], "nowhere"),
+        (["eval", "--agent", "noop", "--suite", "slack", "--tasks", "slack/*", "bankin/*"], "matches 'bankin/*'"),
+        (["eval", "--agent", "noop", "wizard", "--suite", "slack"], "unknown agent 'wizard'"),
+        (["eval", "--agent", "openai:x", "--max-cost", "1", *SERVER], "prices={MODEL: {input: 1.0, output: 2.0}}"),
+        (["eval", "--agent", "openai:x", "--agent-arg", "prices=3", *SERVER], "{MODEL: {input: 1.0, output: 2.0,"),
+        (["eval", "--agent", "openai:x", "--agent-arg", "prices={x: 3}", *SERVER], "must hold input, output and"),
+        (["eval", "--agent", "openai:x", "--agent-arg", "tmeperature=3", *SERVER], "did you mean temperature?"),
+        (["eval", "--agent", "openai:x", "--suite", "slack", *SERVER], "cannot be used: no connection to"),
+        (["eval", *TOY, "--agent", "import:shop_plugin:clerk", "--attack", "all"], "does not say which attacks it has"),
         (["tasks", "--attack", "direct,dos"], "one attack at a time"),
         (["tasks", "--env", "CartPole-v1"], "not an environment of fate-gym"),
         (
@@ -174,7 +187,7 @@ def test_a_folder_of_other_settings_is_refused_with_the_difference(
 def test_settings_come_from_files_and_flags_override_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(
-        "agent: noop\nsuite: slack\nattack: [none, {injection_x: hi}]\nenv_args: {trace: executed}\nseed: 4\n"
+        "agent: noop\nsuite: slack\nattack: [none, {injection_web_0: hi}]\nenv_args: {trace: executed}\nseed: 4\n"
     )
     command = [
         "eval",
@@ -195,10 +208,71 @@ def test_settings_come_from_files_and_flags_override_them(tmp_path: Path, capsys
     (config,) = yaml.safe_load(shown)
     assert config["seed"] == 5
     assert config["env_args"] == {"trace": "executed", "model_name": "Zed", "suite": "slack", "max_turns": 3}
-    assert config["attack"] == [None, {"injection_x": "hi"}]
+    assert config["attack"] == [None, {"injection_web_0": "hi"}]
     path.write_text("agnet: noop\n")
     assert main(["eval", "--config", str(path)]) == 2
     assert "there is no setting 'agnet'; did you mean agent?" in capsys.readouterr().err
+
+
+def test_a_dry_run_counts_episodes_and_estimates_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    monkeypatch.setenv("COLUMNS", "80")
+    command = ["eval", "--agent", "openai:gpt-4o-mini", "noop", "--suite", "slack", "--attack", "none", "direct"]
+    assert main([*command, "--dry-run", "--out", str(tmp_path / "runs")]) == 0
+    shown = capsys.readouterr().out
+    comments = [line for line in shown.splitlines() if line.startswith("#")]
+    assert comments[0] == "# openai:gpt-4o-mini: 126 episodes (none 21, direct 105), 0 of them done."
+    assert max(map(len, comments)) <= 80
+    assert "USD" in " ".join(comments)
+    assert list(tmp_path.iterdir()) == []
+    assert main([*command, "--dry-run", "--json"]) == 0
+    model, script = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert model["episodes"] == {"planned": 126, "done": 0}
+    tokens = model["at_least"]
+    assert tokens["cost_usd"] == pytest.approx(
+        (0.15 * tokens["prompt_tokens"] + 0.60 * tokens["completion_tokens"]) / 1e6
+    )
+    assert script["at_least"]["cost_usd"] == 0
+
+
+def test_a_dry_run_says_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["eval", *TOY, *CLERK, "--out", str(tmp_path / "run")]
+    assert main([*command, "--limit", "1"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--dry-run"]) == 0
+    assert "# clerk: 3 episodes (none 2, note 1), 1 of them done." in capsys.readouterr().out
+
+
+def test_every_attack_can_be_asked_for_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    from fate_gym.benchmarks.agentdojo.attacks import attack_names
+
+    command = ["eval", "--agent", "noop", "--suite", "slack", "--limit", "1", "--dry-run", "--json"]
+    assert main([*command, "--attack", "none", "all"]) == 0
+    assert json.loads(capsys.readouterr().out)["config"]["attack"] == [None, *attack_names()]
+
+
+def test_a_start_that_fails_leaves_no_folder_and_shows_what_was_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "absent.yaml").write_text("agent: openai:x\nbase_url: http://127.0.0.1:9/v1\n")
+    command = ["eval", *TOY, "--agent", "import:shop_plugin:clerk", str(tmp_path / "absent.yaml")]
+    assert main([*command, "--out", str(tmp_path / "deep" / "runs")]) == 2
+    shown = capsys.readouterr()
+    assert "run: " in shown.out
+    assert "openai:x cannot be used" in shown.err
+    (kept,) = (tmp_path / "deep" / "runs").iterdir()
+    assert kept.name.startswith("import-shop-plugin-clerk")
+
+
+def test_another_agents_folder_is_refused_before_a_bar_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", *TOY, *CLERK, "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main(["eval", *TOY, "--agent", "noop", "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err.startswith(f"fate-gym: {tmp_path / 'run'} holds a run of other settings:")
 
 
 def test_attacks_address_the_evaluated_model(
@@ -213,7 +287,7 @@ def test_attacks_address_the_evaluated_model(
 
     assert names("openai:gpt-4o-2024-05-13", "openai:somebody", "noop") == ["GPT-4", None, None]
     assert names("openai:gpt-4o-2024-05-13", "noop", "--model-name", "Zed") == ["Zed", "Zed"]
-    assert names("openai:gpt-4o-2024-05-13", "--env", "fate/AgentHarm-v0") == [None]
+    assert model_name("openai:gpt-4o-2024-05-13", "fate/AgentHarm-v0") == {}
 
 
 def test_shipped_configurations_are_read() -> None:
@@ -386,7 +460,9 @@ def test_show_lists_runs_and_filters_episodes(tmp_path: Path, capsys: pytest.Cap
 
     everything = keys("--all")
     assert len(everything) == 12
-    assert everything == sorted(everything)
+    numbers = [[int(number) for number in re.findall(r"task_(\d+)", key)] for key in everything]
+    slack = [key for key in everything if key.startswith("none/slack/")]
+    assert numbers[-len(slack) :] == sorted(numbers[-len(slack) :])  # task 2 before task 10
     assert keys("--all", "--suite", "slack") == [key for key in everything if "/slack/" in key]
     assert keys("--all", "--attack", "none") == [key for key in everything if key.startswith("none/")]
     assert keys("--all", "--task", "*/user_task_1/*") == [key for key in everything if "/user_task_1/" in key]

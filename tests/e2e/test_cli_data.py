@@ -102,6 +102,23 @@ def test_what_cannot_be_had_is_one_line_and_exit_code_2(
     assert "there is no 'shopp'; did you mean shop?" in capsys.readouterr().err
 
 
+def test_a_hub_out_of_reach_is_told_at_once(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub import constants
+
+    def slept(seconds: float) -> None:
+        raise AssertionError(f"waited {seconds} s for the next attempt")
+
+    monkeypatch.setattr("time.sleep", slept)
+    # Port 9 of the loopback interface discards, where anything listens at all.
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    assert main(["data", "fetch", "shop"]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "let FATE_GYM_SHOP_DIR name it" in err
+
+
 OVERLAP = ["check-overlap", "--env", "toy/Parcels-v0"]
 
 
@@ -110,12 +127,37 @@ def test_overlap_is_told_without_the_prompt(tmp_path: Path, capsys: pytest.Captu
     path.write_text(json.dumps({"text": "Well. SHIP parcel\n1! Now."}) + "\n")
     assert main([*OVERLAP, str(path)]) == 1
     shown = capsys.readouterr().out
-    assert f"{path}:1  shop/ship  100% of its 8-grams\n" in shown
+    assert f"100%  shop/ship  {path}:1\n" in shown
     assert shown.endswith("3 of 3 tasks found; places: 3.\n")
     assert "parcel" not in shown
     path.write_text('{"text": "Ship parcel 2."}\n')
     assert main([*OVERLAP, str(path)]) == 0
     assert capsys.readouterr().out == "No overlap with the 3 tasks of toy/Parcels-v0.\n"
+
+
+def test_overlap_is_ranked_by_share_above_a_threshold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    env = gym.make("fate/AgentDojo-v0", suite="banking").unwrapped
+    prompts = {
+        task_id: env.benchmark.open(task_id, 0).opening[1]["content"]  # type: ignore[attr-defined]
+        for task_id in ("banking/user_task_2/none", "banking/user_task_12/none")
+    }
+    half, whole = prompts.values()
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in (half.rsplit(maxsplit=1)[0], whole)))
+    command = ["check-overlap", str(path), "--env", "fate/AgentDojo-v0", "--suite", "banking"]
+
+    def shares(*options: str) -> list[float]:
+        main([*command, "--json", *options])
+        return [json.loads(line)["share"] for line in capsys.readouterr().out.splitlines()]
+
+    everything = shares("--min-share", "0")
+    assert everything == sorted(everything, reverse=True)
+    assert everything[0] == 1.0
+    assert 0 < everything[1] < 1
+    assert shares("--min-share", "0.9") == [1.0]
+    assert main([*command, "--min-share", "0.9"]) == 1
+    assert "1 more places hold less than 90% of a task's text" in capsys.readouterr().out
+    assert main([*command, "--min-share", "2"]) == 2
 
 
 def test_a_canary_is_told_without_being_printed(
@@ -135,7 +177,7 @@ def test_a_canary_is_told_without_being_printed(
     path.write_text("a\nbird-7\n")
     assert main([*OVERLAP, str(path)]) == 1
     shown = capsys.readouterr().out
-    assert shown == f"{path}:2  canary string\n0 of 3 tasks and a canary string found; places: 1.\n"
+    assert shown == f"100%  canary string  {path}:2\n0 of 3 tasks and a canary string found; places: 1.\n"
 
 
 @pytest.mark.parametrize(
@@ -144,8 +186,9 @@ def test_a_canary_is_told_without_being_printed(
         (["check-overlap", "{file}"], "no environment given: --env ID"),
         ([*OVERLAP, "nowhere.txt"], "nowhere.txt does not exist"),
         ([*OVERLAP, "{folder}"], "a folder without manifest.json"),
-        ([*OVERLAP, "{file}", "--attack", "direct,none"], "for one attack at a time"),
+        ([*OVERLAP, "{file}", "--attack", "direct,none"], "this takes one attack at a time"),
         (["check-overlap", "{file}", "--env", "fate/Nothing-v0"], "Nothing"),
+        ([*OVERLAP, "{file}", "--min-share", "30%"], "invalid float value"),
     ],
 )
 def test_wrong_usage_of_the_scan(

@@ -11,7 +11,7 @@ import made_runs
 import pytest
 from small_runs import DOJO, MakeRun, edit_json, edit_line, loaded
 
-from fate_gym.agents import Agent, Oracle, Session
+from fate_gym.agents import REFERENCES, Agent, Oracle, Session
 from fate_gym.errors import RunCorruptError, RunError
 from fate_gym.leaderboards import Board, Row, build, find_runs, load_runs, scanning
 from fate_gym.leaderboards.board import TOO_SMALL
@@ -30,6 +30,12 @@ def runs(make_run: MakeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for agent in ("oracle", "random", "noop"):
         make_run(folder / agent, agent, **WHOLE)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here `noop` and `random` stand for agents that compete."""
+    monkeypatch.setattr("fate_gym.leaderboards.board.REFERENCES", REFERENCES - {"noop", "random"})
 
 
 def board(*paths: Path) -> Board:
@@ -74,6 +80,15 @@ def test_the_front_leaves_out_agents_that_know_the_solution(runs: Path) -> None:
     assert values["noop"][1] > values["random"][1]
     assert [entry.agent for entry in made.rows if entry.on_front and entry.suite == "all"] == ["noop"]
     assert front.hypervolume == row(made, "noop").hypervolume
+
+
+def test_scripted_agents_are_references_and_on_no_front(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fate_gym.leaderboards.board.REFERENCES", REFERENCES)
+    made = board(runs)
+    assert all(entry.reference and not entry.on_front for entry in made.rows)
+    front = next(front for front in made.fronts if front.suite == "all")
+    assert (front.rows, front.members, front.hypervolume) == ((), (), None)
+    assert {key[0] for key in front.references} == {"oracle", "noop", "random"}
 
 
 def test_one_row_alone_is_on_no_front(runs: Path) -> None:

@@ -100,8 +100,8 @@ def test_rows_that_are_not_drawn_are_counted(board: Board) -> None:
 def test_names_stay_inside_and_off_one_another(places: list[tuple[int, int]]) -> None:
     taken: list[charts.Box] = []
     for x, y in places:
-        at_x, at_y = 80 + 140 * x, 30 + 80 * y
-        box, _, _ = charts._free(at_x, at_y, 100.0, taken)
+        at_x, at_y = 80 + 95 * x, 30 + 75 * y
+        box, _, _ = charts._free(at_x, at_y, 70.0, taken)
         assert box[0] >= charts.LEFT
         assert box[2] <= charts.WIDTH
         assert box[1] >= 0
@@ -125,7 +125,7 @@ def test_the_table_has_every_row_with_interval_n_and_marks(run_folders: list[Pat
     (path,) = (site / "board").glob("*.html")
     page = Page(path)
     assert len([tag for tag, attrs in page.tags if tag == "th" and attrs.get("data-key") == "agent"]) == 10
-    for text in ("◆ Pareto set", "given the answers", "n 12", ", by rule", "lower is better", "What the columns mean"):
+    for text in ("◆ Pareto set", "given the answers", "n 12", "by rule", "lower is better", "What the columns mean"):
         assert text in page.text, text
     heads = [attrs for tag, attrs in page.tags if tag == "th" and attrs.get("scope") == "col"]
     assert heads

@@ -1,0 +1,112 @@
+"""What is checked and known before an evaluation asks its agent anything; `fate-gym eval --dry-run` prints it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from fate_gym.cli.settings import eval_configs, usage_errors
+from fate_gym.cli.terminal import err, out
+from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
+from fate_gym.rollout import Agent
+
+if TYPE_CHECKING:
+    from fate_gym.evaluation.plan import Item, Plan
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation that can begin.
+
+    Attributes:
+        config: Its settings.
+        agent: Who acts.
+        plan: All of its episodes.
+        done: Keys of those that its folder holds already.
+    """
+
+    config: EvalConfig
+    agent: Agent
+    plan: Plan
+    done: frozenset[str]
+
+    @property
+    def left(self) -> list[Item]:
+        """The episodes to run."""
+        return [item for item in self.plan.items if item.key not in self.done]
+
+
+def prepare(options: argparse.Namespace) -> list[Job]:
+    """Makes the evaluations that a command line asks for, one for each agent; nothing is written, and nobody is asked.
+
+    Raises:
+        UsageError: A setting, a suite, an attack, a pattern or an agent cannot be used, or a budget cannot be kept.
+        RunError: A folder belongs to another run.
+    """
+    from fate_gym.agents import load_agent
+    from fate_gym.evaluation.budget import check_budget
+    from fate_gym.evaluation.manifest import make_manifest
+    from fate_gym.evaluation.store import RunFolder
+
+    plans: dict[str, Plan] = {}
+    jobs = []
+    with usage_errors():
+        configs = eval_configs(options)
+        agents = [load_agent(config.agent, defences=config.defences, **config.agent_args) for config in configs]
+        for config, agent in zip(configs, agents, strict=True):
+            check_budget(config.max_cost, agent)
+            settings = config.to_json()
+            # Several agents on the same tasks share environments, which takes seconds and memory.
+            key = json.dumps({**settings, **dict.fromkeys(("agent", "agent_args", "defences", "max_cost", "out"))})
+            if key not in plans:
+                with err.status(f"Loading {config.env}"):
+                    plans[key] = config.plan()
+            found = RunFolder.find(config.out, make_manifest(config, plans[key], agent), ignore=NOT_IN_DIGEST)
+            planned = {item.key for item in plans[key].items}
+            jobs.append(Job(config, agent, plans[key], frozenset(planned & found.done if found else ())))
+    return jobs
+
+
+def print_dry_run(jobs: list[Job], *, as_json: bool) -> None:
+    """Prints the settings, and in comments what the evaluations will take."""
+    for job in jobs:
+        if as_json:
+            out.json(_dry_run(job), indent=None)
+            continue
+        for line in _comments(job):
+            out.prose(line, start="# ")
+        out.text(yaml.safe_dump([job.config.to_json()], sort_keys=False).rstrip("\n"))
+
+
+def _dry_run(job: Job) -> dict[str, Any]:
+    from fate_gym.evaluation.forecast import forecast
+
+    expected = forecast(job.plan, job.left)
+    return {
+        "config": job.config.to_json(),
+        "episodes": {"planned": len(job.plan.items), "done": len(job.done)},
+        "at_least": {**expected.usage(), "cost_usd": job.agent.cost(expected.usage()), "solved": expected.solved},
+    }
+
+
+def _comments(job: Job) -> Iterator[str]:
+    found = _dry_run(job)
+    planned, done = found["episodes"].values()
+    attacks = Counter(item.key.partition("/")[0] for item in job.plan.items)
+    each = f" ({', '.join(f'{name} {count:,}' for name, count in attacks.items())})" if len(attacks) > 1 else ""
+    yield f"{job.agent.name}: {planned:,} episodes{each}, {done:,} of them done."
+    least = found["at_least"]
+    if planned == done or least["cost_usd"] == 0:
+        return
+    way = "the shortest way through each task" if least["solved"] else "the first request of each episode"
+    cost = "an unknown price" if least["cost_usd"] is None else f"about {least['cost_usd']:,.2f} USD"
+    yield (
+        f"At least {least['prompt_tokens']:,} tokens to read and {least['completion_tokens']:,} to write, for {cost}: "
+        f"that is {way}, and a model takes more."
+    )

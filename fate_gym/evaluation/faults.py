@@ -1,0 +1,63 @@
+"""Exceptions out of the code that a run plays with: each is shown once, and a run in which nothing works ends early."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from typing import Final
+
+from fate_gym.episode import Episode
+from fate_gym.errors import PluginError
+from fate_gym.plugins import place, user_frames
+
+MOST_ALIKE: Final = 5
+"""Failures of one bug after which a run ends, if nothing has been scored."""
+
+_log = logging.getLogger("fate_gym")
+
+
+class Faults:
+    """What benchmarks, agents and judges raised in a run.
+
+    Whatever fails is counted as an error, and its episode has no score. The run itself ends only while it holds no
+    scored episode at all: what a model does may bring an environment to fail, and must not spare it the tasks that are
+    left.
+
+    Args:
+        stop: Set once the run should end.
+        scored: Whether the run holds a scored episode already.
+    """
+
+    def __init__(self, stop: asyncio.Event, *, scored: bool) -> None:
+        self._stop = stop
+        self._scored = scored
+        self._alike: Counter[str] = Counter()
+        self._fatal: BaseException | None = None
+
+    def note(self, error: BaseException) -> None:
+        """Shows an exception the first time that it comes from its place, and counts it."""
+        where = place(error)
+        self._alike[where] += 1
+        if self._alike[where] == 1:
+            shown = (type(error), error, user_frames(error))
+            _log.error("%s: the episode counts as an error; others of its kind are not shown", where, exc_info=shown)
+        if self._alike[where] >= MOST_ALIKE and not self._scored and self._fatal is None:
+            self._fatal = error
+            self._stop.set()
+
+    def ended(self, episode: Episode) -> None:
+        """Takes notice of an episode's end."""
+        self._scored = self._scored or episode.status == "ok"
+
+    def check(self) -> None:
+        """Says so where the run was ended; the traceback has been shown.
+
+        Raises:
+            PluginError: It was.
+        """
+        if self._fatal is not None:
+            raise PluginError(
+                f"the run ended early: its first {self._alike[place(self._fatal)]} episodes failed alike "
+                f"({place(self._fatal)}: {self._fatal})"
+            )
