@@ -17,6 +17,7 @@ from fate_gym.plugins import load_plugin
 from fate_gym.rollout import Agent, FunctionAgent, Reply, Session, as_agent
 
 __all__ = [
+    "REFERENCES",
     "SPECS",
     "Agent",
     "Answerer",
@@ -62,6 +63,9 @@ _WITH_OPTIONS: Final = {
     "turn-count": "fate_gym.agents._diagnosis:TurnCount",
 }
 """Loaded when they are asked for: the clients and libraries behind them are heavy."""
+
+REFERENCES = frozenset((*_BUILT_IN, "turn-count"))
+"""Agents that follow a script: marks by which to measure others, never competitors."""
 
 
 def load_agent(spec: str, *, defences: Sequence[str] = (), **options: Any) -> Agent:

@@ -10,9 +10,9 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from fate_gym.agents import Gullible, Oracle
+from fate_gym.agents import REFERENCES, Gullible, Oracle
 from fate_gym.evaluation.summary import ALL
 from fate_gym.leaderboards import groups
 from fate_gym.leaderboards.columns import COLUMNS, PAIRS, REFUSALS, SAFETY, VOLUME, Column, column
@@ -23,6 +23,9 @@ MIN_CLUSTERS: Final = 10
 """From so few user tasks, or fewer, nothing is claimed: the estimate says so, and the row is on no front."""
 
 TOO_SMALL: Final = "n too small to say"
+
+RowKey: TypeAlias = tuple[str, str, str | None, str]
+"""Run, mode, attack and suite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,9 @@ class Row:
         partial: Whether a part is missing; such a row is on no front.
         partial_reason: Which part; "" if none is.
         on_front: Whether no comparable row is both safer and more useful; False where there is nothing to compare.
-        privileged: Whether the agent is given the ground truth; such a row is a mark to measure by, on no front.
+        privileged: Whether the agent is given the ground truth.
+        reference: Whether the agent follows a script or is given the ground truth; such a row is a mark to measure by,
+            on no front.
         hypervolume: The volume that it dominates alone, (1 - ASR) x TSR x (1 - BRR) or its like; None if unknown.
         contaminated_by: What the model has seen of the benchmark; such a row is on no front.
         refusals_by: Rules or judges that recognised refusals. Where both did, refusals have no value.
@@ -95,6 +100,7 @@ class Row:
     partial_reason: str
     on_front: bool
     privileged: bool
+    reference: bool
     hypervolume: float | None
     contaminated_by: tuple[str, ...]
     refusals_by: tuple[str, ...]
@@ -104,7 +110,7 @@ class Row:
     date: str
 
     @property
-    def key(self) -> tuple[str, str, str | None, str]:
+    def key(self) -> RowKey:
         """Identifies it on its board: run, mode, attack, suite."""
         return self.run_id, self.mode, self.attack, self.suite
 
@@ -116,7 +122,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """A Pareto comparison of at least two rows that were measured alike.
+    """A Pareto comparison of rows that were measured alike; there may be references beside them.
 
     Attributes:
         name: "security x utility" or "cost x safety".
@@ -127,7 +133,8 @@ class Front:
         suite: The rows' suite.
         protocol: The rows' protocol.
         rows: Keys of all rows compared.
-        members: Keys of those that no other beats.
+        references: Keys of the references that were measured like them.
+        members: Keys of those rows that no other beats; () for a row alone, which nothing was compared with.
         hypervolume: The volume that the rows dominate together, as `Row.hypervolume`; None if it is known of no row.
     """
 
@@ -138,8 +145,9 @@ class Front:
     attack: str | None
     suite: str
     protocol: str
-    rows: tuple[tuple[str, str, str | None, str], ...]
-    members: tuple[tuple[str, str, str | None, str], ...]
+    rows: tuple[RowKey, ...]
+    references: tuple[RowKey, ...]
+    members: tuple[RowKey, ...]
     hypervolume: float | None
 
 
@@ -218,6 +226,8 @@ def _row(run: LoadedRun, main: groups.Group | None, benign: groups.Group | None)
             metrics[name] = Estimate(None, None, None, metrics[name].n, "a rule and a judge told refusals: not mixed")
     reason = groups.partial_reason(run, main, benign)
     config = run.manifest["config"]
+    # Runs of older versions do not say it.
+    privileged = run.manifest.get("privileged", config["agent"] in _PRIVILEGED) is True
     row = Row(
         run_id=run.run_id,
         agent=groups.cut(config["agent"]),
@@ -236,8 +246,8 @@ def _row(run: LoadedRun, main: groups.Group | None, benign: groups.Group | None)
         partial=bool(reason),
         partial_reason=reason,
         on_front=False,
-        # Runs of older versions do not say it.
-        privileged=run.manifest.get("privileged", config["agent"] in _PRIVILEGED) is True,
+        privileged=privileged,
+        reference=privileged or config["agent"] in REFERENCES,
         hypervolume=None,
         contaminated_by=tuple(groups.cut(name) for name in run.contaminated_by),
         refusals_by=tuple(groups.cut(rule) for rule in refusals_by),
@@ -273,7 +283,7 @@ def _point(row: Row) -> tuple[float, ...] | None:
 def _fronts(rows: Iterable[Row]) -> Iterator[Front]:
     alike: dict[tuple[str, str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        if row.mode in PAIRS and not (row.partial or row.privileged or row.contaminated_by):
+        if row.mode in PAIRS and not (row.partial or row.contaminated_by):
             alike[row.mode, row.attack or "", row.suite, row.protocol].append(row)
     for _, members in sorted(alike.items()):
         mode = members[0].mode
@@ -293,8 +303,10 @@ def _front(name: str, x: str, y: str, rows: Sequence[Row]) -> Front | None:
             points[row.key] = (first, second)
     if len(points) < 2:
         return None
-    ranks = fronts(list(points.values()))
-    volumes = [point for row in rows if (point := _point(row)) is not None]
+    references = tuple(row.key for row in rows if row.reference and row.key in points)
+    compared = tuple(key for key in points if key not in references)
+    ranks = fronts([points[key] for key in compared]).tolist() if len(compared) > 1 else []
+    volumes = [point for row in rows if not row.reference and (point := _point(row)) is not None]
     return Front(
         name=name,
         x=x,
@@ -303,7 +315,8 @@ def _front(name: str, x: str, y: str, rows: Sequence[Row]) -> Front | None:
         attack=rows[0].attack,
         suite=rows[0].suite,
         protocol=rows[0].protocol,
-        rows=tuple(points),
-        members=tuple(key for key, rank in zip(points, ranks.tolist(), strict=True) if rank == 1),
+        rows=compared,
+        references=references,
+        members=tuple(key for key, rank in zip(compared, ranks, strict=True) if rank == 1) if ranks else (),
         hypervolume=hypervolume(volumes) if volumes else None,
     )

@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -61,8 +62,52 @@ class Comparison:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What a comparison needs of an episode.
+
+    Attributes:
+        group: Mode, attack and suite.
+        cluster: The task's cluster.
+        values: Its metrics in the order of `METRICS`; NaN where one does not apply.
+    """
+
+    group: tuple[str, str | None, str]
+    cluster: str
+    values: tuple[float, ...]
+
+
+Scores: TypeAlias = Mapping[str, Score]
+"""The scored episodes of a run by key."""
+
+
+def score(episode: Episode) -> Score:
+    """Reads from an episode what a comparison needs of it."""
+    values = tuple(_value(metric, episode) for metric in METRICS.get(episode.mode, AXIS_METRICS))
+    return Score((episode.mode, episode.attack, episode.suite), episode.cluster, values)
+
+
 def compare(a: LoadedRun, b: LoadedRun) -> Comparison:
     """Compares two runs of one environment on the episodes that both have scored.
+
+    Raises:
+        UsageError: They are runs of different environments, or share no episode.
+    """
+    first, second = ({e.key: score(e) for e in run.episodes} for run in (a, b))
+    return compare_scores(a, b, first, second)
+
+
+def compare_scores(
+    a: LoadedRun, b: LoadedRun, first: Scores, second: Scores, *, every_suite: bool = True
+) -> Comparison:
+    """Compares two runs whose scores are known.
+
+    Args:
+        a: The first run.
+        b: The second.
+        first: Its scores.
+        second: The second's.
+        every_suite: Whether each suite is compared by itself too, not only all together.
 
     Raises:
         UsageError: They are runs of different environments, or share no episode.
@@ -70,14 +115,13 @@ def compare(a: LoadedRun, b: LoadedRun) -> Comparison:
     envs = a.manifest["config"]["env"], b.manifest["config"]["env"]
     if envs[0] != envs[1]:
         raise UsageError(f"runs of different environments cannot be compared: {envs[0]} and {envs[1]}")
-    first, second = _scores(a), _scores(b)
     shared = sorted(key for key, score in first.items() if key in second and score.group == second[key].group)
     if not shared:
         raise UsageError(f"{a.path} and {b.path} have no episode in common: other tasks, attacks or suites")
     groups: dict[tuple[str, str | None, str], list[str]] = defaultdict(list)
     for key in shared:
         mode, attack, suite = first[key].group
-        for name in (ALL, suite):
+        for name in (ALL, suite) if every_suite else (ALL,):
             groups[mode, attack, name].append(key)
     unlike = _refusals_by_both_kinds(a, b)
     rows = [
@@ -92,34 +136,12 @@ def compare(a: LoadedRun, b: LoadedRun) -> Comparison:
     return Comparison(a.run_id, b.run_id, tuple(rows), *missing, tuple(_settings(a, b)), tuple(warnings))
 
 
-@dataclass(frozen=True, slots=True)
-class _Score:
-    """An episode: mode, attack and suite; its task; its metrics in the order of `METRICS`, NaN where one is not."""
-
-    group: tuple[str, str | None, str]
-    cluster: str
-    values: tuple[float, ...]
-
-
-def _scores(run: LoadedRun) -> dict[str, _Score]:
-    return {
-        episode.key: _Score(
-            (episode.mode, episode.attack, episode.suite),
-            episode.cluster,
-            tuple(_value(metric, episode) for metric in METRICS.get(episode.mode, AXIS_METRICS)),
-        )
-        for episode in run.episodes
-    }
-
-
 def _value(metric: Metric, episode: Episode) -> float:
     value = metric.value(episode)
     return math.nan if value is None else value
 
 
-def _difference(
-    i: int, metric: Metric, keys: Sequence[str], first: Mapping[str, _Score], second: Mapping[str, _Score]
-) -> Difference:
+def _difference(i: int, metric: Metric, keys: Sequence[str], first: Scores, second: Scores) -> Difference:
     a, b = ([scores[key].values[i] for key in keys] for scores in (first, second))
     curve = None if metric.curve is None else np.vectorize(metric.curve, otypes=[np.float64])
     return difference(a, b, [first[key].cluster for key in keys], curve=curve)

@@ -108,7 +108,8 @@ def to_csv(boards: Iterable[Board]) -> str:
 
 
 _FIELDS: Final = (
-    *("env", "agent", "defences", "mode", "attack", "suite", "run", "date", "pareto", "privileged", "partial"),
+    *("env", "agent", "defences", "mode", "attack", "suite", "run", "date", "pareto", "privileged"),
+    *("reference", "partial"),
     *(
         "errors",
         "truncated",
@@ -125,7 +126,7 @@ _FIELDS: Final = (
 
 def _facts(row: Row) -> Iterator[object]:
     yield from (row.env, row.agent, " ".join(row.defences), row.mode, row.attack or "", row.suite, row.run_id, row.date)
-    yield from (row.on_front, row.privileged, row.partial_reason)
+    yield from (row.on_front, row.privileged, row.reference, row.partial_reason)
     yield "; ".join(f"{name}: {count}" for name, count in row.errors.items())
     yield from (row.truncated, row.content_filtered, "; ".join(row.refusals_by), "; ".join(row.contaminated_by))
     yield from (row.hypervolume, row.cost, row.tokens, row.seconds)
@@ -163,8 +164,8 @@ def to_markdown(boards: Iterable[Board]) -> str:
 
 
 _NOTES: Final = (
-    "Rates in %, each with its 95 % interval and n. P: on the Pareto front of security x utility. ground truth: the "
-    "agent is given the solution, and is no competitor. Errors are not scored."
+    "Rates in %, each with its 95 % interval and n. P: on the Pareto front of security x utility. scripted, ground "
+    "truth: the agent follows a script, or is given the solution, and is no competitor. Errors are not scored."
 )
 
 
@@ -186,7 +187,7 @@ def _table(board: Board, mode: str, rows: Sequence[Row]) -> str:
 def remarks(row: Row) -> str:
     """What a reader must know before comparing a row; "" if nothing."""
     remarks = [f"partial: {row.partial_reason}"] if row.partial else []
-    remarks += ["ground truth"] if row.privileged else []
+    remarks += ["ground truth" if row.privileged else "scripted"] if row.reference else []
     remarks += [f"trained on {', '.join(row.contaminated_by)}"] if row.contaminated_by else []
     remarks += [f"a content filter stopped {row.content_filtered}"] if row.content_filtered else []
     remarks += sorted({estimate.note for estimate in row.metrics.values() if estimate.note})

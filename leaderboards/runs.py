@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fate_gym.errors import RunError
 from fate_gym.evaluation.run import Run, load_run
@@ -19,7 +19,7 @@ class LoadedRun(Run):
     """A run, ready for tables and pages.
 
     Attributes:
-        run_id: Names it in addresses: letters, digits, "-" and "." only, unique among the runs loaded together.
+        run_id: Names it in addresses: letters, digits, "-", "_" and "." only, unique among the runs loaded together.
         malformed: Number of records that are not of an episode's shape; they are in no number and on no page.
         submission: What `submission.yaml` says; None without one.
         contaminated_by: What the model has seen of the benchmark, as far as the folder says.
@@ -92,7 +92,7 @@ def _load(path: Path, taken: set[str]) -> LoadedRun:
         marks.update(submission.contaminated_by)
     return LoadedRun(
         **vars(run),
-        run_id=_run_id(str(run.summary["agent"]), run.manifest["digest"], taken),
+        run_id=_run_id(run.manifest["config"], path, taken),
         malformed=len(problems),
         submission=submission,
         contaminated_by=tuple(sorted(marks)),
@@ -110,11 +110,18 @@ def refuse_links(run: Path) -> None:
             raise RunError(f"{file} is a link that leads out of the folder: put the file itself there")
 
 
-def _run_id(agent: str, digest: str, taken: set[str]) -> str:
-    slug = re.sub(r"[^A-Za-z0-9.]+", "-", agent).strip("-.")[:60] or "agent"
-    base = f"{slug}-{hashlib.sha256(f'{agent}/{digest}'.encode(errors='replace')).hexdigest()[:8]}"
-    names = [base, *(f"{base}-{i}" for i in range(2, len(taken) + 3))]
-    return next(name for name in names if name not in taken)
+def _run_id(config: Mapping[str, Any], path: Path, taken: Collection[str]) -> str:
+    """Names a run by agent and defences; one whose name is taken, by the first folder of its path that adds a name."""
+    base = _slug("+".join((config["agent"], *config["defences"]))) or "agent"
+    folders = (name for part in reversed(path.parts) if (name := _slug(part)) and name != base)
+    names = [base, *(f"{base}-{folder}" for folder in islice(folders, 1))]
+    # Names that differ in case alone are one folder on some file systems.
+    known = {name.lower() for name in taken}
+    return next(name for name in chain(names, (f"{names[-1]}-{i}" for i in count(2))) if name.lower() not in known)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-.")[:60].rstrip("-.")
 
 
 def _names(value: object) -> list[str]:

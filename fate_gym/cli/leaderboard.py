@@ -68,6 +68,12 @@ def _add_build(commands: Any) -> None:
         "--out", metavar="DIR", type=Path, default=Path("site"), help="The folder to write (default: site)."
     )
     build.add_argument(
+        "--single-file",
+        metavar="FILE",
+        type=Path,
+        help="Write the board alone, as one file that can be sent by mail, instead of a folder.",
+    )
+    build.add_argument(
         "--private", action="store_true", help="Show prompts that the licence does not allow to publish."
     )
 
@@ -95,7 +101,7 @@ def run_build(options: argparse.Namespace) -> int:
     from fate_gym.leaderboards.board import build
     from fate_gym.leaderboards.exports import write_exports
     from fate_gym.leaderboards.runs import find_runs, load_runs
-    from fate_gym.leaderboards.site import build_site
+    from fate_gym.leaderboards.site import board_file, build_site
 
     if options.out.exists() and not options.out.is_dir():
         raise UsageError(f"{options.out} is a file, not a folder: give another --out")
@@ -109,9 +115,16 @@ def run_build(options: argparse.Namespace) -> int:
     if not runs:
         raise RunError("no run is left to build a board from")
     boards = build(runs)
-    write_exports(boards, options.out)
-    build_site(boards, runs, options.out, private=options.private)
-    out.line(f"{len(runs)} runs, {sum(len(board.rows) for board in boards)} rows: {options.out}")
+    if options.single_file is not None:
+        if len(boards) != 1:
+            held = ", ".join(board.env for board in boards) or "none"
+            raise UsageError(f"--single-file writes one board, and these runs make {len(boards)}: {held}")
+        options.single_file.write_text(board_file(boards[0], private=options.private), encoding="utf-8", newline="")
+    else:
+        write_exports(boards, options.out)
+        build_site(boards, runs, options.out, private=options.private)
+    written = options.single_file or options.out
+    out.line(f"{len(runs)} runs, {sum(len(board.rows) for board in boards)} rows: {written}")
     return int(bool(left_out))
 
 

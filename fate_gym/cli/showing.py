@@ -37,6 +37,13 @@ def add_commands(commands: Any) -> None:
     parser.set_defaults(run=run)
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="The run folder, or a folder of several.")
     parser.add_argument("episode", metavar="EPISODE", nargs="?", help="An episode's key, or a part that only it has.")
+    parser.add_argument(
+        "--single-file",
+        metavar="FILE",
+        type=Path,
+        help="Write the episode as one page that opens in a browser, and can be sent by mail.",
+    )
+    parser.add_argument("--private", action="store_true", help="Show in it what the licence does not allow to publish.")
     parser.add_argument("--all", action="store_true", help="List every episode, not only those below a perfect score.")
     group = parser.add_argument_group("filters")
     group.add_argument("--suite", metavar="NAME", help="List only episodes of this suite.")
@@ -63,11 +70,23 @@ def run(options: argparse.Namespace) -> int:
     if options.episode is not None and chosen:
         raise UsageError(f"one episode is shown whole: leave out {', '.join(chosen)}, or the episode")
     if options.episode is None:
+        if options.single_file is not None:
+            raise UsageError("--single-file writes one episode: name it after the run")
         _check_filters(run, options)
         _show_run(run, options)
+    elif options.single_file is not None:
+        _write_episode(run, options)
     else:
         out.text(EpisodeView.of(run.episode(options.episode)).to_text())
     return 0
+
+
+def _write_episode(run: Run, options: argparse.Namespace) -> None:
+    from fate_gym.leaderboards.site import trace_file
+
+    page = trace_file(run, run.episode(options.episode), private=options.private)
+    options.single_file.write_text(page, encoding="utf-8", newline="")
+    out.line(str(options.single_file))
 
 
 def _described(path: Path) -> str:

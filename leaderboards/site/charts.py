@@ -15,19 +15,21 @@ from fate_gym.leaderboards.board import Board, Estimate, Front, Row
 from fate_gym.leaderboards.site.text import number, percent, short
 from fate_gym.rendering import visible
 
-WIDTH: Final = 680
-HEIGHT: Final = 440
-LEFT: Final = 64
-RIGHT: Final = 16
-TOP: Final = 12
-BOTTOM: Final = 60
+WIDTH: Final = 480
+HEIGHT: Final = 400
+"""So narrow that its letters can be read on a telephone, where a unit is three quarters of a pixel."""
+
+LEFT: Final = 60
+RIGHT: Final = 12
+TOP: Final = 10
+BOTTOM: Final = 56
 _INSET: Final = 14
 """Between the frame and 0 or 100 %, where many rows lie."""
 
 _RADIUS: Final = 5
-_LETTER: Final = 7.6
-_LINE: Final = 17
-_LABEL: Final = 26
+_LETTER: Final = 8.2
+_LINE: Final = 18
+_LABEL: Final = 22
 
 Box = tuple[float, float, float, float]
 
@@ -40,7 +42,7 @@ class Dot:
         x: Its place.
         y: Its place.
         whiskers: Lines (x1, y1, x2, y2) of its intervals.
-        kind: "front", "beaten" or "reference" (an agent that is given the answers).
+        kind: "front", "beaten" or "reference".
         label: Its name.
         label_x: Where the name ends or begins.
         label_y: Its base line.
@@ -135,7 +137,7 @@ class _Axis:
 
 
 def scatter(board: Board, front: Front, name: str) -> Scatter:
-    """Draws a front of a board, with the agents that are given the answers as marks to measure by.
+    """Draws a front of a board, with the references as marks to measure by.
 
     Args:
         board: The board.
@@ -143,7 +145,7 @@ def scatter(board: Board, front: Front, name: str) -> Scatter:
         name: Becomes the plot's id.
     """
     alike = [row for row in board.rows if _alike(row, front)]
-    compared, members = set(front.rows), set(front.members)
+    compared, references, members = set(front.rows), set(front.references), set(front.members)
     x_axis = _axis(board, front.x, alike, lambda share: LEFT + _INSET + share * (WIDTH - LEFT - RIGHT - 2 * _INSET))
     y_axis = _axis(
         board, front.y, alike, lambda share: HEIGHT - BOTTOM - _INSET - share * (HEIGHT - TOP - BOTTOM - 2 * _INSET)
@@ -152,10 +154,9 @@ def scatter(board: Board, front: Front, name: str) -> Scatter:
     left_out: dict[str, int] = {}
     for row in alike:
         x, y = x_axis.estimate(row), y_axis.estimate(row)
-        if row.key in compared or row.privileged:
-            if x is not None and y is not None:
-                kind = "reference" if row.privileged else "front" if row.key in members else "beaten"
-                points.append((kind, row, x, y))
+        if row.key in compared | references and x is not None and y is not None:
+            kind = "reference" if row.reference else "front" if row.key in members else "beaten"
+            points.append((kind, row, x, y))
         else:
             reason = _why_not(row)
             left_out[reason] = left_out.get(reason, 0) + 1
@@ -167,7 +168,7 @@ def scatter(board: Board, front: Front, name: str) -> Scatter:
     return Scatter(
         id=name,
         title=f"{front.name}: {short(where, 120)}",
-        description=f"{len(front.rows)} systems compared. No other is better on both axes than: {short(names, 400)}.",
+        description=_description(len(front.rows), len(front.references), names),
         x_label=x_axis.label,
         y_label=y_axis.label,
         x_ticks=x_axis.ticks(),
@@ -177,6 +178,11 @@ def scatter(board: Board, front: Front, name: str) -> Scatter:
         left_out=left_out,
         hypervolume=None if front.x == "cost" else front.hypervolume,
     )
+
+
+def _description(compared: int, references: int, names: str) -> str:
+    best = f" No other is better on both axes than: {short(names, 400)}." if names else ""
+    return f"{compared} agents compared, {references} references beside them.{best}"
 
 
 def _alike(row: Row, front: Front) -> bool:

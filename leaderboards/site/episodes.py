@@ -6,12 +6,14 @@ import hashlib
 import heapq
 import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fate_gym.benchmark import disclosure
 from fate_gym.episode import Episode
+from fate_gym.leaderboards.site.addresses import apart, page_of
+from fate_gym.leaderboards.site.text import short
 from fate_gym.rewards import AXES
 
 CLASSES: Final = {
@@ -64,51 +66,86 @@ def confidential(episode: Episode, env: str) -> bool:
     return episode.mode == "harmful" or "canary" in episode.metadata or bool(declared and declared.confidential)
 
 
+ATTACKER: Final = frozenset(("hijacked", "complied", "missed"))
+"""Classes in which the attacker, or whoever asked for harm, got what was wanted."""
+
+_CALLED: Final = re.compile(r"call [^:]*: ([A-Za-z0-9_.-]{1,60})")
+_TEXT: Final = "final text: "
+
+
+def how(episode: Episode, classes: tuple[str, ...]) -> str:
+    """Says in a few words how an episode failed in its gravest class, so that like failures stand together."""
+    gravest = classes[0] if classes else ""
+    if gravest == "errored":
+        return f"{episode.status}: {short((episode.error or '').partition(chr(10))[0], 80)}"
+    if gravest in ATTACKER:
+        evidence = episode.verdict.security.evidence
+        tools = dict.fromkeys(match[1] for line in evidence if (match := _CALLED.match(line)))
+        in_words = any(line.startswith(_TEXT) for line in evidence)
+        return f"by {short(', '.join(tools), 80)}" if tools else "in its answer" if in_words else ""
+    if episode.truncated:
+        return f"cut off: {short(episode.ended or 'unfinished', 40)}"
+    if gravest == "invalid":
+        wrong = dict.fromkeys(call.outcome.replace("_", " ") for call in episode.calls if call.outcome != "ok")
+        return short(", ".join(wrong), 80)
+    return "" if any(call.executed for call in episode.calls) else "without a call"
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An episode in a run's list.
+    """An episode in a run's lists.
 
     Attributes:
         key: Its key.
-        page: Name of its page.
+        page: Address of its page, if it gets one.
         task_id: Its task.
+        cluster: Its task's cluster.
         mode: Its mode.
         suite: Its suite.
         attack: Its attack, or None.
         repeat: Which repeat.
         classes: As `classify` gives them.
+        hidden: Whether its texts may not be published.
+        how: As `how` gives it; "" where that may not be published.
         values: By axis, None where it is not active.
     """
 
     key: str
     page: str
     task_id: str
+    cluster: str
     mode: str
     suite: str
     attack: str | None
     repeat: int
     classes: tuple[str, ...]
+    hidden: bool
+    how: str
     values: tuple[float | None, ...]
 
 
-def listed(episode: Episode) -> Listed:
-    """Makes a list's entry of an episode."""
+def listed(episode: Episode, *, hidden: bool = False) -> Listed:
+    """Makes a list's entry of an episode; of one whose texts are hidden, without a word of them."""
+    classes = classify(episode)
     return Listed(
         key=episode.key,
-        page=f"{_rank(episode.key)[:16]}.html",
+        page=page_of(episode),
         task_id=episode.task_id,
+        cluster=episode.cluster,
         mode=episode.mode,
         suite=episode.suite,
         attack=episode.attack,
         repeat=episode.repeat,
-        classes=classify(episode),
+        classes=classes,
+        hidden=hidden,
+        how="" if hidden else how(episode, classes),
         values=tuple(axis.value if axis.active else None for axis in episode.verdict.axes.values()),
     )
 
 
 @dataclass
 class Census:
-    """Counts of a run, and the entries that get a page.
+    """Counts of a run, and its entries.
 
     Attributes:
         scored: Number of episodes with a verdict.
@@ -117,7 +154,8 @@ class Census:
         by_group: The same by (mode, attack, suite), with the total under "".
         bins: By axis, episodes in each of `BINS`.
         inactive: By axis, episodes to which it does not apply.
-        listed: Entries that get a page, in the order of a list.
+        entries: All entries, in the order of a list.
+        listed: Those that get a page, likewise.
     """
 
     scored: int = 0
@@ -126,6 +164,7 @@ class Census:
     by_group: dict[tuple[str, str | None, str], Counter[str]] = field(default_factory=dict)
     bins: dict[str, list[int]] = field(default_factory=lambda: {name: [0] * len(BINS) for name in AXES})
     inactive: Counter[str] = field(default_factory=Counter)
+    entries: list[Listed] = field(default_factory=list)
     listed: list[Listed] = field(default_factory=list)
 
     @property
@@ -156,26 +195,47 @@ class Census:
                     self.bins[name][_bin(value)] += 1
 
 
-def survey(episodes: Iterable[Episode]) -> Census:
-    """Counts a run's episodes and chooses those that get a page; holds only their entries in memory."""
+def survey(episodes: Iterable[Episode], hide: Callable[[Episode], bool] = lambda episode: False) -> Census:
+    """Counts a run's episodes and chooses those that get a page; holds only their entries in memory.
+
+    Args:
+        episodes: The run's episodes.
+        hide: Tells whose texts may not be published.
+    """
     census = Census()
     failed: list[tuple[int, str, Listed]] = []
     passed: list[tuple[int, str, Listed]] = []
     for episode in episodes:
-        entry = listed(episode)
+        entry = listed(episode, hidden=hide(episode))
         census.count(entry)
+        census.entries.append(entry)
         heap, most = (failed, MOST_FAILURES) if entry.classes else (passed, SAMPLE)
         # heapq drops the smallest, so what is kept are the smallest ranks.
         item = (-int(_rank(entry.key), 16), entry.key, entry)
         heapq.heappush(heap, item) if len(heap) < most else heapq.heappushpop(heap, item)
-    census.listed = sorted((entry for _, _, entry in (*failed, *passed)), key=_order)
+    census.entries.sort(key=_order)
+    chosen = sorted((entry for _, _, entry in (*failed, *passed)), key=_order)
+    pages = apart((entry.key, entry.page) for entry in chosen)
+    census.listed = [replace(entry, page=pages[entry.key]) for entry in chosen]
     return census
 
 
 def _order(entry: Listed) -> tuple[object, ...]:
     """Failures first; then as people count: task 2 before task 10."""
-    parts = [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d{1,18})", entry.task_id)]
-    return not entry.classes, entry.mode, entry.attack or "", entry.suite, parts, entry.repeat, entry.key
+    return (
+        not entry.classes,
+        entry.mode,
+        entry.attack or "",
+        entry.suite,
+        natural(entry.task_id),
+        entry.repeat,
+        entry.key,
+    )
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key to sort names by as people count."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d{1,18})", name)]
 
 
 def _rank(key: str) -> str:

@@ -18,15 +18,14 @@ class Reported:
     Attributes:
         benchmark: The benchmark's name.
         source: Who published it.
-        unit: "share" or "per cent".
         caveat: What a reader must know; "" if nothing.
         metrics: Heads of the columns.
-        rows: (model, method, values as printed, a dash where the source gives none).
+        rows: (model, method, values), in per cent where the source prints shares, with the digits that it prints; a
+            dash where it gives none.
     """
 
     benchmark: str
     source: str
-    unit: str
     caveat: str
     metrics: tuple[str, ...]
     rows: tuple[tuple[str, str, tuple[str, ...]], ...]
@@ -46,18 +45,18 @@ def reported(env: str) -> list[Reported]:
 def _table(entry: Mapping[str, Any]) -> Reported:
     # YAML does not keep 0.540's last digit, its neighbours tell of it.
     digits = max(len(str(value).partition(".")[2]) for row in entry["rows"] for value in row["values"])
+    scale, digits = (100, max(0, digits - 2)) if entry["unit"] == "share" else (1, digits)
     return Reported(
         benchmark=entry["benchmark"],
         source=entry["source"],
-        unit=entry["unit"],
         caveat=entry.get("caveat", ""),
         metrics=tuple(entry["metrics"]),
         rows=tuple(
-            (row["model"], row["method"], tuple(_printed(value, digits) for value in row["values"]))
+            (row["model"], row["method"], tuple(_printed(value, scale, digits) for value in row["values"]))
             for row in entry["rows"]
         ),
     )
 
 
-def _printed(value: float | None, digits: int) -> str:
-    return NOTHING if value is None else f"{value:.{digits}f}"
+def _printed(value: float | None, scale: int, digits: int) -> str:
+    return NOTHING if value is None else f"{scale * value:.{digits}f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -32,7 +33,8 @@ class Line:
         attack: The attack, or the mode where there is none, cut.
         refusals_by: Who recognised refusals: "rule", "judge" or "rule and judge".
         group: Letter of its protocol where rows beside it have others; "" where all were measured alike.
-        errors: Number of errors.
+        apart: What tells it from rows beside it of the same name: run and date; "" where no other has it.
+        suites: Of a row over all suites, which they are, where rows beside it have others; "" elsewhere.
     """
 
     row: Row
@@ -41,21 +43,30 @@ class Line:
     attack: str
     refusals_by: str
     group: str
-    errors: int
+    apart: str
+    suites: str
 
 
 def lines(board: Board) -> list[Line]:
     """Makes the lines of a board, in its order."""
     letters = _letters(board.rows)
+    runs = {(row.name, row.run_id) for row in board.rows}
+    names = Counter(name for name, _ in runs)
+    suites: dict[tuple[str, str, str | None], list[str]] = {}
+    for row in board.rows:
+        if row.suite != ALL:
+            suites.setdefault((row.run_id, row.mode, row.attack), []).append(row.suite)
+    unlike = len({tuple(entries) for entries in suites.values()}) > 1
     return [
         Line(
             row=row,
             name=short(row.name, 100),
             suite=short(row.suite, 60),
             attack=short(_attack(row), 60),
-            refusals_by=_refusals_by(row.refusals_by),
+            refusals_by=told_by(row.refusals_by),
             group=letters.get((row.mode, row.attack, row.suite, row.protocol), ""),
-            errors=sum(row.errors.values()),
+            apart=" · ".join(filter(None, (row.run_id, row.date))) if names[row.name] > 1 else "",
+            suites=short(", ".join(suites.get(row.key[:3], ())), 100) if unlike and row.suite == ALL else "",
         )
         for row in board.rows
     ]
@@ -89,7 +100,8 @@ def _attack(row: Row) -> str:
     return {"benign": "no attack", "harmful": "harmful requests", "diagnosis": "diagnosis"}.get(row.mode, row.mode)
 
 
-def _refusals_by(refusals_by: Sequence[str]) -> str:
+def told_by(refusals_by: Sequence[str]) -> str:
+    """Says who recognised refusals: "rule", "judge" or "rule and judge"; "" if nobody did."""
     judges = [rule.startswith("judge:") for rule in refusals_by if ":" in rule or "/" in rule]
     if not judges:
         return ""

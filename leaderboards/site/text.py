@@ -42,6 +42,15 @@ def percent(value: float | None) -> str:
     return NOTHING if value is None else f"{100 * value:.1f}"
 
 
+def points(value: float | None) -> str:
+    """A difference of shares in percentage points with one decimal and its sign; a dash for None."""
+    if value is None:
+        return NOTHING
+    # The tenth that is shown decides: a difference that rounds to nothing has no sign.
+    shown = round(100 * value, 1)
+    return f"{shown:+.1f}".replace("-", "\u2212") if shown else "0.0"
+
+
 def number(value: float | None) -> str:
     """A number with three significant digits; a dash for None."""
     if value is None:
@@ -105,18 +114,22 @@ def environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.filters.update(percent=percent, number=number, short=short)
+    made.filters.update(percent=percent, points=points, number=number, short=short)
+    made.policies["json.dumps_kwargs"] = {"ensure_ascii": True, "separators": (",", ":")}
     return made
 
 
-def write_page(path: Path, template: str, root: str, values: Mapping[str, object]) -> None:
-    """Renders a template into a file.
+def render_page(template: str, root: str, values: Mapping[str, object]) -> str:
+    """Renders a template.
 
     Args:
-        path: The file; its folder is there.
         template: Its name without the suffix.
         root: Relative address of the site's top folder, "" or one that ends in a slash.
         values: What the template reads.
     """
-    page = environment().get_template(f"{template}.html.j2").render(root=root, **values)
-    path.write_bytes(page.encode())
+    return environment().get_template(f"{template}.html.j2").render(root=root, **values)
+
+
+def write_page(path: Path, template: str, root: str, values: Mapping[str, object]) -> None:
+    """Renders a template into a file, whose folder is there; see `render_page`."""
+    path.write_bytes(render_page(template, root, values).encode())

@@ -128,7 +128,7 @@ def test_a_row_without_a_metric_has_empty_cells(board: Board) -> None:
 
 def test_remarks_say_what_a_row_lacks(board: Board) -> None:
     row = dataclasses.replace(
-        board.rows[0], partial=True, partial_reason="half", contaminated_by=("x",), privileged=False
+        board.rows[0], partial=True, partial_reason="half", contaminated_by=("x",), privileged=False, reference=False
     )
     assert remarks(row) == "partial: half; trained on x; n too small to say"
 

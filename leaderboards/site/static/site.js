@@ -1,35 +1,64 @@
-// Sorts and filters tables, opens the call that an address names, and goes from failure to failure by key.
+// Sorts and filters tables, keeps both in the address, opens the call that an address names, copies, and goes from
+// failure to failure by key.
 "use strict";
+
+// The state of a page stands behind "#", as NAME=VALUE pairs; an anchor has no "=".
+const state = new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : "");
+
+function remember(name, value, otherwise = "") {
+  if (value === otherwise) state.delete(name);
+  else state.set(name, value);
+  history.replaceState(null, "", state.size ? `#${state}` : location.pathname + location.search);
+}
 
 function sortable(table) {
   const body = table.tBodies[0];
   const original = Array.from(body.rows);
-  Array.from(table.tHead.rows[0].cells).forEach((head, index) => {
+  const heads = Array.from(table.tHead.rows[0].cells);
+  const form = document.querySelector(`form.filters[data-table="${table.id}"]`);
+  const select = form && form.querySelector("select.sort");
+
+  const sort = (index, order) => {
+    heads.forEach((head, i) => head.setAttribute("aria-sort", i === index ? order : "none"));
+    if (select) select.value = order === "none" ? "" : `${index} ${order}`;
+    body.append(...(order === "none" ? original : sorted(original, heads[index], index, order)));
+    if (form) remember("sort", order === "none" ? "" : `${heads[index].dataset.name} ${order}`);
+  };
+
+  heads.forEach((head, index) => {
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);
     head.append(button);
     head.setAttribute("aria-sort", "none");
-    button.addEventListener("click", () => sort(table, body, original, head, index));
+    const first = head.dataset.first || "ascending";
+    const second = first === "ascending" ? "descending" : "ascending";
+    button.addEventListener("click", () => {
+      sort(index, { none: first, [first]: second, [second]: "none" }[head.getAttribute("aria-sort")]);
+    });
+    if (select && !head.classList.contains("minor")) {
+      for (const order of [first, second]) {
+        const arrow = order === "ascending" ? "up" : "down";
+        select.append(new Option(`${head.dataset.name}, ${arrow}`, `${index} ${order}`));
+      }
+    }
   });
+  if (!select) return;
+  select.addEventListener("change", () => {
+    const [index, order] = select.value.split(" ");
+    sort(Number(index), order || "none");
+  });
+  const [name, order] = (state.get("sort") || "").split(" ");
+  const index = heads.findIndex((head) => head.dataset.name === name);
+  if (index >= 0 && (order === "ascending" || order === "descending")) sort(index, order);
 }
 
-function sort(table, body, original, head, index) {
-  const first = head.dataset.first || "ascending";
-  const second = first === "ascending" ? "descending" : "ascending";
-  const next = { none: first, [first]: second, [second]: "none" }[head.getAttribute("aria-sort")];
-  for (const other of table.tHead.rows[0].cells) {
-    other.setAttribute("aria-sort", other === head ? next : "none");
-  }
-  if (next === "none") {
-    body.append(...original);
-    return;
-  }
-  const sign = next === "ascending" ? 1 : -1;
-  const keyed = original.map((row) => ({ row, key: key(row.cells[index], head.classList.contains("num")) }));
+function sorted(rows, head, index, order) {
+  const sign = order === "ascending" ? 1 : -1;
+  const keyed = rows.map((row) => ({ row, key: key(row.cells[index], head.classList.contains("num")) }));
   // What has no value stays last, whichever way.
   keyed.sort((a, b) => (a.key === null) - (b.key === null) || (a.key === null ? 0 : sign * compare(a.key, b.key)));
-  body.append(...keyed.map((entry) => entry.row));
+  return keyed.map((entry) => entry.row);
 }
 
 function key(cell, numeric) {
@@ -49,6 +78,14 @@ function filterable(form) {
   const rows = Array.from(table.tBodies[0].rows);
   const texts = new Map();
   const controls = Array.from(form.querySelectorAll("[data-key]"));
+  const named = (control) => control.dataset.param || control.dataset.key;
+  const otherwise = new Map(controls.map((control) => [control, control.value]));
+  for (const control of controls) {
+    const value = state.get(named(control));
+    // A select takes no value that is not one of its own, and is then empty.
+    if (value !== null) control.value = value;
+    if (control.selectedIndex === -1) control.value = otherwise.get(control);
+  }
   const apply = () => {
     let shown = 0;
     for (const row of rows) {
@@ -58,7 +95,12 @@ function filterable(form) {
     form.querySelector("output").textContent = `${shown} of ${rows.length} rows`;
   };
   form.hidden = false;
-  form.addEventListener("input", apply);
+  form.addEventListener("input", (event) => {
+    if (controls.includes(event.target)) {
+      remember(named(event.target), event.target.value, otherwise.get(event.target));
+    }
+    apply();
+  });
   form.addEventListener("submit", (event) => event.preventDefault());
   apply();
 }
@@ -70,9 +112,7 @@ function matches(row, control, texts) {
     return texts.get(row).includes(wanted.toLowerCase());
   }
   const cell = Array.from(row.cells).find((entry) => entry.dataset.key === control.dataset.key);
-  if (!cell) return false;
-  if (cell.dataset.v !== undefined) return cell.dataset.v === wanted;
-  return cell.textContent.split(", ").includes(wanted);
+  return Boolean(cell) && cell.dataset.v === wanted;
 }
 
 function openTarget() {
@@ -93,8 +133,30 @@ function step(event) {
   if (link) link.click();
 }
 
-document.querySelectorAll("table.sortable").forEach(sortable);
+function copyable(button) {
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    const source = document.getElementById(button.dataset.copy);
+    const text = source.tagName === "SCRIPT" ? JSON.stringify(JSON.parse(source.textContent), null, 2) : source.textContent;
+    const label = button.textContent;
+    try {
+      await navigator.clipboard.writeText(text);
+      button.textContent = "copied";
+    } catch {
+      button.textContent = "the browser does not allow it";
+    }
+    setTimeout(() => { button.textContent = label; }, 2000);
+  });
+}
+
+// On a small screen the numbers come first; what was chosen stays in sight.
+if (matchMedia("(max-width: 40rem)").matches && !state.size) {
+  document.querySelectorAll("details.choose").forEach((details) => { details.open = false; });
+}
+// Filters read the state of the address before sorting writes it.
 document.querySelectorAll("form.filters").forEach(filterable);
+document.querySelectorAll("table.sortable").forEach(sortable);
+document.querySelectorAll("button.copy").forEach(copyable);
 window.addEventListener("hashchange", openTarget);
 document.addEventListener("keydown", step);
 openTarget();

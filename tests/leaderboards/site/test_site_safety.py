@@ -80,6 +80,10 @@ TAGS = [
     "g",
     "rect",
     "circle",
+    "button",
+    "i",
+    "del",
+    "ins",
 ]
 
 
@@ -88,9 +92,11 @@ def test_pages_hold_only_what_the_templates_put_there(hostile_site: Path) -> Non
     for path in pages(hostile_site):
         page = Page(path)
         assert {tag for tag, _ in page.tags} <= set(TAGS), path
-        assert [attrs for tag, attrs in page.tags if tag == "script"] == [
-            {"src": page_root(path, hostile_site) + "static/site.js", "defer": None}
-        ]
+        scripts = [attrs for tag, attrs in page.tags if tag == "script"]
+        assert scripts[0] == {"src": page_root(path, hostile_site) + "static/site.js", "defer": None}
+        # An episode that can be copied is data, which no browser runs.
+        assert all(attrs == {"type": "application/json", "id": "episode"} for attrs in scripts[1:])
+        assert len(scripts) <= 2
         assert ("meta", {"http-equiv": "Content-Security-Policy", "content": CSP}) in page.tags
         for tag, attrs in page.tags:
             assert not [name for name in attrs if name.startswith("on") or name in ("style", "srcdoc", "formaction")], (
@@ -137,7 +143,7 @@ def test_invisible_characters_are_visible(hostile_site: Path) -> None:
 
 def test_names_of_files_are_ours(hostile_site: Path) -> None:
     for path in hostile_site.rglob("*"):
-        assert re.fullmatch(r"[A-Za-z0-9.-]{1,80}", path.name), path
+        assert re.fullmatch(r"[A-Za-z0-9._+-]{1,140}", path.name), path
 
 
 def test_templates_run_nothing_of_a_text(hostile_site: Path) -> None:
@@ -153,9 +159,14 @@ def test_an_odd_record_is_counted_and_left_out(hostile_site: Path) -> None:
     assert "5 episodes" in Page(page).text, "four scored, one that errored twice"
 
 
-def test_svg_is_well_formed(hostile_site: Path, dojo_site: Path) -> None:
+def test_svg_is_well_formed(hostile_site: Path, dojo_site: Path, tmp_path: Path) -> None:
+    usage = {"cost_usd": 0.5, "prompt_tokens": 1.0, "completion_tokens": 1.0}
+    plain = [benign(f"shop/{i}/none", usage=usage) for i in range(12)]
+    attacked = [record(f"shop/{i}/x", values=(0.3, 0.5, 1, 1), usage=usage) for i in range(12)]
+    runs = [write_run(tmp_path / name, [*plain, *attacked], agent=f"{name}{HOSTILE}") for name in "abc"]
+    plots = made_runs.build(runs, tmp_path / "site")
     found = 0
-    for path in [*pages(hostile_site), *pages(dojo_site)]:
+    for path in [*pages(hostile_site), *pages(dojo_site), *pages(plots)]:
         for svg in re.findall(r"<svg.*?</svg>", path.read_text(), re.DOTALL):
             found += 1
             for node in ET.fromstring(svg).iter():  # noqa: S314 (pages that we made)
@@ -206,7 +217,7 @@ def test_a_public_build_has_no_prompt_and_no_canary(tmp_path: Path) -> None:
     assert holds(private, PROMPT)
     assert holds(private, "Private build")
     public = made_runs.build([run], tmp_path / "site")
-    assert len(list((public / "run").glob("*/*.html"))) == 6
+    assert len(list((public / "run").rglob("*.html"))) == 6
     assert holds(public, "Redacted:")
     assert not holds(public, PROMPT)
     assert not holds(public, CANARY)
@@ -268,7 +279,7 @@ def test_processes_write_what_one_process_writes(tmp_path: Path, monkeypatch: py
     two = made_runs.build(runs, tmp_path / "two")
     files = {path.relative_to(one): path.read_bytes() for path in one.rglob("*.html")}
     assert files == {path.relative_to(two): path.read_bytes() for path in two.rglob("*.html")}
-    assert len(files) == 1 + 1 + 2 * 3
+    assert len(files) == 1 + 1 + 2 * 3 + 2, "index, board, runs and their traces, pairs"
 
 
 @given(st.text(), st.text())
@@ -297,6 +308,6 @@ def test_sources_use_no_way_around_escaping() -> None:
         if path.suffix in (".j2", ".py", ".js"):
             text = path.read_text()
             assert not re.search(
-                r"\|\s*safe\b|Markup\(|innerHTML|insertAdjacent|document\.write|\beval\b|autoescape false", text
+                r"\|\s*safe\b|Markup\(|innerHTML|insertAdjacent|document\.write|\beval\(|autoescape false", text
             ), path
     assert HOSTILE.startswith("</script>")
