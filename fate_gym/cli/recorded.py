@@ -106,6 +106,17 @@ def _add_export(commands: Any) -> None:
     export.add_argument(
         "--out", metavar="PATH", type=Path, help="The file or folder to write (default: beside the run folder)."
     )
+    export.add_argument(
+        "--only",
+        metavar="AXIS=LEAST",
+        nargs="+",
+        help="With `messages`: write only episodes whose active axes reach these values; `all=1` for perfect ones.",
+    )
+    export.add_argument(
+        "--despite-policy",
+        action="store_true",
+        help="With `messages`: write conversations that the benchmark's authors ask not to train on, each marked.",
+    )
 
 
 def run_agentdojo(options: argparse.Namespace) -> int:
@@ -210,10 +221,23 @@ def run_export(options: argparse.Namespace) -> int:
     """Writes a run in another format."""
     from fate_gym.exporting import export_run
 
-    written = export_run(options.run_folder, options.to, options.out)
+    chosen: dict[str, Any] = {}
+    if options.only:
+        chosen["only"] = dict(_least(entry) for entry in options.only)
+    if options.despite_policy:
+        chosen["despite_policy"] = True
+    written = export_run(options.run_folder, options.to, options.out, **chosen)
     for reason, count in written.left_out.items():
         out.line(f"left out: {count} {reason}")
     for note in written.notes:
         out.line(f"note: {note}")
     out.line(f"{written.episodes} episodes: {written.path}")
     return 0
+
+
+def _least(entry: str) -> tuple[str, float]:
+    name, _, value = entry.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise UsageError(f"--only takes AXIS=LEAST, such as security=1 or all=1, not {entry!r}") from None
