@@ -71,6 +71,7 @@ register_benchmark(
     "fate/AgentDojo-v0",
     "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo",
     model_option="model_name",
+    own_name="fate_gym.benchmarks.agentdojo.model_names:is_own_name",
     summary="A user's task with tools, without attack and under prompt injection.",
 )
 register_benchmark(

@@ -147,7 +147,7 @@ def write_run(
         "bounds": (MOST_FAILURES, SAMPLE),
         "depends_on_refusals": depends_on_refusals,
         "told_by": told_by,
-        "curves": curves(run.path, run.manifest["config"]["agent"]),
+        "curves": curves(run.path),
     }
     write_page(folder / "index.html", "run", "../../", values)
     _write_traces(run, census, board, others, folder, common)

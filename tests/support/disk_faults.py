@@ -295,6 +295,19 @@ def count(action: Callable[[Path], None], root: Path) -> list[str]:
     return points
 
 
+def modules(action: Callable[[Path], None], root: Path) -> list[str]:
+    """Does an action in a forked process, and returns the modules that it loads."""
+    known, loaded = set(sys.modules), root.with_name(f"{root.name}-modules")
+
+    def note(folder: Path) -> None:
+        action(folder)
+        loaded.write_text("\n".join(sorted(set(sys.modules) - known)))
+
+    outcome = visit(note, root)
+    assert outcome.ended == "done", outcome.message
+    return loaded.read_text().split("\n")
+
+
 def visit(action: Callable[[Path], None], root: Path, fault: Fault | None = None, at: int = 0) -> Outcome:
     """Does an action in a forked process, on a disk that spoils one call; or on a sound one."""
     note = root.with_name(f"{root.name}-outcome")
