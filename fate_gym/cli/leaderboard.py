@@ -40,6 +40,16 @@ def add_commands(commands: Any) -> None:
     compare.add_argument("--all", action="store_true", help="Show each suite by itself too, not only all together.")
     compare.add_argument("--json", action="store_true", help="Print the comparison as JSON.")
 
+    regraded = own.add_parser(
+        "regraded",
+        help="what others recorded, graded here",
+        description="Prints the rates of imported runs, ours beside the recorded ones; without RUN those of public "
+        "logs with which the package ships.",
+    )
+    regraded.set_defaults(run=run_regraded)
+    regraded.add_argument("runs", metavar="RUN", type=Path, nargs="*", help="Imported runs, or folders that hold some.")
+    regraded.add_argument("--out", metavar="FILE", type=Path, help="Write the figures, and no text of a log, as JSON.")
+
     results = own.add_parser(
         "results",
         help="run the built-in agents on AgentDojo",
@@ -158,6 +168,23 @@ def run_compare(options: argparse.Namespace) -> int:
     for table in comparison_tables(comparison, every_suite=options.all):
         out.table(table)
     out.prose(comparison_notes(comparison))
+    return 0
+
+
+def run_regraded(options: argparse.Namespace) -> int:
+    """Prints the rates of imported runs, and writes them if asked to."""
+    from fate_gym.leaderboards.regraded import kept, regrade, to_json
+    from fate_gym.leaderboards.runs import find_runs
+    from fate_gym.leaderboards.terminal import regraded_notes, regraded_tables
+    from fate_gym.storage import replace_file
+
+    rows = regrade(find_runs(options.runs)) if options.runs else kept()
+    for table in regraded_tables(rows):
+        out.table(table)
+    out.prose(regraded_notes(rows))
+    if options.out is not None:
+        replace_file(options.out, to_json(rows).encode())
+        out.line(str(options.out))
     return 0
 
 
