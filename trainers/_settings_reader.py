@@ -6,9 +6,11 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 from fate_gym.attack import Attack
+from fate_gym.chat import Json
 
 
 def read_dataclass(kind: type, value: Any, where: str = "") -> Any:
@@ -23,7 +25,8 @@ def read_dataclass(kind: type, value: Any, where: str = "") -> Any:
         ValueError: A key is unknown, or a value has another type or makes no sense; the message names the key.
     """
     _expect(isinstance(value, dict), where or "the configuration", "a mapping", value)
-    hints = typing.get_type_hints(kind)
+    # `Json` refers to itself by name, and so to names of its own module, which that of the settings need not import.
+    hints = typing.get_type_hints(kind, localns={"Json": Json, "Mapping": Mapping, "Sequence": Sequence})
     prefix = f"{where}." if where else ""
     for key in value:
         if key not in hints:
