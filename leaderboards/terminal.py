@@ -46,6 +46,7 @@ def comparison_notes(comparison: Comparison) -> str:
     ]
     if comparison.only_a or comparison.only_b:
         lines.append(f"Episodes of one run alone, in no row: A {comparison.only_a}, B {comparison.only_b}.")
+    lines += [visible_line(f"{setting}.") for setting in comparison.settings]
     return "\n".join([*lines, *(visible_line(f"warning: {warning}") for warning in comparison.warnings)])
 
 

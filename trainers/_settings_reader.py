@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 from fate_gym.attack import Attack
-from fate_gym.chat import Json
 
 
 def read_dataclass(kind: type, value: Any, where: str = "") -> Any:
@@ -25,8 +24,8 @@ def read_dataclass(kind: type, value: Any, where: str = "") -> Any:
         ValueError: A key is unknown, or a value has another type or makes no sense; the message names the key.
     """
     _expect(isinstance(value, dict), where or "the configuration", "a mapping", value)
-    # `Json` refers to itself by name, and so to names of its own module, which that of the settings need not import.
-    hints = typing.get_type_hints(kind, localns={"Json": Json, "Mapping": Mapping, "Sequence": Sequence})
+    # `Json` is a text that names these, whether or not the module of the dataclass imports them too.
+    hints = typing.get_type_hints(kind, localns={"Mapping": Mapping, "Sequence": Sequence})
     prefix = f"{where}." if where else ""
     for key in value:
         if key not in hints:
