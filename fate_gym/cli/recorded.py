@@ -41,6 +41,7 @@ def _add_import(commands: Any) -> None:
         "agentdojo",
         help="logs of AgentDojo",
         description="Imports AgentDojo's logs: folders of its files, or files with a log a line.",
+        examples=["import agentdojo logs/gpt-4o-2024-05-13 --out runs/gpt-4o"],
     )
     agentdojo.set_defaults(run=run_agentdojo, resumable=True)
     agentdojo.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="Log files, and folders that hold some.")
@@ -61,9 +62,12 @@ def _add_import(commands: Any) -> None:
         help="Inspect's logs of AgentHarm and AgentDojo",
         description="Imports Inspect's logs of AgentHarm (those of its requests that the data at hand hold) and of "
         "AgentDojo, read by Inspect itself.",
+        examples=["import inspect logs/run.eval --out runs/inspected"],
     )
     inspect.set_defaults(run=run_inspect, resumable=True)
-    inspect.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="`.eval` files, and folders with some.")
+    inspect.add_argument(
+        "paths", metavar="PATH", nargs="+", type=Path, help="Files ending in `.eval`, and folders of them."
+    )
     _add_common(inspect)
 
 
@@ -98,6 +102,7 @@ def _add_export(commands: Any) -> None:
         help="write a run in another tool's format",
         description="Writes the scored episodes of a run in another tool's format. What that format has no place for "
         "is left out, counted and printed.",
+        examples=["export runs/a --to agentdojo --out logs"],
     )
     export.set_defaults(run=run_export)
     export.add_argument("run_folder", metavar="RUN", type=Path, help="The run folder.")

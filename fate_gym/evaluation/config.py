@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -78,10 +79,15 @@ class EvalConfig:
             name: public_url(value) if isinstance(value, str) and "://" in value else value
             for name, value in self.agent_args.items()
         }
-        data["env_args"] = _without_logins(self.env_args)
+        data["env_args"] = _without_logins({name: _named(value) for name, value in self.env_args.items()})
         data["attack"] = None if self.attack is None else list(self.attack)
         data["tasks"] = None if self.tasks is None else list(self.tasks)
         return data
+
+
+def _named(value: Any) -> Json:
+    """Returns the name of a function, such as a judge of one's own, which alone can stand in a manifest."""
+    return f"{value.__module__}:{value.__qualname__}" if inspect.isroutine(value) else value
 
 
 def check_types(settings: Mapping[str, object]) -> None:

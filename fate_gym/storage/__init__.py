@@ -13,7 +13,7 @@ from fate_gym.storage._json import MAX_DEPTH, SURROGATE, digest, dump, encode_li
 from fate_gym.storage._lock import LOCK_FILE, WriterLock
 from fate_gym.storage._log import AppendLog, corrupt, lines, records
 from fate_gym.storage._reading import Fields, is_finite, open_file, read_file, read_object
-from fate_gym.storage._settings import check_same_settings
+from fate_gym.storage._settings import check_same_settings, settings_apart
 
 if TYPE_CHECKING:
     from fate_gym.storage._yaml import parse_yaml, read_yaml
@@ -43,6 +43,7 @@ __all__ = [
     "read_yaml",
     "records",
     "replace_file",
+    "settings_apart",
 ]
 
 
