@@ -15,7 +15,7 @@ from fate_gym.importing.agentdojo import AgentDojoReader
 from fate_gym.leaderboards.regraded import kept, regrade, to_json
 from fate_gym.leaderboards.site.reported import regraded_tables
 
-SECRET = "What the tool answered, which no figure may hold."
+ANSWERED = "What the tool answered, which no figure may hold."
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     logs = [
         log(
             calling,
-            answers(SECRET),
+            answers(ANSWERED),
             says("Done."),
             goal="injection_task_0",
             user=f"user_task_{i}",
@@ -52,7 +52,7 @@ def test_figures_hold_no_text_of_a_log(run: Path, tmp_path: Path, capsys: pytest
     out = tmp_path / "regraded.json"
     assert main(["leaderboard", "regraded", str(run), "--out", str(out)]) == 0
     assert out.read_text() == to_json(regrade([run]))
-    assert SECRET not in out.read_text()
+    assert ANSWERED not in out.read_text()
     assert "a source at abc, MIT" in capsys.readouterr().out
 
 
