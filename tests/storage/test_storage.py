@@ -25,6 +25,7 @@ from fate_gym.storage import (
     read_object,
     records,
     replace_file,
+    sync_tree,
 )
 
 SCHEMA = "fate-gym/thing/3"
@@ -188,6 +189,29 @@ def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DiskError, match="could not be written"):
         make_folder(tmp_path / "file" / "below")
+
+
+def test_a_tree_that_others_wrote_is_synced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("x", "a/y", "a/b/z"):
+        (tmp_path / name).write_text("x")
+    monkeypatch.setattr("os.fsync", fsync)
+    sync_tree(tmp_path)
+    assert set(synced) == {str(tmp_path / name) for name in ("x", "a/y", "a/b/z", "a/b", "a", "")}
+
+    def refuse(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(DiskError, match="could not be written: Input/output error"):
+        sync_tree(tmp_path)
 
 
 ONE, TWO, THREE = (b'{"n":%d}\n' % n for n in (1, 2, 3))
