@@ -128,6 +128,9 @@ def _check_filters(run: Run, options: argparse.Namespace) -> None:
         known = {group[name] or "none" for group in run.summary["groups"]} - {ALL}
         if given is not None and given not in known:
             raise UsageError(unknown(f"{name} of this run", given, sorted(known)))
+    tasks = {key.partition("/")[2].rpartition("#")[0] for key in (*run.episodes.keys, *run.failures.keys)}
+    if options.task is not None and not any(fnmatch.fnmatchcase(task, options.task) for task in tasks):
+        raise UsageError(f"no task of this run matches {options.task!r}; the first is {min(tasks, default='missing')}")
 
 
 def _print_some(title: str, lines: list[tuple[str, str]], *, every: bool) -> None:
