@@ -65,6 +65,7 @@ def trace_file(run: Run, episode: Episode, *, private: bool) -> str:
         "meanings": CLASSES,
         "states": STATES,
         "others": [],
+        "said": [],
     }
     return _alone(render_page("trace", "", values))
 
