@@ -54,7 +54,7 @@ class ChatFormat:
     def prompt(self, messages: list[Message], tools: list[ToolSchema] | None) -> tuple[int, ...]:
         """Writes a whole conversation up to where the model goes on, (p,)."""
         with self._lock:
-            return self._encode(self._render(_as_templates_take(messages), tools))
+            return self._encode(self._render(as_templates_take(messages), tools))
 
     def continuation(
         self, messages: list[Message], sampled: int, tools: list[ToolSchema] | None, *, ended: bool
@@ -70,7 +70,7 @@ class ChatFormat:
         Returns:
             The ids, or None where the conversation must be written anew.
         """
-        written = _as_templates_take(messages[sampled:])
+        written = as_templates_take(messages[sampled:])
         since = written[1:]
         if not since or not self._appends.get(since[0]["role"]) or any(m["role"] == "assistant" for m in since):
             return None
@@ -146,7 +146,7 @@ def _shipped() -> Traversable:
     return resources.files("fate_gym.agents") / "chat_templates"
 
 
-def _as_templates_take(messages: Iterable[Message]) -> list[Message]:
+def as_templates_take(messages: Iterable[Message]) -> list[Message]:
     """The conversation as chat templates take it: arguments as objects, and ids that Mistral's do not refuse."""
     ids: dict[str, str] = {}
     taken = []

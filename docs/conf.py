@@ -25,9 +25,6 @@ version = release = fate_gym.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["schemas"]
 
-# A study that has no results yet has no pages.
-suppress_warnings = ["toc.empty_glob"]
-
 myst_heading_anchors = 4
 # Notebooks are committed without outputs; a real kernel runs them whenever the site is built.
 nb_execution_mode = "force"

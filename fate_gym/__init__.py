@@ -14,6 +14,7 @@ from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES, AxisVerdict, Scalarization, Verdict
 from fate_gym.rollout import Agent, Reply
 from fate_gym.task import DataPolicy, Demonstration, GroundTruth, Task
+from fate_gym.transcript import Transcript
 
 if TYPE_CHECKING:
     from fate_gym.agents import load_agent
@@ -37,6 +38,7 @@ __all__ = [
     "Task",
     "ToolEnv",
     "ToolOutcome",
+    "Transcript",
     "Verdict",
     "World",
     "evaluate",
@@ -71,6 +73,7 @@ register_benchmark(
     "fate/AgentDojo-v0",
     "fate_gym.benchmarks.agentdojo.benchmark:AgentDojo",
     model_option="model_name",
+    own_name="fate_gym.benchmarks.agentdojo.model_names:is_own_name",
     summary="A user's task with tools, without attack and under prompt injection.",
 )
 register_benchmark(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from fate_gym._plain import (
     MAX_DEPTH,
@@ -25,6 +26,15 @@ from fate_gym._plain import (
 from fate_gym.chat import EMPTY_ANSWER, Json, Message
 from fate_gym.markup import holds_call_markup, without_thoughts
 from fate_gym.replies import message_in
+
+MOST_CALLS: Final = 1_000
+"""Calls of one message; a message with more cannot be used."""
+
+TOO_LONG: Final = {"role": "unreadable", "action": "<a message for which the record of the episode has no room>"}
+"""Stands as the action where the true one cannot be kept."""
+
+_LONGEST_NAME = 256
+"""Characters that are kept of the name of a call's tool, which stands in several places of a record."""
 
 _LEGAL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -208,13 +218,18 @@ def _part_text(part: Json) -> str | None:
 
 
 def _read_calls(fields: dict[str, Json], turn: int, taken_ids: frozenset[str] | set[str]) -> tuple[RequestedCall, ...]:
-    value = fields.get("tool_calls")
-    if value in (None, []) and isinstance(fields.get("function_call"), dict):
-        value = [{"function": fields["function_call"]}]  # OpenAI's form before tools
+    value, single = fields.get("tool_calls"), fields.get("function_call")
+    if single is not None:
+        # OpenAI's form before tools. Some servers send a call in both; of two different ones, none is the right one.
+        if value not in (None, []) and not _same_call(value, single):
+            raise _UnreadableError("It holds both tool_calls and another function_call.")
+        value = value or [{"function": single}]
     if value is None:
         return ()
     if not isinstance(value, list):
         raise _UnreadableError(f"Its tool_calls must be a list, not {_kind(value)}.")
+    if len(value) > MOST_CALLS:
+        raise _UnreadableError(f"It holds {len(value)} tool calls; {MOST_CALLS} are the most.")
     used = set(taken_ids)
     calls = []
     for index, item in enumerate(value):
@@ -222,6 +237,11 @@ def _read_calls(fields: dict[str, Json], turn: int, taken_ids: frozenset[str] | 
         used.add(call.id)
         calls.append(call)
     return tuple(calls)
+
+
+def _same_call(calls: Json, single: Json) -> bool:
+    first = calls[0] if isinstance(calls, list) else None
+    return isinstance(first, dict) and first.get("function") == single
 
 
 def _read_call(item: Json, fallback_id: str, used: set[str]) -> RequestedCall:
@@ -237,7 +257,7 @@ def _read_call(item: Json, fallback_id: str, used: set[str]) -> RequestedCall:
     if not isinstance(name, str) or not name:
         return RequestedCall(call_id, "", None, "A tool call needs the name of a tool.")
     arguments, problem = _read_arguments(function.get("arguments"))
-    return RequestedCall(call_id, name, arguments, problem)
+    return RequestedCall(call_id, name[:_LONGEST_NAME], arguments, problem)
 
 
 def _free(preferred: str, used: set[str]) -> str:

@@ -15,6 +15,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
@@ -114,6 +115,9 @@ class Benchmark(ABC):
 
     data_policy: DataPolicy
     tasks: tuple[str, ...]
+    model_name: str | None = None
+    """The name by which attacks address the evaluated model; None where they do not."""
+
     options: Mapping[str, Any]
     """The arguments of the constructor, defaults included. A snapshot is restored only under equal options."""
 
@@ -209,15 +213,32 @@ class Disclosure:
     Attributes:
         confidential: Whether the texts of its tasks must not be published.
         path_options: Options that name a path on the machine of a run. Scores do not depend on where files lie.
-        model_option: The option that takes the name by which attacks address the evaluated model. It belongs to the
-            model, so two runs that differ in it alone follow the same protocol.
+        model_option: The option that takes the name by which attacks address the evaluated model.
+        own_name: "module:function" that tells, of a name and an agent's text, whether the name is the agent's own. Two
+            runs whose models are addressed by their own names follow the same protocol.
         summary: What its tasks are, in one sentence; "" where nobody said so.
     """
 
     confidential: bool = False
     path_options: tuple[str, ...] = ()
     model_option: str | None = None
+    own_name: str | None = None
     summary: str = ""
+
+    def strange_name(self, settings: Mapping[str, Any], agent: str, recorded: str | None = None) -> str | None:
+        """Returns the name by which attacks address an agent, if it is not the agent's own.
+
+        Args:
+            settings: The environment's arguments.
+            agent: The agent's text.
+            recorded: The name as the manifest has it; None for older manifests, which have it only where it was given.
+        """
+        name = recorded if recorded is not None else settings.get(self.model_option or "")
+        if name is None or self.own_name is None:
+            return None
+        module, _, function = self.own_name.partition(":")
+        own: bool = getattr(import_module(module), function)(str(name), agent)
+        return None if own else str(name)
 
 
 _disclosures: dict[str, Disclosure] = {}
@@ -241,6 +262,7 @@ def register_benchmark(
     confidential: bool = False,
     path_options: Sequence[str] = (),
     model_option: str | None = None,
+    own_name: str | None = None,
     summary: str = "",
 ) -> None:
     """Registers a benchmark with Gymnasium, so that `gym.make` finds it.
@@ -254,9 +276,10 @@ def register_benchmark(
         confidential: Whether the texts of its tasks must not be published.
         path_options: Options of the benchmark that name a path.
         model_option: The option of the benchmark that takes the name by which attacks address the evaluated model.
+        own_name: "module:function" that tells, of a name and an agent's text, whether the name is the agent's own.
         summary: What its tasks are, in one sentence, for lists.
     """
-    _disclosures[env_id] = Disclosure(confidential, tuple(path_options), model_option, summary)
+    _disclosures[env_id] = Disclosure(confidential, tuple(path_options), model_option, own_name, summary)
     gym.register(
         id=env_id,
         entry_point=ENTRY_POINT,

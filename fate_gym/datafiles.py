@@ -60,13 +60,6 @@ class DataFiles:
             if checksum is not None and not _CHECKSUM.fullmatch(checksum):
                 raise ValueError(f"{self.name}, {name}: {checksum!r} is not 8 to 64 hex digits of a SHA-256")
 
-    @property
-    def remedy(self) -> str:
-        """What to do where a file is missing."""
-        if self.revision is None:
-            return f"take it from {self.repo}, and let data_dir= or {self.variable} name a folder with it"
-        return f"run `fate-gym data fetch {self.name}`, or let data_dir= or {self.variable} name a folder with it"
-
     def hub_path(self, name: str) -> str:
         """Path of a file in the hub's repository."""
         return f"{self.hub_folder}/{name}" if self.hub_folder else name
@@ -120,7 +113,13 @@ def find_data(data: DataFiles, name: str, data_dir: str | os.PathLike[str] | Non
         path = next((place for place in places if place.is_file()), None)
         where = f"{folder} has no {name}"
     if path is None:
-        raise DataError(f"{where}: {data.remedy}")
+        if data.revision is None:
+            raise DataError(
+                f"{where}: take it from {data.repo}, and let data_dir= or {data.variable} name a folder with it"
+            )
+        raise DataError(
+            f"{where}: run `fate-gym data fetch {data.name}`, or let data_dir= or {data.variable} name a folder with it"
+        )
     return path
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fate_gym._plain import replace_surrogates, to_json
-from fate_gym.actions import RequestedCall, Turn, read_action
+from fate_gym.actions import TOO_LONG, RequestedCall, Turn, read_action
 from fate_gym.benchmark import Benchmark, World, load_benchmark
 from fate_gym.chat import Json, Message, ToolSchema, copy_messages
 from fate_gym.delivery import delivered
@@ -27,7 +27,7 @@ from fate_gym.snapshots import fingerprint, pack, unpack
 from fate_gym.spaces import ActionSpace, ObservationSpace
 from fate_gym.task import Purpose, Task, log_terms
 from fate_gym.transcript import WRONG_CALLS, CallRecord, Outcome, Status, Transcript
-from fate_gym.verifiers.validity import RULE, repeats_a_failure, verify_validity
+from fate_gym.verifiers.validity import RULE, call_identity, verify_validity
 
 Observation = dict[str, Any]
 Reward = NDArray[np.float32] | float
@@ -50,7 +50,8 @@ class ToolEnv(gym.Env[Observation, Any]):
     call a tool and could not be read is answered, and the episode goes on. `max_turns` counts tool rounds, as AgentDojo
     does: the calls of the message after the last round are recorded, not run, and the episode is truncated.
     `max_messages` counts the whole conversation, opening included, as Inspect does: the calls of a message still run,
-    and the episode is truncated where the agent would be asked again.
+    and the episode is truncated where the agent would be asked again. So it is where its record is full (`MAX_SIZE` of
+    `fate_gym.transcript`).
 
     Args:
         benchmark: A `Benchmark`, or "module:Class" of one, which is then made with `options`.
@@ -202,8 +203,11 @@ class ToolEnv(gym.Env[Observation, Any]):
         self._rounds += 1
         if not turn.calls:
             content = f"Your last message could not be used. {turn.problem} Call a tool, or answer in text."
-            transcript.messages.append({"role": "user", "content": content})
+            transcript.add({"role": "user", "content": content})
         for position, call in enumerate(turn.calls):
+            if transcript.full:
+                self._decline_calls(turn, "Not run: the record of the episode is full.", start=position)
+                return self._end("max_size", truncated=True)
             try:
                 self._run(call)
             except Exception as error:
@@ -360,6 +364,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         self._task = self.benchmark.task(task_id)
         self._seed, self._world, self._transcript, self._rounds = seed, world, transcript, rounds
         self._verdict, self._status, self._problem, self._failure = _NOT_SCORED, "ok", None, None
+        self._failed = {call_identity(call) for call in transcript.calls if call.outcome == "tool_error"}
         if world.tools is not self._packed_from:
             # Every observation holds fresh copies, so that no caller can change the next one's tools.
             self._packed_from, self._packed_tools = world.tools, marshal.dumps(world.tools)
@@ -408,8 +413,9 @@ class ToolEnv(gym.Env[Observation, Any]):
         """Reads an action and records it."""
         index = len(transcript.actions)
         turn = read_action(action, index, {call.id for call in transcript.calls}, verbatim=self.verbatim)
-        transcript.actions.append(turn.raw)
-        transcript.messages.append(turn.message)
+        if not transcript.holds(turn.raw, turn.message):
+            turn = read_action(TOO_LONG, index)
+        transcript.add_turn(turn.raw, turn.message)
         transcript.final_text = turn.text
         self._problem = turn.problem
         if turn.problem is not None:
@@ -431,15 +437,24 @@ class ToolEnv(gym.Env[Observation, Any]):
             self._answer(call, "not_run", reason, call.arguments)
 
     def _answer(self, call: RequestedCall, outcome: Outcome, content: str, arguments: dict[str, Json] | None) -> None:
-        transcript, content = self._transcript, replace_surrogates(content)
+        transcript = self._transcript
+        content = transcript.cut(replace_surrogates(content))
         # A tool may have been given more than JSON can hold: AgentDojo reads lists of anything out of strings.
         recorded = None if arguments is None else cast(dict[str, Json], to_json(arguments))
         turn = len(transcript.actions) - 1
         transcript.calls.append(CallRecord(turn, call.id, call.name, recorded, outcome, content))
-        transcript.messages.append({"role": "tool", "tool_call_id": call.id, "content": content})
-        if self._problem is None and (outcome in WRONG_CALLS or repeats_a_failure(transcript.calls)):
-            repeated = "it repeats a call that failed: " if outcome == "tool_error" else ""
+        transcript.add({"role": "tool", "tool_call_id": call.id, "content": content})
+        repeats = outcome == "tool_error" and self._repeats(transcript.calls[-1])
+        if self._problem is None and (outcome in WRONG_CALLS or repeats):
+            repeated = "it repeats a call that failed: " if repeats else ""
             self._problem = f"call {call.id} ({call.name}): {repeated}{content[:_PROBLEM_LENGTH]}"
+
+    def _repeats(self, failed: CallRecord) -> bool:
+        """Notes a call that failed in the tool's domain; returns whether the same one has done so before."""
+        identity = call_identity(failed)
+        before = identity in self._failed
+        self._failed.add(identity)
+        return before
 
     def _end(self, ended: str, *, truncated: bool) -> Step:
         transcript = self._transcript

@@ -23,7 +23,10 @@ MAX_COUNT: Final = 10**15
 """Tokens, dollars, seconds or attempts of an episode beyond this are absurd, and sums of them would overflow."""
 
 LEFT_OUT: Final = "left_out"
-"""The key of `Episode.usage` that counts the figures left out because they were no sane numbers."""
+"""The key of `Episode.usage` that counts the figures left out: no sane numbers, or of a name not in `USAGE`."""
+
+USAGE: Final = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_usd")
+"""Figures that a reply may report. Prompts include what was cached, completions the reasoning; costs are in USD."""
 
 _TIMES: Final = ("total", "agent")
 
@@ -140,8 +143,7 @@ class Episode:
         messages: The normalised conversation.
         actions: The raw actions, made JSON-able, one for each assistant message.
         calls: Every requested call, in order.
-        usage: Sums over the replies by name ("prompt_tokens", "cost_usd", ...), each known for every reply.
-            "left_out" counts figures that were no sane numbers.
+        usage: Sums over the replies by name (`USAGE`), each known for every reply; `LEFT_OUT` counts the others.
         attempts: Requests that it took; None where that is unknown.
         seconds: Wall-clock times: "total" and "agent", each None where it is unknown.
         trajectory: The sampled token ids, from a local model. Stage files of training have them, run folders do not.
@@ -258,6 +260,7 @@ def _count(fields: Fields, name: str) -> float:
 
 
 def _counts(fields: Fields) -> dict[str, float]:
+    fields.only((*USAGE, LEFT_OUT))
     return {name: _count(fields, name) for name in fields.values}
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,10 +22,13 @@ from fate_gym.episode import Episode
 from fate_gym.evaluation.config import EvalConfig, model_name
 from fate_gym.evaluation.evaluate import run_evaluation
 from fate_gym.evaluation.plan import DEFAULT_ENV
+from fate_gym.evaluation.report import remarks
 from fate_gym.evaluation.run import Run
 from fate_gym.rollout import ActFunction, Agent, as_agent
 
 T = TypeVar("T")
+
+_log = logging.getLogger("fate_gym")
 
 
 def evaluate(
@@ -105,7 +109,10 @@ async def _evaluate(config: EvalConfig, agent: Agent, on_done: Callable[[Episode
     try:
         plan = config.plan()
         await agent.check(tools=plan.has_tools())
-        return await run_evaluation(config, agent, plan=plan, on_done=on_done)
+        run = await run_evaluation(config, agent, plan=plan, on_done=on_done)
+        for remark in remarks(run.episodes, run.failures):
+            _log.warning("%s: %s", run.path, remark)
+        return run
     finally:
         await agent.aclose()
 

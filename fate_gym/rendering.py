@@ -71,7 +71,7 @@ class EpisodeView:
         for vector, text in self.injections.items():
             head.append(f"injected at {vector} ({'reached' if self.reached else 'not reached'}):")
             head += [_INDENT + line for line in text.strip().split("\n")]
-        blocks = ["\n".join(map(visible_line, head)), *map(_message, self.messages)]
+        blocks = ["\n".join(map(visible_line, head)), *map(message_text, self.messages)]
         if self.ended is not None:
             blocks.append(f"ended: {visible_line(self.ended)}")
         if self.verdict is not None:
@@ -111,7 +111,8 @@ def _escape(char: str) -> str:
     return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
-def _message(message: Message) -> str:
+def message_text(message: Message) -> str:
+    """Renders a message: its role on a line of its own, what it says and its calls indented below."""
     role = message["role"]
     title = f"tool · {message['tool_call_id']}" if role == "tool" else role
     lines = [f"[{visible_line(title)}]"]

@@ -159,7 +159,8 @@ class Scalarization:
     def __call__(self, vector: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
         """Scalarises one vector, float32 (4,), under its mask, bool (4,)."""
         if callable(self.spec):
-            return float(self.spec(vector.copy(), mask.copy()))
+            # Before the end, and where nothing could be scored, there is nothing to ask it about.
+            return float(self.spec(vector.copy(), mask.copy())) if mask.any() else 0.0
         if self._weights is None:
             return float(vector[mask].min()) if mask.any() else 0.0
         weights = np.where(mask, self._weights, 0.0)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
 
 from fate_gym.env import Observation, ToolEnv
-from fate_gym.episode import LEFT_OUT, MAX_COUNT, Call, Episode, Sample, Trajectory
+from fate_gym.episode import LEFT_OUT, MAX_COUNT, USAGE, Call, Episode, Sample, Trajectory
 from fate_gym.errors import CutError, ProviderError
 from fate_gym.rewards import Verdict
 from fate_gym.storage import is_finite
@@ -35,7 +35,7 @@ class Reply:
 
     Attributes:
         message: The action: an assistant message, an SDK message or a string.
-        usage: Tokens and cost of this call by name ("prompt_tokens", "completion_tokens", "cost_usd"), where known.
+        usage: Tokens and cost of this call by name (`fate_gym.episode.USAGE`), where known. Others are left out.
         attempts: Requests that it took.
         sample: The sampled tokens, from a local model.
         finish_reason: Why the model stopped ("stop", "tool_calls", "length", ...), where it is known. It is
@@ -310,10 +310,11 @@ class _Meter:
     def usage(self) -> dict[str, float]:
         """Sums what every reply reported; a sum with a part unknown would be a wrong number.
 
-        Figures come from servers. One that is negative, not finite or absurd is as good as unknown, and is counted.
+        Figures come from servers. One that is negative, not finite or absurd is as good as unknown, and is counted as
+        left out; so is one that nobody here knows the meaning of.
         """
         usages = [
-            {name: value for name, value in reply.usage.items() if is_finite(value) and 0 <= value <= _MOST}
+            {name: value for name, value in reply.usage.items() if name in USAGE and _is_sane(value)}
             for reply in self._replies
         ]
         known = set.intersection(*(set(usage) for usage in usages)) if usages else set()
@@ -325,3 +326,7 @@ class _Meter:
         """Joins what was sampled, if all of it is known: an episode with a turn missing could not be trained on."""
         samples = [reply.sample for reply in self._replies if reply.sample is not None]
         return Trajectory.join(samples) if len(samples) == len(self._replies) else None
+
+
+def _is_sane(value: object) -> bool:
+    return is_finite(value) and 0 <= value <= _MOST

@@ -36,6 +36,18 @@ class _PlainSpace(gym.Space[Any]):
         return " ".join(self.np_random.choice(_WORDS, size=int(self.np_random.integers(1, 9))))
 
 
+class TextSpace(_PlainSpace):
+    """Texts of any length and characters, which `gymnasium.spaces.Text` would bound."""
+
+    def sample(self, mask: Any = None, probability: Any = None) -> str:
+        """Draws a few words."""
+        return self._words()
+
+    def contains(self, x: Any) -> bool:
+        """Returns whether `x` is a string."""
+        return isinstance(x, str)
+
+
 class ActionSpace(_PlainSpace):
     """Assistant messages: a dict, an SDK message object, or a string.
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from fate_gym.chat import EMPTY_ANSWER, Json, Message
 
@@ -16,6 +17,11 @@ Outcome = Literal["ok", "unknown_tool", "bad_arguments", "tool_error", "unreadab
 
 WRONG_CALLS: frozenset[Outcome] = frozenset({"unknown_tool", "bad_arguments", "unreadable", "not_run"})
 """Outcomes of calls that were not valid in themselves."""
+
+MAX_SIZE: Final = 16 * 2**20
+"""Bytes of the actions and messages of an episode, as JSON: more than the largest contexts of models hold. Without a
+bound, a model that writes a large file once and reads it by a thousand calls fills the memory, and makes a line that no
+reader of runs accepts (`fate_gym.storage.MAX_LINE`, which leaves room for what else a record holds)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ class Transcript:
         injection_reached: Whether a tool message has contained an injected text.
         ended: Why the episode is over ("answer", "max_turns", ...), None while it runs.
         truncated: Whether it was cut off.
+        size: Bytes of the actions and messages as JSON, without those that opened the conversation.
+        full: Whether an answer had to be cut, so that there is no room for another.
     """
 
     messages: list[Message]
@@ -68,6 +76,32 @@ class Transcript:
     injection_reached: bool = False
     ended: str | None = None
     truncated: bool = False
+    size: int = 0
+    full: bool = False
+
+    def holds(self, action: Json, message: Message) -> bool:
+        """Whether there is room for an assistant message, in both of its forms."""
+        return self.size + _size(action) + _size(message) <= MAX_SIZE
+
+    def add_turn(self, action: Json, message: Message) -> None:
+        """Adds an assistant message: the action as it came, and as it stands in the conversation."""
+        self.actions.append(action)
+        self.size += _size(action)
+        self.add(message)
+
+    def add(self, message: Message) -> None:
+        """Adds a message to the conversation."""
+        self.messages.append(message)
+        self.size += _size(message)
+
+    def cut(self, content: str) -> str:
+        """Returns the text of a tool message, cut to what there is room for."""
+        room = max(0, MAX_SIZE - self.size)
+        # A character takes at most 12 bytes, as a pair of surrogates; most texts need not be measured.
+        if len(content) * 12 <= room or _size(content) <= room:
+            return content
+        self.full = True
+        return f"{content[: room // 12]}... ({len(content)} characters, cut here: the record of the episode is full)"
 
     @property
     def said(self) -> list[str]:
@@ -104,9 +138,15 @@ class Transcript:
         turns = sum(message["role"] == "assistant" for message in transcript.messages)
         if len(transcript.actions) != turns or not all(turn in range(turns) for turn in transcript.bad_turns):
             raise ValueError("the assistant's turns are not as recorded")
-        if not isinstance(transcript.final_text, str) or transcript.ended is not None:
+        if not isinstance(transcript.size, int) or not isinstance(transcript.final_text, str):
+            raise TypeError("size must be an integer, final_text a string")
+        if transcript.ended is not None:
             raise ValueError("the episode is not one that runs")
         return transcript
+
+
+def _size(value: Json) -> int:
+    return len(json.dumps(value))
 
 
 def _check_message(message: Message) -> None:

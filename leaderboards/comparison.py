@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
+from fate_gym.chat import Json
 from fate_gym.episode import Episode
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Metric
@@ -18,6 +19,7 @@ from fate_gym.leaderboards.columns import REFUSALS, Column, column
 from fate_gym.leaderboards.groups import mixed
 from fate_gym.leaderboards.runs import LoadedRun
 from fate_gym.leaderboards.statistics import Difference, difference
+from fate_gym.storage import settings_apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,10 @@ class Comparison:
     Attributes:
         a: The first run's id.
         b: The second's.
-        rows: By mode, attack, suite (all of them first) and column.
+        rows: By mode, attack, suite (all of them first) and column; only where one of them has the metric.
         only_a: Episodes that the first run alone has scored; in no row.
         only_b: Episodes that the second run alone has scored.
+        settings: What they were told to do differently: agent, defences, attacks.
         warnings: What makes the two less comparable than they look.
     """
 
@@ -55,6 +58,7 @@ class Comparison:
     rows: tuple[Compared, ...]
     only_a: int
     only_b: int
+    settings: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -121,14 +125,15 @@ def compare_scores(
             groups[mode, attack, name].append(key)
     unlike = _refusals_by_both_kinds(a, b)
     rows = [
-        Compared(attack, suite, column(mode, metric.name), _difference(i, metric, keys, first, second))
+        Compared(attack, suite, column(mode, metric.name), found)
         for (mode, attack, suite), keys in sorted(groups.items(), key=_order)
         for i, metric in enumerate(METRICS.get(mode, AXIS_METRICS))
         if not (unlike and column(mode, metric.name).name in REFUSALS)
+        if (found := _difference(i, metric, keys, first, second)).a is not None or found.b is not None
     ]
     warnings = [*_warnings(a, b), *(["refusals were told by a rule and by a judge: not compared"] if unlike else [])]
     missing = len(first) - len(shared), len(second) - len(shared)
-    return Comparison(a.run_id, b.run_id, tuple(rows), *missing, tuple(warnings))
+    return Comparison(a.run_id, b.run_id, tuple(rows), *missing, tuple(_settings(a, b)), tuple(warnings))
 
 
 def _value(metric: Metric, episode: Episode) -> float:
@@ -151,17 +156,34 @@ def _refusals_by_both_kinds(a: LoadedRun, b: LoadedRun) -> bool:
     return mixed([rule for run in (a, b) for group in run.summary["groups"] for rule in group["refusals_by"]])
 
 
+def _settings(a: LoadedRun, b: LoadedRun) -> Iterator[str]:
+    """Yields the settings that say what was measured, where these differ."""
+    chosen = ("agent", "agent_args", "defences", "attack", "repeats")
+    configs = [{name: run.manifest["config"].get(name) for name in chosen} for run in (a, b)]
+    return (f"{name}: A {one}, B {other}" for name, one, other in settings_apart(*configs))
+
+
 def _warnings(a: LoadedRun, b: LoadedRun) -> list[str]:
-    warnings = []
-    for name in ("versions", "provenance"):
-        if a.manifest.get(name) != b.manifest.get(name):
-            warnings.append(f"the runs differ in their {name}: see their manifest.json")
-    settings = [{**run.manifest["config"]["env_args"], "suite": None} for run in (a, b)]
-    if settings[0] != settings[1]:
-        warnings.append("the runs differ in their environment's arguments: see their manifest.json")
+    """Names what one run had and the other had not, though the numbers depend on it."""
+    grounds = [
+        {
+            "versions": run.manifest.get("versions"),
+            "provenance": _provenance(run),
+            "env_args": {**run.manifest["config"]["env_args"], "suite": None},
+        }
+        for run in (a, b)
+    ]
+    warnings = [f"the runs differ in {name}: A {one}, B {other}" for name, one, other in settings_apart(*grounds)]
     for run in (a, b):
         if errors := run.summary["episodes"]["errors"]:
             warnings.append(f"{run.run_id}: {errors} episodes errored and are in no pair")
         if run.contaminated_by:
             warnings.append(f"{run.run_id}: trained on {', '.join(run.contaminated_by)}")
     return warnings
+
+
+def _provenance(run: LoadedRun) -> Json:
+    """Returns what the benchmark said of itself; a run has it once for each attack, mostly the same."""
+    listed = run.manifest.get("provenance")
+    unlike = [entry for i, entry in enumerate(listed) if entry not in listed[:i]] if isinstance(listed, list) else []
+    return unlike[0] if len(unlike) == 1 else {str(i): entry for i, entry in enumerate(unlike)}

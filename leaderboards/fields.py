@@ -53,7 +53,7 @@ _SPENT: Final = Field(Knowledge.BOUNDED, "tokens, cost, attempts and times: they
 _ERROR: Final = Field(Knowledge.BOUNDED, "whether the episodes in failures.jsonl failed for the reason that they name")
 
 MANIFEST: Final[Mapping[str, Field]] = {
-    **dict.fromkeys(("schema", "digest", "data_policy", "provenance", "versions.fate-gym"), _RECOMPUTED),
+    **dict.fromkeys(("schema", "digest", "data_policy", "provenance", "model_name", "versions.fate-gym"), _RECOMPUTED),
     "versions": Field(Knowledge.UNKNOWN, "which versions of other libraries the run was made with"),
     "contaminated_by": Field(Knowledge.UNKNOWN, "training on the benchmark that nobody declared"),
     "imported": Field(Knowledge.UNKNOWN, "which logs the run was imported from, and what was left out of it"),

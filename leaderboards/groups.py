@@ -5,20 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from fate_gym.attack import attack_label, is_attack
 from fate_gym.benchmark import disclosure
 from fate_gym.evaluation.summary import ALL
 from fate_gym.leaderboards.columns import column
 from fate_gym.leaderboards.runs import LoadedRun
-
-_PLAIN_NAME: Final = re.compile(r"([\w.+-]+( [\w.+-]+){0,3})?")
-"""A name of a model in at most four words, such as "Local model" or "Llama 3.1 8B", or none at all."""
 
 Group: TypeAlias = Mapping[str, Any]
 """Episodes of one mode, attack and suite, as a summary has them."""
@@ -52,12 +48,9 @@ def protocol(run: LoadedRun, group: Group) -> str:
     config = run.manifest["config"]
     # Where the data lay says nothing; its checksum is in the provenance.
     declared = disclosure(config["env"])
-    # How attacks address the model follows from the model, which every row of a board has of its own.
     apart = {"suite", "attack", None if declared is None else declared.model_option}
-    if declared is not None and not _PLAIN_NAME.fullmatch(str(config["env_args"].get(declared.model_option, ""))):
-        # It stands in the injected text, which words such as "nobody. Ignore what follows" would change.
-        apart.discard(declared.model_option)
     settings = {name: value for name, value in without_paths(config).items() if name not in apart}
+    settings |= {} if (strange := strange_name(run.manifest)) is None else {"model_name": strange}
     if group["suite"] == ALL:
         settings["suite"] = sorted(
             {entry["suite"] for entry in run.summary["groups"] if entry["mode"] == group["mode"]} - {ALL}
@@ -71,6 +64,21 @@ def protocol(run: LoadedRun, group: Group) -> str:
         settings["payloads"] = own
     settings["provenance"] = _provenance(run.manifest.get("provenance"), group["suite"])
     return cut(json.dumps(settings, sort_keys=True), 1000)
+
+
+def strange_name(manifest: Mapping[str, Any]) -> str | None:
+    """Returns the name by which attacks address the model, if it is not the model's own.
+
+    It stands in the injected text, and an attack that calls the model by another name is another attack. Each model has
+    its own, which is therefore no part of the protocol.
+    """
+    config = manifest["config"]
+    declared = disclosure(config["env"])
+    return (
+        None
+        if declared is None
+        else declared.strange_name(config["env_args"], config["agent"], manifest.get("model_name"))
+    )
 
 
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:

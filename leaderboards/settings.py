@@ -10,34 +10,14 @@ from typing import Any, Final
 
 import gymnasium as gym
 
-from fate_gym.attack import is_attack
 from fate_gym.benchmark import ENTRY_POINT, Benchmark, Disclosure, JudgeOption, benchmark_class, disclosure
 from fate_gym.errors import UsageError
-from fate_gym.evaluation.config import EvalConfig
+from fate_gym.evaluation.config import EvalConfig, check_types
 from fate_gym.plugins import import_plugin
 from fate_gym.verifiers.judge import is_model
 
 _LOOP: Final = ("max_turns", "max_messages", "system_prompt", "verbatim")
 """Arguments of the episode loop itself that may come from a manifest; `benchmark` could name any callable."""
-
-MOST_REPEATS: Final = 1000
-"""A larger number would fill the memory with the plan alone."""
-
-_TYPES: Final[dict[str, tuple[type, ...]]] = {
-    "agent": (str,),
-    "agent_args": (dict,),
-    "defences": (list,),
-    "env": (str,),
-    "attack": (list, type(None)),
-    "env_args": (dict,),
-    "tasks": (list, type(None)),
-    "seed": (int,),
-    "repeats": (int,),
-    "limit": (int, type(None)),
-    "concurrency": (int,),
-    "max_cost": (int, float, type(None)),
-    "out": (str,),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +54,7 @@ def read_settings(manifest: Mapping[str, Any], trusted: str | None) -> Settings:
     unlike = sorted(set(stored) ^ {entry.name for entry in fields(EvalConfig)})
     if unlike:
         raise ValueError(f"config must have the settings of this fate-gym, which differ in {', '.join(unlike)}")
-    for name, kinds in _TYPES.items():
-        if type(stored[name]) not in kinds:
-            raise ValueError(f"config.{name} must not be of type {type(stored[name]).__name__}")
-    if stored["repeats"] > MOST_REPEATS:
-        raise ValueError(f"config.repeats is {stored['repeats']}, more than {MOST_REPEATS}")
+    check_types(stored)
     env = _registered(stored["env"], trusted)
     benchmark = benchmark_class(env)
     given = stored["env_args"]
@@ -95,9 +71,9 @@ def read_settings(manifest: Mapping[str, Any], trusted: str | None) -> Settings:
         **stored,
         "env": env,
         "env_args": left,
-        "defences": _texts("defences", stored["defences"]),
-        "attack": None if stored["attack"] is None else tuple(map(_attack, stored["attack"])),
-        "tasks": None if stored["tasks"] is None else _texts("tasks", stored["tasks"]),
+        "defences": tuple(stored["defences"]),
+        "attack": None if stored["attack"] is None else tuple(stored["attack"]),
+        "tasks": None if stored["tasks"] is None else tuple(stored["tasks"]),
         "out": Path(stored["out"]),
     }
     return Settings(EvalConfig(**values), judges, paths)
@@ -129,16 +105,3 @@ def _judge_name(option: str, judge: object) -> str:
     if not isinstance(model, str):
         raise ValueError(f"config.env_args.{option} names no judge")
     return model if is_model(model) else ""
-
-
-def _attack(attack: object) -> Any:
-    if not is_attack(attack):
-        raise ValueError("config.attack must be a list of names, or of payloads by vector")
-    return attack
-
-
-def _texts(name: str, values: list[object]) -> tuple[str, ...]:
-    texts = tuple(value for value in values if isinstance(value, str))
-    if len(texts) < len(values):
-        raise ValueError(f"config.{name} must be a list of strings")
-    return texts

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from fate_gym.agents.scripted import NOOP
-from fate_gym.benchmark import disclosure
 from fate_gym.episode import Episode
 from fate_gym.errors import CUTS, FateGymError, RunError
 from fate_gym.evaluation.manifest import make_manifest, run_digest
@@ -32,6 +31,7 @@ from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import SCHEMA as SUMMARY_SCHEMA
 from fate_gym.evaluation.summary import summarise
 from fate_gym.leaderboards import fields, scanning
+from fate_gym.leaderboards.groups import strange_name
 from fate_gym.leaderboards.judgements import as_judged, is_judged
 from fate_gym.leaderboards.replay import ABSENT, Change, changes, leaves
 from fate_gym.leaderboards.runs import refuse_links
@@ -214,10 +214,14 @@ def _check_manifest(manifest: Mapping[str, Any], plan: Plan, settings: Settings,
         report.notes.append(f"a part of the benchmark: limit {settings.config.limit}, tasks {tasks}")
     if settings.config.env_args.get("split") is not None:
         report.notes.append(f"split: {_brief(settings.config.env_args['split'])}")
-    declared = disclosure(settings.config.env)
-    named = settings.config.env_args.get(declared.model_option) if declared and declared.model_option else None
-    if named is not None:
-        report.notes.append(f"attacks address the model as {_brief(named)}, which stands in the injected text")
+    stored = manifest.get("model_name", fresh["model_name"])
+    report.add_changes("manifest.json", leaves(stored, fresh["model_name"], "model_name"))
+    if (strange := strange_name(manifest)) is not None:
+        agent = _brief(manifest["config"]["agent"])
+        report.notes.append(
+            f"attacks address the model as {_brief(strange)}, which is no name of {agent}: it stands in the injected "
+            "text, so that boards compare this run with none that has another"
+        )
     if settings.judges:
         report.notes.append(f"judges are not asked again: {', '.join(settings.judges)} left out")
 

@@ -24,6 +24,7 @@ ALLOWED = {
     "integrations": {"core", "agents"},
     "configs": set(),
     "interface": {"core", "agents"},
+    "wrappers": {"core", "agents"},
     "cli": {"core", "agents", "trainers", "leaderboards", "configs"},
 }
 # Who must know nothing of whom within a layer, although the direction would allow it.

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 from fate_gym.attack import Attack
@@ -23,7 +24,8 @@ def read_dataclass(kind: type, value: Any, where: str = "") -> Any:
         ValueError: A key is unknown, or a value has another type or makes no sense; the message names the key.
     """
     _expect(isinstance(value, dict), where or "the configuration", "a mapping", value)
-    hints = typing.get_type_hints(kind)
+    # `Json` is a text that names these, whether or not the module of the dataclass imports them too.
+    hints = typing.get_type_hints(kind, localns={"Mapping": Mapping, "Sequence": Sequence})
     prefix = f"{where}." if where else ""
     for key in value:
         if key not in hints:

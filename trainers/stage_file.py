@@ -139,7 +139,10 @@ class StageFile:
             self.done = _by_key(self.finished.records)
 
     def __enter__(self) -> StageFile:
-        if self.finished is None:
+        if self.finished is not None:
+            # A kill after the finished file was written, or a loss of power before its deletion was, leaves it there.
+            self._part.unlink(missing_ok=True)
+        else:
             make_folder(self.path.parent)
             self._log = AppendLog(self._part)
             lines = _read_lines(self._part)

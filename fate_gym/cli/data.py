@@ -34,6 +34,7 @@ def add_commands(commands: Any) -> None:
         "fetch",
         help="download the files at the pinned revision",
         description="Downloads a benchmark's files from the Hugging Face hub, at the revision that this version pins.",
+        examples=["data fetch agentharm"],
     )
     fetch.add_argument("--out", metavar="DIR", type=Path, help="The folder to write (default: the hub's cache).")
     fetch.set_defaults(run=fetch_files)
@@ -41,6 +42,7 @@ def add_commands(commands: Any) -> None:
         "check",
         help="compare the files with the checksums on record",
         description="Compares a benchmark's files with the checksums of the published ones.",
+        examples=["data check agentharm --dir data/agentharm"],
     )
     check.add_argument(
         "--dir", metavar="DIR", help="The folder of the files (default: the benchmark's variable, or the hub's cache)."

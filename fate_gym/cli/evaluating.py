@@ -36,6 +36,11 @@ def add_commands(commands: Any) -> None:
         help="run agents on a benchmark and print their results",
         description="Runs agents on a benchmark, writes a run folder for each, and prints a table of the results. "
         "Run the same command again to complete a run that was interrupted.",
+        examples=[
+            "eval --config demo",
+            "eval --agent openai:gpt-4o-mini --attack none direct --max-cost 5",
+            "eval --agent import:my_module:act --suite banking --limit 10",
+        ],
     )
     parser.set_defaults(run=run, resumable=True)
     parser.add_argument(
@@ -53,14 +58,28 @@ def add_commands(commands: Any) -> None:
     )
     group.add_argument("--limit", type=int, metavar="N", help="Run at most N tasks for each attack, drawn by the seed.")
     group.add_argument("--concurrency", type=int, metavar="N", help="Episodes that run at once (default: 8).")
-    group.add_argument("--max-cost", type=float, metavar="USD", help="Begin no episode once this much has been spent.")
+    group.add_argument(
+        "--max-cost",
+        type=float,
+        metavar="USD",
+        help="Begin no episode once this much has been spent. Prices of OpenAI's models are known; give "
+        "others as --agent-arg 'prices={MODEL: {input: 1.0, output: 2.0}}', in USD per million tokens.",
+    )
     group.add_argument(
         "--out",
         metavar="DIR",
         help="The run folder; with several agents, the folder of their run folders (default: a folder in `runs`).",
     )
-    group.add_argument("--json", action="store_true", help="Print each agent's summary as one line of JSON.")
-    group.add_argument("--dry-run", action="store_true", help="Print the resolved settings and stop.")
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="Print each agent's summary, or plan with --dry-run, as a line of JSON.",
+    )
+    group.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="Check everything, print the settings, the number of episodes and an estimate of the cost, and stop.",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fate_gym.cli.terminal import err, out
 from fate_gym.errors import RunError, UsageError
+from fate_gym.rendering import visible_line
 
 if TYPE_CHECKING:
     from fate_gym.leaderboards.verification import Verification
@@ -32,7 +33,8 @@ def add_commands(commands: Any) -> None:
         "compare",
         help="compare two runs on the tasks that both have",
         description="Compares two runs on the tasks that both have, and prints the differences (B minus A) with "
-        "intervals and p-values.",
+        "intervals and p-values. Names the versions, data and settings in which they differ.",
+        examples=["leaderboard compare runs/a runs/b"],
     )
     compare.set_defaults(run=run_compare)
     compare.add_argument("a", metavar="A", type=Path, help="The first run folder.")
@@ -40,10 +42,21 @@ def add_commands(commands: Any) -> None:
     compare.add_argument("--all", action="store_true", help="Show each suite by itself too, not only all together.")
     compare.add_argument("--json", action="store_true", help="Print the comparison as JSON.")
 
+    regraded = own.add_parser(
+        "regraded",
+        help="what others recorded, graded here",
+        description="Prints the rates of imported runs, ours beside the recorded ones; without RUN those of public "
+        "logs with which the package ships.",
+    )
+    regraded.set_defaults(run=run_regraded)
+    regraded.add_argument("runs", metavar="RUN", type=Path, nargs="*", help="Imported runs, or folders that hold some.")
+    regraded.add_argument("--out", metavar="FILE", type=Path, help="Write the figures, and no text of a log, as JSON.")
+
     results = own.add_parser(
         "results",
         help="run the built-in agents on AgentDojo",
         description="Runs the built-in agents on AgentDojo and writes their summaries, with which the package ships.",
+        examples=["leaderboard results --out leaderboards/results"],
     )
     results.set_defaults(run=run_results)
     results.add_argument("--out", metavar="DIR", type=Path, required=True, help="The folder to write.")
@@ -57,6 +70,7 @@ def _add_build(commands: Any) -> None:
         help="build static pages of a leaderboard from runs",
         description="Builds static pages that open from disk, with the same numbers as JSON, CSV and Markdown. A run "
         "that cannot be used is left out, and the reason is printed.",
+        examples=["leaderboard build runs --out site"],
     )
     build.set_defaults(run=run_build)
     build.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="Run folders, or folders that hold some.")
@@ -80,6 +94,7 @@ def _add_verify(commands: Any) -> None:
         help="check a run against itself and the benchmark",
         description="Plays the recorded actions of a run again, recomputes every number, and prints what differs. This "
         "checks that a run is consistent; it cannot know whether the model that is named sent the actions.",
+        examples=["leaderboard verify runs/a"],
     )
     verify.set_defaults(run=run_verify)
     verify.add_argument("run_folder", metavar="RUN", type=Path, help="The run folder.")
@@ -98,6 +113,8 @@ def run_build(options: argparse.Namespace) -> int:
     from fate_gym.leaderboards.runs import find_runs, load_runs
     from fate_gym.leaderboards.site import board_file, build_site
 
+    if options.out.exists() and not options.out.is_dir():
+        raise UsageError(f"{options.out} is a file, not a folder: give another --out")
     left_out: list[Path] = []
 
     def leave_out(path: Path, reason: str) -> None:
@@ -142,7 +159,7 @@ def _print_verification(report: Verification) -> None:
     verdict = "agrees" if report.ok else f"DIFFERS in {len(report.differences)} places"
     lines.append(f"{report.run}: {report.replayed} episodes played again; the run {verdict}")
     for line in lines:
-        out.line(line)
+        out.prose(visible_line(line))
 
 
 def run_compare(options: argparse.Namespace) -> int:
@@ -158,6 +175,23 @@ def run_compare(options: argparse.Namespace) -> int:
     for table in comparison_tables(comparison, every_suite=options.all):
         out.table(table)
     out.prose(comparison_notes(comparison))
+    return 0
+
+
+def run_regraded(options: argparse.Namespace) -> int:
+    """Prints the rates of imported runs, and writes them if asked to."""
+    from fate_gym.leaderboards.regraded import kept, regrade, to_json
+    from fate_gym.leaderboards.runs import find_runs
+    from fate_gym.leaderboards.terminal import regraded_notes, regraded_tables
+    from fate_gym.storage import replace_file
+
+    rows = regrade(find_runs(options.runs)) if options.runs else kept()
+    for table in regraded_tables(rows):
+        out.table(table)
+    out.prose(regraded_notes(rows))
+    if options.out is not None:
+        replace_file(options.out, to_json(rows).encode())
+        out.line(str(options.out))
     return 0
 
 

@@ -52,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.exit_code
     except OutputError as error:
         return _READER_GONE if error.reader_gone else _failed(error, _REFUSED)
+    except (FileExistsError, NotADirectoryError) as error:
+        return _failed(f"{error.filename} is a file, where a folder is needed: give another path", _UNUSABLE)
     except (OSError, DiskError) as error:
         reason = _reason(error) if isinstance(error, OSError) else str(error)
         kept = ". Once this is mended, the same command goes on from what is on disk."
@@ -85,10 +87,14 @@ def make_parser() -> Parser:
     """Makes the parser of all commands; the documentation lists them from it."""
     parser = Parser(
         prog="fate-gym",
-        description="Gymnasium environments, an evaluation harness and trainers\n"
-        "for the safety of tool-using LLM agents.",
+        description="Gymnasium environments, an evaluation harness and trainers for the safety of tool-using LLM "
+        "agents. `fate-gym COMMAND --help` explains a command.",
+        examples=[
+            "eval --config demo",
+            "eval --agent openai:gpt-4o-mini --attack none direct --dry-run",
+            "show runs",
+        ],
         epilog=_EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--version",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,12 +17,15 @@ if TYPE_CHECKING:
 
 
 class _Layout(argparse.RawDescriptionHelpFormatter):
-    """Breaks the lines of a description, and keeps those of an epilog."""
+    """Breaks sentences between words, never inside of an option's name, and keeps the lines of an epilog."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if "\n" in text:
             return super()._fill_text(text, width, indent)
-        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+        return "\n".join(indent + line for line in self._split_lines(text, width - len(indent)))
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,9 +40,9 @@ class Parser(argparse.ArgumentParser):
         # An abbreviation that works today means something else once a second option begins like it.
         super().__init__(**{"allow_abbrev": False, "add_help": False, "formatter_class": _Layout, **options})
         if examples:
-            self.epilog = "\n".join(
-                [f"example{'s' * (len(examples) > 1)}:", *(f"  fate-gym {each}" for each in examples)]
-            )
+            shown = "\n".join(["examples:", *(f"  fate-gym {example}" for example in examples)])
+            self.epilog = f"{shown}\n\n{self.epilog or ''}".rstrip("\n")
+        self._positionals.title = "arguments"
         self.add_argument("-h", "--help", action="help", help="Show this help and exit.")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

@@ -41,6 +41,7 @@ def _add_import(commands: Any) -> None:
         "agentdojo",
         help="logs of AgentDojo",
         description="Imports AgentDojo's logs: folders of its files, or files with a log a line.",
+        examples=["import agentdojo logs/gpt-4o-2024-05-13 --out runs/gpt-4o"],
     )
     agentdojo.set_defaults(run=run_agentdojo, resumable=True)
     agentdojo.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="Log files, and folders that hold some.")
@@ -61,9 +62,12 @@ def _add_import(commands: Any) -> None:
         help="Inspect's logs of AgentHarm and AgentDojo",
         description="Imports Inspect's logs of AgentHarm (those of its requests that the data at hand hold) and of "
         "AgentDojo, read by Inspect itself.",
+        examples=["import inspect logs/run.eval --out runs/inspected"],
     )
     inspect.set_defaults(run=run_inspect, resumable=True)
-    inspect.add_argument("paths", metavar="PATH", nargs="+", type=Path, help="`.eval` files, and folders with some.")
+    inspect.add_argument(
+        "paths", metavar="PATH", nargs="+", type=Path, help="Files ending in `.eval`, and folders of them."
+    )
     _add_common(inspect)
 
 
@@ -98,6 +102,7 @@ def _add_export(commands: Any) -> None:
         help="write a run in another tool's format",
         description="Writes the scored episodes of a run in another tool's format. What that format has no place for "
         "is left out, counted and printed.",
+        examples=["export runs/a --to agentdojo --out logs"],
     )
     export.set_defaults(run=run_export)
     export.add_argument("run_folder", metavar="RUN", type=Path, help="The run folder.")
@@ -105,6 +110,17 @@ def _add_export(commands: Any) -> None:
     export.add_argument("--to", metavar="FORMAT", required=True, choices=FORMATS, help=f"The format: {listed}.")
     export.add_argument(
         "--out", metavar="PATH", type=Path, help="The file or folder to write (default: beside the run folder)."
+    )
+    export.add_argument(
+        "--only",
+        metavar="AXIS=LEAST",
+        nargs="+",
+        help="With `messages`: write only episodes whose active axes reach these values; `all=1` for perfect ones.",
+    )
+    export.add_argument(
+        "--despite-policy",
+        action="store_true",
+        help="With `messages`: write conversations that the benchmark's authors ask not to train on, each marked.",
     )
 
 
@@ -210,10 +226,23 @@ def run_export(options: argparse.Namespace) -> int:
     """Writes a run in another format."""
     from fate_gym.exporting import export_run
 
-    written = export_run(options.run_folder, options.to, options.out)
+    chosen: dict[str, Any] = {}
+    if options.only:
+        chosen["only"] = dict(_least(entry) for entry in options.only)
+    if options.despite_policy:
+        chosen["despite_policy"] = True
+    written = export_run(options.run_folder, options.to, options.out, **chosen)
     for reason, count in written.left_out.items():
         out.line(f"left out: {count} {reason}")
     for note in written.notes:
         out.line(f"note: {note}")
     out.line(f"{written.episodes} episodes: {written.path}")
     return 0
+
+
+def _least(entry: str) -> tuple[str, float]:
+    name, _, value = entry.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise UsageError(f"--only takes AXIS=LEAST, such as security=1 or all=1, not {entry!r}") from None

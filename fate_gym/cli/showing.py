@@ -9,14 +9,16 @@ from typing import Any
 
 from fate_gym.cli.terminal import out
 from fate_gym.episode import Episode
-from fate_gym.errors import RunError, UsageError
+from fate_gym.errors import RunError, UsageError, unknown
 from fate_gym.evaluation.recorded import Origin
 from fate_gym.evaluation.report import notes, remarks, results_tables
 from fate_gym.evaluation.run import Run, load_run
+from fate_gym.evaluation.summary import ALL
 from fate_gym.rendering import EpisodeView
 from fate_gym.rewards import AXES
 
 _LISTED = 40
+_FILTERS = ("suite", "attack", "task", "failed")
 
 
 def add_commands(commands: Any) -> None:
@@ -24,7 +26,13 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "show",
         help="show the results of a run, or one of its episodes",
-        description="Shows the results of a run and its episodes below a perfect score, or one episode in full.",
+        description="Shows the results of a run and its episodes below a perfect score, or one episode in full. Of a "
+        "folder of several runs it shows how far each has come.",
+        examples=[
+            "show runs",
+            "show runs/demo/gullible --failed security --suite banking",
+            "show runs/demo/gullible user_task_3/injection_task_5",
+        ],
     )
     parser.set_defaults(run=run)
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="The run folder, or a folder of several.")
@@ -37,12 +45,13 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--private", action="store_true", help="Show in it what the licence does not allow to publish.")
     parser.add_argument("--all", action="store_true", help="List every episode, not only those below a perfect score.")
-    parser.add_argument("--suite", metavar="NAME", help="List only episodes of this suite.")
-    parser.add_argument("--attack", metavar="NAME", help="List only episodes under this attack; `none` for no attack.")
-    parser.add_argument(
+    group = parser.add_argument_group("filters")
+    group.add_argument("--suite", metavar="NAME", help="List only episodes of this suite.")
+    group.add_argument("--attack", metavar="NAME", help="List only episodes under this attack; `none` for no attack.")
+    group.add_argument(
         "--task", metavar="PATTERN", help="List only episodes of tasks whose ids match, such as '*/injection_task_3'."
     )
-    parser.add_argument(
+    group.add_argument(
         "--failed", metavar="AXIS", choices=AXES, help=f"List only episodes that lost on this axis: {', '.join(AXES)}."
     )
 
@@ -51,14 +60,19 @@ def run(options: argparse.Namespace) -> int:
     """Shows a run, an episode, or which runs a folder holds."""
     path: Path = options.run_folder
     runs = [] if (path / "manifest.json").exists() else sorted(file.parent for file in path.glob("*/manifest.json"))
+    chosen = [f"--{name}" for name in _FILTERS if getattr(options, name) is not None]
     if runs:
-        for run_folder in runs:
-            out.line(f"{run_folder}  {_described(run_folder)}")
+        if chosen or options.episode:
+            raise UsageError(f"{path} holds several runs: name one of them, such as {runs[0]}")
+        out.entries((str(run_folder), _described(run_folder)) for run_folder in runs)
         return 0
     run = load_run(path)
+    if options.episode is not None and chosen:
+        raise UsageError(f"one episode is shown whole: leave out {', '.join(chosen)}, or the episode")
     if options.episode is None:
         if options.single_file is not None:
             raise UsageError("--single-file writes one episode: name it after the run")
+        _check_filters(run, options)
         _show_run(run, options)
     elif options.single_file is not None:
         _write_episode(run, options)
@@ -99,19 +113,29 @@ def _show_run(run: Run, options: argparse.Namespace) -> None:
     for remark in remarks(run.episodes, run.failures):
         out.line(remark)
     # Lines only: the episodes of a large run would not fit into memory.
-    lines = [_line(episode) for episode in run.episodes if _is_listed(episode, options)]
-    failures = [_failure_line(failure) for failure in run.failures if _matches(failure, options)]
+    lines = [(episode.key, _values(episode)) for episode in run.episodes if _is_listed(episode, options)]
+    failures = [
+        (failure.key, f"{failure.status}: {failure.error}") for failure in run.failures if _matches(failure, options)
+    ]
     every = options.all or options.failed
     _print_some(f"episodes{'' if every else ' below a perfect score'}", lines, every=options.all)
     if failures:
         _print_some("episodes that ended in an error", failures, every=options.all)
 
 
-def _print_some(title: str, lines: list[str], *, every: bool) -> None:
+def _check_filters(run: Run, options: argparse.Namespace) -> None:
+    """Refuses a name that no episode has: an empty list would look like good news."""
+    for name in ("suite", "attack"):
+        given = getattr(options, name)
+        known = {group[name] or "none" for group in run.summary["groups"]} - {ALL}
+        if given is not None and given not in known:
+            raise UsageError(unknown(f"{name} of this run", given, sorted(known)))
+
+
+def _print_some(title: str, lines: list[tuple[str, str]], *, every: bool) -> None:
     printed = lines if every else lines[:_LISTED]
     out.text(f"\n{title}: {len(lines)}")
-    for line in printed:
-        out.line(line)
+    out.entries(printed)
     if len(printed) < len(lines):
         out.line(f"... and {len(lines) - len(printed)} more (--all)")
 
@@ -135,10 +159,6 @@ def _perfect(episode: Episode) -> bool:
     return all(axis.value == 1.0 for axis in episode.verdict.axes.values())
 
 
-def _line(episode: Episode) -> str:
+def _values(episode: Episode) -> str:
     values = "  ".join(f"{name} {axis.value:.2f}" for name, axis in episode.verdict.axes.items() if axis.active)
-    return f"{episode.key}  {values}  ({episode.ended})"
-
-
-def _failure_line(failure: Episode) -> str:
-    return f"{failure.key}  {failure.status}: {failure.error}"
+    return f"{values}  ({episode.ended})"

@@ -34,11 +34,16 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a model with FATE, or with a baseline",
-        usage="fate-gym train [STAGE | study | report] --config NAME [KEY=VALUE ...] [options]",
+        usage="fate-gym train [STAGE | study | report] --config NAME [KEY=VALUE ...] ...",
         description="Runs rounds of FATE: collect failures, repair them, choose repairs, warm up, optimise, and score. "
         f"`train STAGE` runs one stage alone: {', '.join(STAGES)}. `train study` trains FATE and its baselines at "
         "equal cost, in several replicates; `train report --out DIR` makes the tables and pictures of a study anew "
         "from its results. Run the same command again to go on after an interruption.",
+        examples=[
+            "train --config fate-tiny --out runs/fate-tiny",
+            "train --config fate-qwen3-0.6b --dry-run",
+            "train collect --config fate-tiny --round 1",
+        ],
     )
     parser.set_defaults(run=run, resumable=True)
     parser.add_argument(

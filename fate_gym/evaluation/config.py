@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fate_gym.attack import Attack, attack_label
+from fate_gym.attack import Attack, attack_label, is_attack
 from fate_gym.benchmark import disclosure
 from fate_gym.chat import Json
 from fate_gym.evaluation.plan import DEFAULT_ENV, Plan, TaskSet
 from fate_gym.serving import public_url
-from fate_gym.storage import digest, read_yaml
+from fate_gym.storage import digest, is_finite, read_yaml
 
 NOT_IN_DIGEST = ("limit", "concurrency", "max_cost", "out")
 """Settings that a resumed run may change."""
@@ -56,16 +57,7 @@ class EvalConfig:
     out: Path = Path("runs/eval")
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "concurrency", "limit"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a positive whole number, got {value!r}")
-        if self.max_cost is not None and not self.max_cost > 0:
-            raise ValueError(f"max_cost must be above 0, got {self.max_cost!r}")
-        if self.attack is not None:
-            names = [attack_label(attack) for attack in self.attack]
-            if not names or len(names) != len(set(names)):
-                raise ValueError(f"attack must name at least one attack, each once, got {names}")
+        check_types({entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)})
 
     def folder_name(self) -> str:
         """Returns a name for the run folder that follows from the settings, so that equal settings resume a run."""
@@ -87,10 +79,77 @@ class EvalConfig:
             name: public_url(value) if isinstance(value, str) and "://" in value else value
             for name, value in self.agent_args.items()
         }
-        data["env_args"] = _without_logins(self.env_args)
+        data["env_args"] = _without_logins({name: _named(value) for name, value in self.env_args.items()})
         data["attack"] = None if self.attack is None else list(self.attack)
         data["tasks"] = None if self.tasks is None else list(self.tasks)
         return data
+
+
+def _named(value: Any) -> Json:
+    """Returns the name of a function, such as a judge of one's own, which alone can stand in a manifest."""
+    return f"{value.__module__}:{value.__qualname__}" if inspect.isroutine(value) else value
+
+
+def check_types(settings: Mapping[str, object]) -> None:
+    """Checks the settings of an evaluation, wherever they come from: flags, a YAML file, a stranger's manifest.
+
+    Args:
+        settings: By the names of `EvalConfig`; those that are missing are not checked, nor are others.
+
+    Raises:
+        ValueError: One has another type than `EvalConfig` says, or a value that makes no sense.
+    """
+    for name, (holds, what) in _RULES.items():
+        if name in settings and not holds(settings[name]):
+            raise ValueError(f"{name} must be {what}, got {repr(settings[name])[:_LONGEST]}")
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 1 <= value < 2**63
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(text, str) for text in value)
+
+
+def _are_options(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
+def _are_attacks(value: object) -> bool:
+    if not isinstance(value, list | tuple) or not all(map(is_attack, value)):
+        return False
+    labels = [attack_label(attack) for attack in value]
+    return bool(labels) and len(set(labels)) == len(labels)
+
+
+_LONGEST = 200
+"""Characters of a value in an error."""
+
+MOST_REPEATS = 1000
+"""A larger number would fill the memory of `verify` with the plan alone."""
+
+_RULES: dict[str, tuple[Callable[[object], bool], str]] = {
+    "agent": (lambda value: isinstance(value, str) and value != "", "the name of an agent"),
+    "agent_args": (_are_options, "a mapping of options"),
+    "defences": (_are_texts, "a list of names"),
+    "env": (lambda value: isinstance(value, str) and value != "", "the id of an environment"),
+    "attack": (
+        lambda value: value is None or _are_attacks(value),
+        "at least one attack, each once: names, or payloads by vector",
+    ),
+    "env_args": (_are_options, "a mapping of options"),
+    "tasks": (lambda value: value is None or _are_texts(value), "a list of patterns"),
+    "seed": (lambda value: type(value) is int and abs(value) < 2**63, "a whole number of at most 64 bits"),
+    "repeats": (
+        lambda value: _is_count(value) and value <= MOST_REPEATS,  # type: ignore[operator]
+        f"a positive whole number up to {MOST_REPEATS}",
+    ),
+    "limit": (lambda value: value is None or _is_count(value), "a positive whole number"),
+    "concurrency": (_is_count, "a positive whole number"),
+    "max_cost": (lambda value: value is None or (is_finite(value) and value > 0), "above 0"),
+    "out": (lambda value: isinstance(value, str | Path) and str(value) != "", "the path of a folder"),
+}
 
 
 def _without_logins(value: Json) -> Json:
@@ -117,7 +176,7 @@ def model_name(agent: str, env: str) -> dict[str, str]:
     declared = disclosure(env)
     if kind not in ("openai", "hf") or declared is None or declared.model_option is None:
         return {}
-    from fate_gym.benchmarks.agentdojo.attacks import prose_name
+    from fate_gym.benchmarks.agentdojo.model_names import prose_name
 
     name = prose_name(model)
     return {} if name is None else {declared.model_option: name}

@@ -78,6 +78,7 @@ async def run_evaluation(
 
 def _conclude(folder: RunFolder, planned: list[str]) -> Run:
     """Writes the summary of what there is."""
+    folder.check()
     run = load_run(folder.path, planned=planned)
     folder.write_summary(run.summary)
     return run

@@ -29,6 +29,7 @@ def make_manifest(config: EvalConfig, plan: Plan, agent: Agent) -> dict[str, Any
         "config": settings,
         "digest": run_digest(settings, provenance, declared.path_options if declared else ()),
         "versions": {**{name: importlib.metadata.version(name) for name in _VERSIONS}, "python": _python()},
+        "model_name": plan.benchmarks[0].model_name,
         "provenance": provenance,
         "data_policy": policy.note or policy.licence,
         "contaminated_by": list(agent.contaminated_by),

@@ -244,7 +244,7 @@ def remarks(episodes: Iterable[Episode], failures: Iterable[Episode]) -> Iterato
             f"publish these before it is mended. The first says: {ours[0].error}"
         )
     if uncounted:
-        yield f"The server reported impossible token counts in {_episodes(uncounted)}; usage leaves them out."
+        yield f"Usage leaves out figures that cannot be true or have an unknown name, in {_episodes(uncounted)}."
 
 
 def _episodes(n: int) -> str:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from fate_gym.episode import Episode
-from fate_gym.errors import RunError, UsageError
+from fate_gym.errors import RunCorruptError, RunError, UsageError
+from fate_gym.evaluation.config import check_types
 from fate_gym.evaluation.intervals import Estimate
 from fate_gym.evaluation.store import EPISODES, FAILURES, OnProblem, RunFolder
 from fate_gym.evaluation.summary import ALL, summarise
@@ -216,11 +217,15 @@ def _check_manifest(folder: RunFolder) -> None:
     Raises:
         RunCorruptError: It does not; the message names the field.
     """
-    config = Fields(folder.manifest, str(folder.path / "manifest.json")).object("config")
-    config.text("agent")
-    config.text("env")
-    config.texts("defences")
-    config.object("env_args")
+    fields = Fields(folder.manifest, str(folder.path / "manifest.json"))
+    config = fields.object("config").values
+    for name in ("agent", "env", "defences", "env_args"):
+        if name not in config:
+            raise fields.problem(f"config.{name}", "is missing")
+    try:
+        check_types(config)
+    except ValueError as error:
+        raise RunCorruptError(f"{fields.where}: config.{error}") from error
 
 
 def _numbering(numbered: Iterable[tuple[int, Episode]], lines: dict[str, int]) -> Iterator[Episode]:

@@ -229,6 +229,16 @@ class RunFolder:
             seen.add(key)
             yield number, record
 
+    def check(self) -> None:
+        """Makes sure that the logs still hold what was written; for the writer.
+
+        Raises:
+            DiskError: One was removed, or changed by another program.
+        """
+        with self._mutex:
+            for log in self._logs.values():
+                log.check()
+
     def write_summary(self, summary: Mapping[str, Json]) -> None:
         """Replaces the summary: a reader sees the old one or the new one, whole."""
         with self._mutex:

@@ -170,7 +170,7 @@ class AgentDojoReader(Reader):
 
     def _address(self, pipeline: str) -> str | None:
         """Returns how attacks address the model; None for AgentDojo's name for a model that it does not know."""
-        from fate_gym.benchmarks.agentdojo.attacks import prose_name
+        from fate_gym.benchmarks.agentdojo.model_names import prose_name
 
         return self._model_name or prose_name(pipeline) or prose_name(pipeline.replace("_", "/"))
 

@@ -15,6 +15,7 @@ OTHERWISE: Final = "otherwise"
 _MOMENT: Final = re.compile(r"\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(\+00:00|Z)?")
 _LINK: Final = re.compile(r"\n +For further information visit \S*")
 _WORD: Final = re.compile(r"\w")
+_WORDS: Final = re.compile(r"\w+")
 _OMITTED: Final = re.compile(r"<Data omitted[^>]*>")
 
 
@@ -27,7 +28,8 @@ def compare_answers(recorded: Sequence[str], episode: Episode) -> dict[str, int]
 
     Returns:
         Kind -> how many: "equal"; "another time", where only a time of day is otherwise; "equal inside a defence's
-        marks"; "omitted by a defence"; "another order", of the same characters; "not recorded"; "otherwise".
+        marks"; "omitted by a defence"; "another order", of the same characters; "a part of ours", in words, as where a
+        defence takes some out; "not recorded"; "otherwise".
     """
     outcomes = {call.id: call.outcome for call in episode.calls}
     ours = [
@@ -52,7 +54,9 @@ def _kind(recorded: str, ours: str) -> str:
         return "another time"
     if ours_timeless in timeless if ours else not _WORD.search(recorded):
         return "equal inside a defence's marks"
-    return "another order" if sorted(recorded) == sorted(ours) else OTHERWISE
+    if sorted(recorded) == sorted(ours):
+        return "another order"
+    return "a part of ours" if set(_WORDS.findall(timeless)) < set(_WORDS.findall(ours_timeless)) else OTHERWISE
 
 
 def _plain(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import os
@@ -15,6 +14,7 @@ from urllib.request import getproxies, proxy_bypass
 from fate_gym.errors import UsageError
 from fate_gym.serving._completions import AnswerReader, Completion, decompressed
 from fate_gym.serving._failures import ServerError, TransientError, UnreachableError, UnusableError, failure
+from fate_gym.serving._patience import Patience
 from fate_gym.serving._redaction import Redactor, public_url
 from fate_gym.serving._retrying import Pacer
 
@@ -92,9 +92,10 @@ class ChatClient:
         import aiohttp
 
         await self._pacer.turn()
-        reader = AnswerReader(self.url, self._redact)
+        patience = Patience(self._timeout)
+        reader = AnswerReader(self.url, self._redact, clock=lambda: patience.spent)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with patience:
                 return await self._exchange(body, reader)
         except TimeoutError:
             if reader.is_arriving(self._timeout * _STILL_ARRIVING):

@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fate_gym._plain import replace_surrogates
+from fate_gym.actions import MOST_CALLS
 from fate_gym.chat import Message
 from fate_gym.errors import ContextOverflowError
 from fate_gym.serving._failures import ModelFaultError, ServerError, UnusableError, failure, kind_of_finish
 from fate_gym.serving._redaction import Redactor
-from fate_gym.serving._stream import LONGEST_MESSAGE, MOST_CALLS, OutOfBoundsError, StreamedMessage
+from fate_gym.serving._stream import LONGEST_MESSAGE, OutOfBoundsError, StreamedMessage
 from fate_gym.serving._usage import read_usage
 
 LARGEST_BODY = 32_000_000
@@ -31,6 +33,9 @@ _DEEPEST = 100
 
 _EXCERPT = 2_000
 """Characters that are kept of a reply that did not end."""
+
+_SEVERAL = 4
+"""Pieces of a stream that tell a model that goes on from a server that has come to a stop."""
 
 _HEAD = 2_000
 """Bytes of an answer in which it must say that it is a completion."""
@@ -123,19 +128,21 @@ class AnswerReader:
     Args:
         where: The server's address, without secrets.
         redact: Blanks secrets.
+        clock: Returns seconds, from any beginning.
     """
 
-    def __init__(self, where: str, redact: Redactor) -> None:
+    def __init__(self, where: str, redact: Redactor, clock: Callable[[], float] = time.monotonic) -> None:
         self._where = where
         self._redact = redact
         self._streamed = StreamedMessage()
-        self._grew = float("-inf")
+        self._clock = clock
+        self._grew: deque[float] = deque(maxlen=_SEVERAL)
         self._event = bytearray()
         self._lines = 0
 
     def is_arriving(self, seconds: float) -> bool:
-        """Whether some of the message has come within the last seconds, as far as it is streamed."""
-        return time.monotonic() - self._grew < seconds
+        """Whether several pieces of the message have come within the last seconds, as far as it is streamed."""
+        return len(self._grew) == _SEVERAL and self._clock() - self._grew[0] < seconds
 
     def endless(self, words: str) -> ModelFaultError:
         """Returns the fault of a model that does not end its reply."""
@@ -225,7 +232,7 @@ class AnswerReader:
         except RecursionError:
             raise self._out_of_bounds(self._event, "is nested too deeply") from None
         if self._streamed.length > length:
-            self._grew = time.monotonic()
+            self._grew.append(self._clock())
         self._event.clear()
         self._lines = 0
         return True

@@ -7,13 +7,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fate_gym.actions import MOST_CALLS
 from fate_gym.chat import Message
 
 LONGEST_MESSAGE = 4_000_000
 """Characters of one message, several times what any model writes; a reply beyond it will not end."""
-
-MOST_CALLS = 1_000
-"""Calls in one message; a reply beyond it will not end."""
 
 _TEXTS = ("content", "refusal", "reasoning_content", "reasoning")
 """Fields of a message that come in pieces."""

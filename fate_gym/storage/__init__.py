@@ -7,13 +7,13 @@ appended, a lock for their one writer, digests, and readers that answer every da
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fate_gym.storage._atomic import make_folder, replace_file
+from fate_gym.storage._atomic import make_folder, replace_file, sync_tree
 from fate_gym.storage._digest import file_digest, folder_digest
 from fate_gym.storage._json import MAX_DEPTH, SURROGATE, digest, dump, encode_line, parse
 from fate_gym.storage._lock import LOCK_FILE, WriterLock
 from fate_gym.storage._log import AppendLog, corrupt, lines, records
 from fate_gym.storage._reading import Fields, is_finite, open_file, read_file, read_object
-from fate_gym.storage._settings import check_same_settings
+from fate_gym.storage._settings import check_same_settings, settings_apart
 
 if TYPE_CHECKING:
     from fate_gym.storage._yaml import parse_yaml, read_yaml
@@ -43,6 +43,8 @@ __all__ = [
     "read_yaml",
     "records",
     "replace_file",
+    "settings_apart",
+    "sync_tree",
 ]
 
 

@@ -60,6 +60,24 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
+def sync_tree(folder: Path) -> None:
+    """Makes a folder durable that other libraries have written, with all files and names below it.
+
+    Raises:
+        DiskError: The file system refused.
+    """
+    with disk_errors(folder):
+        for below, _, names in os.walk(folder, topdown=False):
+            for name in names:
+                # Windows syncs only what was opened for writing.
+                fd = os.open(Path(below, name), os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+            sync_folder(Path(below))
+
+
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turns an `OSError` of a write into a `DiskError` that names the file."""

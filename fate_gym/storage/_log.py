@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -12,12 +14,24 @@ from fate_gym.storage._atomic import disk_errors, sync_folder
 from fate_gym.storage._json import NotOursError, parse
 from fate_gym.storage._reading import open_file
 
-MAX_LINE: Final = 256 * 2**20
-"""Most bytes of a line; a stranger's file may be one endless line."""
+MAX_LINE: Final = 64 * 2**20
+"""Most bytes of a line, written or read; a stranger's file may be one endless line."""
+
+
+_LOOKS: Final = 20
+_PAUSE: Final = 0.05
+"""How often, and with which seconds between, a log that is not there is looked for: editors that save a file move the
+old one away before they write the new one."""
+
+_PIECE: Final = 2**20
+"""Bytes that are compared or copied at a time."""
 
 
 class AppendLog:
     """A file of lines that holds whole lines only, after every append that succeeds and every one that fails.
+
+    Another program may put a copy of the file in its place, as editors do when they save: the log then goes on in the
+    copy, and adds what came meanwhile. A file with anything else in it is not touched.
 
     Args:
         path: The file; made if missing. A last line that a kill left unfinished is cut off, lest the next record be
@@ -34,33 +48,75 @@ class AppendLog:
             new = not path.exists()
             if not new:
                 _cut_torn_tail(path)
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
             if new:
                 sync_folder(path.parent)
+            self._size = os.fstat(self._fd).st_size
         self._whole = True
 
     def append(self, line: bytes) -> None:
         """Adds one line, or several, and fsyncs; a failed write is undone.
 
         Raises:
-            DiskError: The disk refused, or the file was removed or replaced: what is written would be lost.
+            ValueError: The line is longer than readers accept.
+            DiskError: The disk refused, or the file was removed or changed: what is written would be lost.
             RunCorruptError: An earlier failure could not be undone.
         """
+        if len(line) > MAX_LINE:
+            raise ValueError(f"{self._path}: a record of {len(line)} bytes is longer than {MAX_LINE}")
         if not self._whole:
             raise RunCorruptError(f"{self._path}: a failed write could not be undone; run again to repair and resume")
+        self.check()
         with disk_errors(self._path):
-            opened, named = os.fstat(self._fd), os.stat(self._path)
-            if not os.path.samestat(opened, named):
-                raise DiskError(f"{self._path} was replaced by another file while it was written")
             self._whole = False
             try:
                 _write_all(self._fd, line)
                 os.fsync(self._fd)
             except BaseException:
-                os.ftruncate(self._fd, opened.st_size)
+                os.ftruncate(self._fd, self._size)
                 self._whole = True
                 raise
+            self._size += len(line)
             self._whole = True
+
+    def check(self) -> None:
+        """Makes sure that the file is still what was written.
+
+        Raises:
+            DiskError: It was removed, or holds something else.
+        """
+        with disk_errors(self._path):
+            for look in range(_LOOKS):
+                try:
+                    if not os.path.samestat(os.fstat(self._fd), os.stat(self._path)):
+                        self._go_on_in_copy()
+                    break
+                except FileNotFoundError:
+                    if look == _LOOKS - 1 or not self._path.parent.exists():
+                        raise
+                    time.sleep(_PAUSE)
+        if self._whole and os.fstat(self._fd).st_size != self._size:
+            raise DiskError(f"{self._path} was changed by another program while it was written")
+
+    def _go_on_in_copy(self) -> None:
+        """Goes on in the file that has taken this one's place, which holds the same or the beginning of it."""
+        copy = os.open(self._path, os.O_RDWR | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+        try:
+            found = os.fstat(copy)
+            size, pieces = found.st_size, range(0, found.st_size, _PIECE)
+            if not stat.S_ISREG(found.st_mode) or not all(
+                _read(copy, at, size) == _read(self._fd, at, size) for at in pieces
+            ):
+                raise DiskError(f"{self._path} was replaced by another file while it was written")
+            for at in range(size, self._size, _PIECE):
+                _write_all(copy, _read(self._fd, at, self._size))
+            os.fsync(copy)
+        except BaseException:
+            os.close(copy)
+            raise
+        os.close(self._fd)
+        self._fd = copy
+        sync_folder(self._path.parent)
 
     def close(self) -> None:
         """Closes the file."""
@@ -106,6 +162,12 @@ def corrupt(path: Path, number: int, what: str) -> RunCorruptError:
         f"{path}, line {number} {what}: the file was changed or damaged after it was written. "
         "Restore it, or delete that line and resume, which runs its episode again"
     )
+
+
+def _read(fd: int, at: int, end: int) -> bytes:
+    """Reads a piece of a file from a place on, up to an end."""
+    os.lseek(fd, at, os.SEEK_SET)
+    return os.read(fd, min(_PIECE, end - at))
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -28,18 +28,20 @@ def check_same_settings(
         RunMismatchError: Some differ; the message names each with both values.
     """
     old, new = (
-        dict(_leaves({name: value for name, value in settings.items() if name not in may_change}))
-        for settings in (stored, given)
+        {name: value for name, value in settings.items() if name not in may_change} for settings in (stored, given)
     )
-    lines = [
-        f"  {name}: stored {old.get(name, _NOTHING)[:_LONGEST]}, given {new.get(name, _NOTHING)[:_LONGEST]}"
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    ]
-    if lines:
+    if lines := [f"  {name}: stored {before}, given {after}" for name, before, after in settings_apart(old, new)]:
         raise RunMismatchError(
             "\n".join([f"{where} of other settings:", *lines, "Give another --out, or the same settings to resume it"])
         )
+
+
+def settings_apart(first: Mapping[str, Json], second: Mapping[str, Json]) -> Iterator[tuple[str, str, str]]:
+    """Yields what two mappings differ in: the dotted name, and both values as JSON, long ones cut."""
+    one, other = dict(_leaves(first)), dict(_leaves(second))
+    for name in sorted({*one, *other}):
+        if one.get(name) != other.get(name):
+            yield name, one.get(name, _NOTHING)[:_LONGEST], other.get(name, _NOTHING)[:_LONGEST]
 
 
 def _leaves(settings: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, str]]:

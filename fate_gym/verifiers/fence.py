@@ -59,4 +59,4 @@ def read_yes_or_no(answer: str) -> bool | None:
         if match["choice"]:
             return None  # "Yes or No" repeats the question
         words.add(match["word"].lower())
-    return words == {"yes"} if len(words) == 1 else None
+    return "yes" in words if len(words) == 1 else None

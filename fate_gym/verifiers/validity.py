@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 
 from fate_gym.rewards import AxisVerdict
 from fate_gym.transcript import WRONG_CALLS, CallRecord, Transcript
@@ -12,7 +11,7 @@ RULE = "valid-share"
 
 
 def verify_validity(transcript: Transcript) -> AxisVerdict:
-    """Scores the share of valid units; 0 if the episode was truncated.
+    """Scores the share of valid units of an episode with at least one message; 0 if it was truncated.
 
     A unit is a call, or an assistant message that holds no call or is invalid as a whole. A call is right if it
     parses, names a known tool and passes the tool's own validation of arguments. An error of the tool's domain (no
@@ -26,22 +25,15 @@ def verify_validity(transcript: Transcript) -> AxisVerdict:
         if call.outcome in WRONG_CALLS:
             wrong.append(f"call {call.id} ({call.name}): {call.outcome}")
         elif call.outcome == "tool_error":
-            identity = _identity(call)
+            identity = call_identity(call)
             if identity in failed_before:
                 wrong.append(f"call {call.id} ({call.name}): repeats a call that failed")
             failed_before.add(identity)
     only_calls = {call.turn for call in transcript.calls} - set(transcript.bad_turns)
     units = len(transcript.calls) + len(transcript.actions) - len(only_calls)
-    return AxisVerdict.scored((units - len(wrong)) / units if units else 0.0, RULE, wrong)
+    return AxisVerdict.scored((units - len(wrong)) / units, RULE, wrong)
 
 
-def repeats_a_failure(calls: Sequence[CallRecord]) -> bool:
-    """Whether the last call failed in the tool's domain and is the same as an earlier one that did."""
-    *earlier, last = calls
-    return last.outcome == "tool_error" and any(
-        call.outcome == "tool_error" and _identity(call) == _identity(last) for call in earlier
-    )
-
-
-def _identity(call: CallRecord) -> str:
+def call_identity(call: CallRecord) -> str:
+    """Returns what two calls share that are the same: the tool and its arguments, in whatever order."""
     return json.dumps([call.name, call.arguments], sort_keys=True)

@@ -152,7 +152,7 @@ def write_run(
         "depends_on_refusals": depends_on_refusals,
         "told_by": told_by,
         "origin": origin_of(run),
-        "curves": curves(run.path, run.manifest["config"]["agent"]),
+        "curves": curves(run.path),
     }
     write_page(folder / "index.html", "run", "../../", values)
     _write_traces(run, census, board, others, folder, common)

@@ -1,4 +1,4 @@
-"""The curves of a training, where a run is of a model that fate-gym trained."""
+"""The curves of a training, where a run's folder holds the files that fate-gym left beside the trained model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fate_gym.rewards import AXES
 from fate_gym.storage import is_finite, read_object, records
 
 MARK: Final = "fate-gym.json"
-"""In a model's folder: what it was trained by."""
+"""What a model was trained by; it stands in the model's folder, and in that of a run with curves."""
 
 STEPS: Final = "steps.jsonl"
 """Beside it: a line for each step of the training."""
@@ -48,26 +48,14 @@ class Curve:
     steps: int
 
 
-def curves(run: Path, agent: str) -> list[Curve]:
-    """Returns the curves of the model's training; [] if the run is of no model that fate-gym trained.
+def curves(run: Path) -> list[Curve]:
+    """Returns the curves of the model's training; [] if the run's folder does not hold the training's files.
 
-    The training's files are looked for in the run's folder, where a submission puts them, and in the model's.
-
-    Args:
-        run: The run's folder.
-        agent: The agent, as its configuration names it.
+    They are not looked for in the model's own folder: its path stands in the manifest, which may be a stranger's.
     """
-    for folder in _folders(run, agent):
-        if _trained(folder / MARK) and _small(folder / STEPS):
-            return list(_curves(folder / STEPS))
+    if _trained(run / MARK) and _small(run / STEPS):
+        return list(_curves(run / STEPS))
     return []
-
-
-def _folders(run: Path, agent: str) -> Iterator[Path]:
-    yield run
-    kind, _, model = agent.partition(":")
-    if kind == "hf" and model and "\0" not in model:
-        yield Path(model)
 
 
 def _small(path: Path) -> bool:

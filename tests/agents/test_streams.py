@@ -15,10 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fate_gym.actions import MOST_CALLS
 from fate_gym.errors import ContextOverflowError, NoReplyError, ProviderError
 from fate_gym.serving import Completion, ModelFaultError, Redactor, TransientError, UnusableError
 from fate_gym.serving._completions import LARGEST_BODY, AnswerReader, decompressed
-from fate_gym.serving._stream import LONGEST_MESSAGE, MOST_CALLS
+from fate_gym.serving._patience import Patience
+from fate_gym.serving._stream import LONGEST_MESSAGE
 
 URL = "http://127.0.0.1:9/v1"
 
@@ -310,3 +312,44 @@ def test_whatever_json_a_server_sends_has_an_outcome(values: list[Any], streamed
 def test_whatever_bytes_a_server_sends_have_an_outcome(chunks: list[bytes]) -> None:
     with pytest.raises((TransientError, NoReplyError)):
         read(*chunks)
+
+
+def test_time_in_which_the_process_sleeps_is_no_time_of_the_servers() -> None:
+    """A loop that is blocked for longer than the timeout still reads the answer that came meanwhile."""
+
+    async def main() -> str:
+        came = asyncio.Event()
+        asyncio.get_running_loop().call_soon(lambda: (time.sleep(0.3), came.set()))
+        async with Patience(0.1):
+            await came.wait()
+            # What is read takes a few turns of the loop, each of which may have been slept through.
+            for _ in range(4):
+                await asyncio.sleep(0)
+            return "read"
+
+    assert asyncio.run(main()) == "read"
+
+
+def test_patience_ends() -> None:
+    async def main() -> None:
+        async with Patience(0.05):
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize(("pieces", "goes_on"), [(3, False), (4, True), (40, True)])
+def test_a_model_goes_on_if_several_pieces_have_come_lately(pieces: int, goes_on: bool) -> None:
+    reader = AnswerReader(URL, Redactor(None, URL), clock=lambda: 10.0)
+    with pytest.raises(UnusableError):
+        asyncio.run(reader.read(arriving([events(*[{"content": "x"}] * pieces, finish=None, end="")])))
+    assert reader.is_arriving(1.0) == goes_on
+
+
+def test_pieces_of_long_ago_do_not_count() -> None:
+    times = iter([0.0] * 8 + [9.9] * 3 + [10.0] * 9)
+    reader = AnswerReader(URL, Redactor(None, URL), clock=lambda: next(times))
+    with pytest.raises(UnusableError):
+        asyncio.run(reader.read(arriving([events(*[{"content": "x"}] * 11, finish=None, end="")])))
+    assert not reader.is_arriving(1.0)

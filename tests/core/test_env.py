@@ -102,6 +102,13 @@ def test_repeating_a_call_that_failed_counts_against_validity() -> None:
     assert info["verdict"].validity.evidence == ("call call_1_0 (ship): repeats a call that failed",)
 
 
+def test_a_call_is_the_same_in_whatever_order_its_arguments_stand() -> None:
+    env = start("shop/ship")
+    env.step(calls(("ship", {"parcel": -1, "by": "mail"})))
+    env.step(calls(("ship", {"by": "mail", "parcel": -1})))
+    assert env.step("Done.")[1][3] == pytest.approx(2 / 3)
+
+
 @pytest.mark.parametrize("empty", [{"content": None}, "", {"tool_calls": []}, {"content": "<think>Hm."}])
 def test_an_empty_message_ends_the_episode_as_upstream_and_is_invalid(empty: Any) -> None:
     env = start("shop/ship")

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from fate_gym.cli import main, settings
+from fate_gym.cli.main import _parse
 from fate_gym.cli.parser import Parser
 from fate_gym.evaluation import EvalConfig, RunFolder
 from fate_gym.evaluation.config import model_name, read_settings, shipped_configs
@@ -45,6 +47,10 @@ COMMANDS = [
     ["data", "fetch"],
     ["data", "check"],
     ["check-overlap"],
+    ["import"],
+    ["import", "agentdojo"],
+    ["import", "inspect"],
+    ["export"],
 ]
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 9))
 SERVER = ["--base-url", "http://127.0.0.1:9/v1"]
@@ -371,6 +377,23 @@ def test_help_fits_80_columns_and_is_in_sentences(
             assert action.help.endswith(".")
 
 
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_examples_of_the_help_can_be_typed(
+    command: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    shown = capsys.readouterr().out
+    examples = [line for line in shown.splitlines() if line.startswith("  fate-gym ")]
+    # A command that has commands of its own leaves the examples to them.
+    assert examples or "ACTION" in shown or "COMMAND" in shown or "HARNESS" in shown
+    for example in examples:
+        words = shlex.split(example)[1:]
+        assert words[: len(command)] == command
+        assert _parse(words).run
+
+
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["envs"]) == 0
     assert "fate/AgentDojo-v0" in capsys.readouterr().out
@@ -445,7 +468,9 @@ def test_show_prints_an_episode_as_a_person_reads_it(tmp_path: Path, capsys: pyt
     assert "holds no episode" in capsys.readouterr().err
 
 
-def test_show_lists_runs_and_filters_episodes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_lists_runs_and_filters_episodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ["eval", "--agent", "gullible", "noop", "--suite", "banking", "slack", "--attack", "none", "direct"]
     assert main([*command, "--limit", "6", "--out", str(tmp_path / "runs")]) == 0
     capsys.readouterr()
@@ -466,6 +491,20 @@ def test_show_lists_runs_and_filters_episodes(tmp_path: Path, capsys: pytest.Cap
     assert keys("--all", "--suite", "slack") == [key for key in everything if "/slack/" in key]
     assert keys("--all", "--attack", "none") == [key for key in everything if key.startswith("none/")]
     assert keys("--all", "--task", "*/user_task_1/*") == [key for key in everything if "/user_task_1/" in key]
+    assert main(["show", str(tmp_path / "runs"), "--suite", "slack"]) == 2
+    assert "holds several runs: name one of them" in capsys.readouterr().err
+    gullible = ["show", str(tmp_path / "runs" / "gullible")]
+    assert main([*gullible, "--suite", "slak"]) == 2
+    assert "unknown suite of this run 'slak'; did you mean slack?" in capsys.readouterr().err
+    assert main([*gullible, "--attack", "dirct"]) == 2
+    assert "did you mean direct?" in capsys.readouterr().err
+    assert main([*gullible, everything[0], "--failed", "security"]) == 2
+    assert "leave out --failed" in capsys.readouterr().err
+    monkeypatch.setenv("COLUMNS", "60")
+    for command in (["show", str(tmp_path / "runs")], [*gullible, "--all"]):
+        assert main(command) == 0
+        assert max(map(len, capsys.readouterr().out.replace(str(tmp_path), "").splitlines())) <= 60
+    monkeypatch.delenv("COLUMNS")
     failed = keys("--failed", "security")
     assert failed
     assert all(key.startswith("direct/") for key in failed)

@@ -23,6 +23,7 @@ from test_cli import ROOT, SUPPORT, TOY, start
 import fate_gym
 from fate_gym.cli import main
 from fate_gym.cli.terminal import Terminal
+from fate_gym.evaluation import RunFolder
 from fate_gym.storage import encode_line
 
 CURSED = ["--env", "shop_plugin:toy/Cursed-v0"]
@@ -267,7 +268,7 @@ def test_a_module_of_the_package_is_the_command(tmp_path: Path) -> None:
     assert all(set(row) == {"kind", "name", "description"} for row in rows)
 
 
-@pytest.mark.parametrize(("what", "reason"), [("removed", "No such file or directory"), ("replaced", "was replaced")])
+@pytest.mark.parametrize(("what", "reason"), [("removed", "No such file or directory"), ("edited", "was replaced")])
 def test_a_run_folder_that_changes_under_a_run(
     what: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -280,3 +281,15 @@ def test_a_run_folder_that_changes_under_a_run(
     assert reason in last
     assert last.endswith("Once this is mended, the same command goes on from what is on disk.")
     assert "run: " not in shown.out
+
+
+def test_a_log_that_an_editor_saves_under_a_run_loses_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setenv("SHOP_VANDAL", f"saved:{run}")
+    command = ["eval", *TOY, "--agent", "import:shop_plugin:vandal", "--concurrency", "1", "--out", str(run)]
+    assert main(command) == 0
+    counts = RunFolder.read(run).summary()["episodes"]
+    assert (counts["scored"], counts["missing"]) == (counts["planned"], 0)
+    assert len((run / "episodes.jsonl").read_text().splitlines()) == counts["planned"]

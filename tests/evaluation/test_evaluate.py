@@ -230,9 +230,39 @@ def test_metrics_agree_with_a_count_by_hand(tmp_path: Path) -> None:
     assert json.dumps(again, sort_keys=True) == json.dumps(summary, sort_keys=True)
 
 
+ABSURD = {
+    "agent": [3, "", None, ["noop"]],
+    "agent_args": [[], "x", {3: 4}],
+    "defences": ["spotlighting", [3], None],
+    "env": [None, "", {}],
+    "attack": [[], "direct", [3], ["a", "a"], [{"v": 3}], [{"v": "x"}, {"v": "y"}], [None, None]],
+    "env_args": [None, [1]],
+    "tasks": ["x", [3]],
+    "seed": [[1], True, 0.5, None, 2**64, "1"],
+    "repeats": [1001, 2.0, True, None],
+    "limit": ["3", 1.5, -1],
+    "concurrency": [None, 2**70],
+    "max_cost": ["abc", float("nan"), float("inf"), 0, True],
+    "out": [5, None, ""],
+}
+
+
+@pytest.mark.parametrize(("field", "value"), [(name, value) for name, values in ABSURD.items() for value in values])
+def test_absurd_settings_are_refused_in_one_line(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{field} must be ") as caught:
+        EvalConfig(**{"agent": "noop", field: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_an_endless_setting_makes_no_endless_line() -> None:
+    with pytest.raises(ValueError, match="seed must be") as caught:
+        EvalConfig("noop", seed=["x" * 10_000])  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize("field", ["repeats", "concurrency", "limit"])
 def test_counts_must_be_positive(field: str) -> None:
-    with pytest.raises(ValueError, match=f"{field} must be a positive whole number, got 0"):
+    with pytest.raises(ValueError, match=f"{field} must be a positive whole number.*, got 0"):
         EvalConfig(agent="noop", **{field: 0})
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import pytest
+from snippets import blocks
 
 from fate_gym.agents import load_agent
 from fate_gym.errors import FateGymError
@@ -114,6 +117,16 @@ def test_tasks_are_listed_where_openenv_asks_for_them(banking: str) -> None:
 def test_a_wrong_reset_is_an_error_that_says_so(banking: str, reset: dict[str, Any]) -> None:
     with pytest.raises(Exception, match=r"no task 'nowhere'|unknown arguments of reset: tusk_id"):
         asyncio.run(replay(banking, [], **reset))
+
+
+def test_the_client_of_the_page_runs(banking: str, capsys: pytest.CaptureFixture[str]) -> None:
+    page = Path(__file__).parents[2] / "docs" / "other-trainers.md"
+    (text,) = (block.text for block in blocks(page) if "GenericEnvClient" in block.text)
+    text = text.replace("http://127.0.0.1:8000", banking).replace("user_task_0/none", "user_task_0/injection_task_0")
+    names: dict[str, Any] = {}
+    exec("async def main():\n" + textwrap.indent(text, "    "), names)  # noqa: S102 (a page of ours)
+    asyncio.run(names["main"]())
+    assert "'security': 1.0" in capsys.readouterr().out
 
 
 def test_licences_bind_unless_it_is_said_that_nothing_is_trained() -> None:

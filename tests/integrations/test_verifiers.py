@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import gymnasium as gym
 import openai_server
 import pytest
+from snippets import blocks
 
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES, Scalarization
@@ -118,6 +121,19 @@ def test_licences_bind_unless_it_is_said_that_nothing_is_trained() -> None:
     with pytest.raises(FateGymError, match="not to be trained on"):
         list(load({}, env="toy/Parcels-v0").taskset)
     assert len(list(load({}, env="toy/Parcels-v0", purpose="evaluation").taskset)) == 3
+
+
+def test_the_command_of_the_page_runs(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "other-trainers.md"
+    (text,) = (block.text for block in blocks(page) if block.text.startswith("vf-eval"))
+    with openai_server.serve(balance_then_done) as url:
+        command = text.strip().replace("http://127.0.0.1:8000/v1", url).replace("-n 10", "-n 1 --no-rich")
+        command = f"{Path(sys.executable).parent}/{command}"
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (traces,) = tmp_path.rglob("traces.jsonl")
+    assert '"security"' in traces.read_text()
+    assert "reward=0.750" in done.stderr
 
 
 def test_rollouts_side_by_side_do_not_share_an_environment() -> None:

@@ -36,6 +36,8 @@ def test_every_metric_of_both_runs_is_compared(dojo_run: Path, refuser: Path) ->
         for group in run.summary["groups"]:
             for metric, estimate in group["metrics"].items():
                 name = "benign validity" if (group["mode"], metric) == ("benign", "validity") else metric
+                if estimate["value"] is None:
+                    continue
                 shown = value(found, name, group["suite"])
                 assert shown[side] == pytest.approx(estimate["value"])
                 assert shown[2] == estimate["n"]
@@ -72,8 +74,28 @@ def test_what_makes_them_less_comparable_is_said(dojo_run: Path, refuser: Path, 
     failure = {**record, "key": "none/banking/user_task_99/none#0", "status": "env_error", "error": "x"}
     (changed / "failures.jsonl").write_text(json.dumps(failure) + "\n")
     warnings = "\n".join(compare(loaded(dojo_run), loaded(changed)).warnings)
-    for part in ("versions", "arguments", "1 episodes errored", "trained on x"):
+    for part in ("versions.numpy: A ", "env_args.max_turns: A nothing, B 3", "1 episodes errored", "trained on x"):
         assert part in warnings
+
+
+def test_what_differs_in_provenance_is_named_once(dojo_run: Path, refuser: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(refuser, tmp_path / "changed"))
+
+    def change(manifest: dict[str, Any]) -> None:
+        # A run of more attacks says the same of its benchmark more often, which is no difference.
+        manifest["provenance"] = [{**entry, "agentdojo": "9.9"} for entry in manifest["provenance"] for _ in range(2)]
+
+    edit_json(changed / "manifest.json", change)
+    found = compare(loaded(dojo_run), loaded(changed))
+    (warning,) = found.warnings
+    assert warning.startswith("the runs differ in provenance.agentdojo: A ")
+    assert warning.endswith('B "9.9"')
+    assert 'agent: A "gullible", B "refuser"' in found.settings
+
+
+def test_only_metrics_that_one_of_them_has_are_shown(dojo_run: Path, refuser: Path) -> None:
+    for row in compare(loaded(dojo_run), loaded(refuser)).rows:
+        assert row.difference.a is not None or row.difference.b is not None
 
 
 def test_refusals_told_by_a_rule_and_by_a_judge_are_not_compared(dojo_run: Path, refuser: Path, tmp_path: Path) -> None:

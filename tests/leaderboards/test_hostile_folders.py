@@ -17,6 +17,7 @@ from small_runs import MakeRun, loaded
 
 from fate_gym.cli import main
 from fate_gym.errors import FateGymError
+from fate_gym.evaluation.run import load_run
 from fate_gym.leaderboards import build, compare
 from fate_gym.leaderboards.exports import to_csv, to_json, to_markdown
 from fate_gym.leaderboards.verification import verify
@@ -159,3 +160,16 @@ def test_a_bad_file_is_named_and_costs_one_run(
     read_in_every_way(bad, good)
     main(["leaderboard", "verify", str(bad)])
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seed", [1]), ("repeats", 10**9), ("tasks", "x"), ("attack", [3]), ("max_cost", "y")]
+)
+def test_a_run_of_absurd_settings_is_on_no_board(name: str, value: Any, toy_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(toy_run, tmp_path / "run"))
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["config"][name] = value
+    (run / "manifest.json").write_text(json.dumps(manifest) + "\n")
+    with pytest.raises(FateGymError, match=rf"manifest.json: config.{name} must be "):
+        load_run(run)
+    assert [entry.where for entry in verify(run, trusted="parcels").differences] == ["manifest.json"]

@@ -415,10 +415,30 @@ def test_a_part_of_the_benchmark_is_said(make_run: MakeRun, tmp_path: Path) -> N
     assert any("a part of the benchmark" in note for note in report.notes)
 
 
-def test_the_name_by_which_attacks_address_the_model_is_said(make_run: MakeRun, tmp_path: Path) -> None:
-    env_args = {"suite": ["banking"], "split": "dev", "model_name": "nobody"}
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({}, None),
+        ({"model_name": "Noop"}, None),
+        ({"model_name": "nobody"}, "nobody"),
+        ({"model_name": "GPT-4"}, "GPT-4"),
+    ],
+)
+def test_a_name_that_is_not_the_models_own_is_said(
+    named: dict[str, str], said: str | None, make_run: MakeRun, tmp_path: Path
+) -> None:
+    env_args = {"suite": ["banking"], "split": "dev", **named}
     make_run(tmp_path, "noop", env="fate/AgentDojo-v0", attack=("important_instructions",), env_args=env_args, limit=1)
-    assert any('address the model as "nobody"' in note for note in verify(tmp_path).notes)
+    report = verify(tmp_path)
+    assert report.ok
+    assert [note for note in report.notes if "address the model" in note] == (
+        [] if said is None else [note for note in report.notes if f'address the model as "{said}", which is no' in note]
+    )
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["model_name"] == named.get("model_name", "Local model")
+    manifest["model_name"] = "Claude"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest) + "\n")
+    assert [what.partition(":")[0] for _, what in found(tmp_path)] == ["model_name"]
 
 
 def test_no_run(tmp_path: Path) -> None:

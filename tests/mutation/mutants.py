@@ -40,8 +40,11 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
         "fate_gym/verifiers/validity.py",
         ("tests/core/test_verifiers.py", "tests/core/test_env.py"),
     ),
-    "fate_gym.verifiers.refusal": ("fate_gym/verifiers/refusal.py", ("tests/core/test_verifiers.py",)),
-    "fate_gym.verifiers.fence": ("fate_gym/verifiers/fence.py", ("tests/core/test_verifiers.py",)),
+    "fate_gym.verifiers.refusal": (
+        "fate_gym/verifiers/refusal.py",
+        ("tests/core/test_verifiers.py", "tests/agentharm/test_agentharm_judge.py"),
+    ),
+    "fate_gym.verifiers.fence": ("fate_gym/verifiers/fence.py", ("tests/core/test_fence.py",)),
     "fate_gym.leaderboards.statistics": ("leaderboards/statistics.py", ("tests/leaderboards/test_statistics.py",)),
     "fate_gym.leaderboards.comparison": ("leaderboards/comparison.py", ("tests/leaderboards/test_comparison.py",)),
     "fate_gym.leaderboards.verification": (
@@ -55,6 +58,9 @@ EXPLAINED: dict[str, str] = {
     "if self.curve is None or estimate.value is None or estimate.low is None or estimate.high is None:": (
         "the three are None together; the line says so to the type checker"
     ),
+    "@dataclass(frozen=True, slots=True)": "both keep programmers from mistakes that no test makes",
+    "re.IGNORECASE | re.VERBOSE,": "two different bits: or, exclusive or and the sum are the same",
+    'elif call.outcome == "tool_error":': 'the other outcomes that come here are "ok", which is less than it',
 }
 """A line of code -> why a mutant of it changes nothing that a test could see."""
 

@@ -50,9 +50,9 @@ def test_an_evaluation_survives_every_fault_at_every_call() -> None:
 
 @pytest.mark.slow
 def test_a_training_survives_some_faults() -> None:
-    report = campaign("training", 6)
-    assert report["visits"] == 6
-    assert sum(report["ended"].values()) > 6
+    report = campaign("training", 12)
+    assert report["visits"] == report["points_visited"] == 12
+    assert sum(report["ended"].values()) > 12
     assert not [name for name in report["ended"] if name.endswith("bug")]
 
 

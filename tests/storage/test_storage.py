@@ -25,6 +25,7 @@ from fate_gym.storage import (
     read_object,
     records,
     replace_file,
+    sync_tree,
 )
 
 SCHEMA = "fate-gym/thing/3"
@@ -190,18 +191,114 @@ def test_a_folder_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
         make_folder(tmp_path / "file" / "below")
 
 
-@pytest.mark.parametrize("replaced", [True, False])
-def test_a_log_that_was_replaced_or_removed_stops_its_writer(tmp_path: Path, replaced: bool) -> None:
+def test_a_tree_that_others_wrote_is_synced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for name in ("x", "a/y", "a/b/z"):
+        (tmp_path / name).write_text("x")
+    monkeypatch.setattr("os.fsync", fsync)
+    sync_tree(tmp_path)
+    assert set(synced) == {str(tmp_path / name) for name in ("x", "a/y", "a/b/z", "a/b", "a", "")}
+
+    def refuse(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(DiskError, match="could not be written: Input/output error"):
+        sync_tree(tmp_path)
+
+
+ONE, TWO, THREE = (b'{"n":%d}\n' % n for n in (1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (None, "could not be written: No such file"),
+        (b'{"n":7}\n', "was replaced"),
+        (ONE + TWO + b'{"n":9}\n', "was replaced"),
+        ("folder", "could not be written: Is a directory"),
+        ("fifo", "was replaced"),
+    ],
+)
+def test_a_log_that_was_removed_or_whose_name_holds_something_else_stops_its_writer(
+    tmp_path: Path, content: bytes | str | None, error: str
+) -> None:
     path = tmp_path / "log"
     log = AppendLog(path)
-    log.append(b'{"n":1}\n')
+    log.append(ONE)
+    log.append(TWO)
     path.rename(tmp_path / "old")
-    if replaced:
-        path.write_bytes((tmp_path / "old").read_bytes())
-    with pytest.raises(DiskError, match=r"log (was replaced|could not be written)"):
-        log.append(b'{"n":2}\n')
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        path.mkdir() if content == "folder" else os.mkfifo(path)
+    with pytest.raises(DiskError, match=error):
+        log.append(THREE)
     log.close()
-    assert (tmp_path / "old").read_bytes() == b'{"n":1}\n'
+    assert (tmp_path / "old").read_bytes() == ONE + TWO
+    assert not isinstance(content, bytes) or path.read_bytes() == content
+
+
+@pytest.mark.parametrize("content", [ONE + TWO, ONE, ONE[:3], b""])
+def test_a_log_goes_on_in_a_copy_that_has_taken_its_place(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fate_gym.storage._log._PIECE", 5)
+    path = tmp_path / "log"
+    log = AppendLog(path)
+    log.append(ONE)
+    log.append(TWO)
+    path.rename(tmp_path / "old")
+    path.write_bytes(content)
+    log.append(THREE)
+    log.check()
+    log.close()
+    assert path.read_bytes() == ONE + TWO + THREE
+
+
+def test_a_log_waits_for_the_copy_that_an_editor_is_about_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    log = AppendLog(path)
+    log.append(ONE)
+    path.rename(tmp_path / "old")
+    monkeypatch.setattr("time.sleep", lambda seconds: path.write_bytes(ONE))
+    log.append(TWO)
+    log.close()
+    assert path.read_bytes() == ONE + TWO
+
+
+@pytest.mark.parametrize("content", [b"", ONE, ONE + TWO + THREE])
+def test_a_log_that_another_program_writes_stops_its_writer(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "log"
+    log = AppendLog(path)
+    log.append(ONE)
+    log.append(TWO)
+    with path.open("r+b") as file:
+        file.truncate(0)
+        file.write(content)
+    with pytest.raises(DiskError, match="was changed by another program"):
+        log.append(THREE)
+    log.close()
+    assert path.read_bytes() == content
+
+
+def test_a_record_that_no_reader_would_take_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fate_gym.storage._log.MAX_LINE", 10)
+    log = AppendLog(tmp_path / "log")
+    log.append(ONE)
+    with pytest.raises(ValueError, match="longer than 10"):
+        log.append(b'{"n":%d}\n' % 10**9)
+    log.close()
+    assert (tmp_path / "log").read_bytes() == ONE
 
 
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:

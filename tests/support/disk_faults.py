@@ -102,7 +102,8 @@ class Disk:
             return buffer if "b" in mode else io.TextIOWrapper(buffer, encoding, errors, newline)
 
         def os_open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-            ours = bool(flags & _WRITES) and disk.holds(path)
+            # A temporary file without a name is opened by the name of its folder.
+            ours = bool(flags & _WRITES) and disk.holds(path) and not os.path.isdir(path)
             if ours:
                 disk._opening(os.path.abspath(path), truncates=bool(flags & os.O_TRUNC))
             fd = _os_open(path, flags, mode, dir_fd=dir_fd)
@@ -170,7 +171,12 @@ class Disk:
     def die(self) -> NoReturn:
         """Kills the process; a loss of power takes back what was not synced."""
         if self.fault == "power":
-            self._lose()
+            try:
+                self._lose()
+            except BaseException:
+                # Not an error of the action's: a loss that fails would pass for one that is survived.
+                traceback.print_exc()
+                os._exit(5)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("a killed process goes on")
 
@@ -293,6 +299,19 @@ def count(action: Callable[[Path], None], root: Path) -> list[str]:
     _, status = os.waitpid(process, 0)
     assert status == 0, f"the action fails on a sound disk: {status}"
     return points
+
+
+def modules(action: Callable[[Path], None], root: Path) -> list[str]:
+    """Does an action in a forked process, and returns the modules that it loads."""
+    known, loaded = set(sys.modules), root.with_name(f"{root.name}-modules")
+
+    def note(folder: Path) -> None:
+        action(folder)
+        loaded.write_text("\n".join(sorted(set(sys.modules) - known)))
+
+    outcome = visit(note, root)
+    assert outcome.ended == "done", outcome.message
+    return loaded.read_text().split("\n")
 
 
 def visit(action: Callable[[Path], None], root: Path, fault: Fault | None = None, at: int = 0) -> Outcome:

@@ -100,13 +100,13 @@ async def filtered(observation: dict[str, Any]) -> dict[str, Any]:
 
 
 async def vandal(observation: dict[str, Any]) -> dict[str, Any]:
-    """Removes the run folder, or replaces its log, as `SHOP_VANDAL` says; then answers."""
+    """Removes the run folder, saves its log as an editor does, or edits it, as `SHOP_VANDAL` says; then answers."""
     what, _, folder = os.environ["SHOP_VANDAL"].partition(":")
     log = Path(folder, "episodes.jsonl")
     if what == "removed":
         shutil.rmtree(folder, ignore_errors=True)
     elif log.exists():
         copy = log.with_suffix(".copy")
-        copy.write_bytes(log.read_bytes())
+        copy.write_bytes(log.read_bytes().replace(b"ship", b"shop") if what == "edited" else log.read_bytes())
         copy.replace(log)
     return {"role": "assistant", "content": "Done."}

@@ -34,6 +34,7 @@ from fate_gym.trainers.study.study import run_study
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence"
+PUBLISHED = sorted(path.parent.name for path in EVIDENCE.glob("*/study.json"))
 STUDIES = ("fate-tiny-study", "fate-tiny-conflict")
 
 
@@ -255,7 +256,9 @@ def test_results_of_other_settings_are_not_taken_for_these(run: Any) -> None:
     run(arms=["fate"])
     problems, _ = run("repair.candidates=7", arms=["fate"])
     assert len(problems) == 2
-    assert "was made with other settings" in problems[0]
+    assert "repair.candidates: stored 3, given 7" in problems[0]
+    # The speed of a machine is no part of a result.
+    assert run("concurrency=2", arms=["fate"])[0] == []
 
 
 # What it says.
@@ -341,7 +344,17 @@ def test_a_folder_without_results_is_told(tmp_path: Path) -> None:
         publish(tmp_path)
 
 
-@pytest.mark.parametrize("study", sorted(path.parent.name for path in EVIDENCE.glob("*/study.json")))
+@pytest.mark.parametrize("study", PUBLISHED)
+def test_published_trainings_cost_the_same(study: str) -> None:
+    for result in read_results(EVIDENCE / study / "results"):
+        if result["arm"] != "base":
+            budget = result["budget"]
+            assert budget["tokens"] <= 1.05 * budget["limit"], result["arm"]
+            # Less only where there was nothing left to repair.
+            assert budget["tokens"] >= 0.95 * budget["limit"] or budget["candidates"], result["arm"]
+
+
+@pytest.mark.parametrize("study", PUBLISHED)
 def test_the_published_tables_are_those_of_the_published_results(study: str) -> None:
     report = report_of(read_results(EVIDENCE / study / "results"))
     assert json.loads((EVIDENCE / study / "study.json").read_text()) == json.loads(json.dumps(report))

@@ -194,10 +194,11 @@ def test_a_killed_training_ends_as_an_unbroken_one(base: Path, tokenizer: Any, t
     for step in (1, 6):
         with pytest.raises(Killed):
             train("killed", on_step=kill_at(step))
-    # The newest checkpoint is torn, as by a kill while it was written: the one before it serves.
+    # The newest checkpoint is torn, as by a loss of power before it was synced: the one before it serves.
     newest = max((tmp_path / "killed" / "checkpoints").iterdir(), key=lambda path: path.name)
     assert newest.name == "checkpoint-4"
     (newest / "trainer_state.json").write_text('{"global_')
+    (newest / "complete").unlink()
     resumed: list[dict[str, Any]] = []
     numbers = train("killed", on_step=resumed.append)
     assert [record["step"] for record in resumed] == list(range(3, 10))

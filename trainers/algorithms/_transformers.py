@@ -110,6 +110,10 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         if self._log:
             self._log.close()
 
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Marks the checkpoint that was just written."""
+        self._folder.mark_checkpoint(state.global_step)
+
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Starts the clock."""
         self._began = time.perf_counter()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fate_gym.chat import Json
-from fate_gym.errors import RunCorruptError, RunError
+from fate_gym.errors import RunCorruptError
 from fate_gym.storage import (
     Fields,
     check_same_settings,
@@ -19,10 +19,14 @@ from fate_gym.storage import (
     read_object,
     records,
     replace_file,
+    sync_tree,
 )
 from fate_gym.trainers.processes import is_first_process
 
 SCHEMA = "fate-gym/training/1"
+
+_COMPLETE = "complete"
+"""In a checkpoint's folder: written last, so that a kill or a loss of power leaves none that is only half there."""
 
 Numbers: TypeAlias = dict[str, Any]
 """What an update did, as it stands in `numbers.json`: steps, losses, tokens, seconds."""
@@ -74,9 +78,18 @@ class UpdateFolder:
             kept = [record.values for record in self.steps() if record.integer("step") <= self.step]
             replace_file(self.out / "steps.jsonl", b"".join(map(encode_line, kept)))
 
+    def mark_checkpoint(self, step: int) -> None:
+        """Marks the checkpoint of a step as complete, once it would survive a loss of power."""
+        if is_first_process():
+            checkpoint = self.checkpoints / f"checkpoint-{step}"
+            sync_tree(checkpoint)
+            replace_file(checkpoint / _COMPLETE, b"")
+
     def finish(self, numbers: Numbers) -> None:
         """Marks the update as complete, and deletes its checkpoints, which nothing reads any more."""
         if is_first_process():
+            # Libraries write weights without syncing them, and whoever reads the mark relies on them.
+            sync_tree(self.out)
             replace_file(self.out / "numbers.json", dump(numbers))
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 
@@ -111,9 +124,8 @@ def read_steps(out: Path) -> list[Fields]:
 
 
 def _last_complete(folder: Path) -> Path | None:
-    """The newest checkpoint whose `trainer_state.json` can be read: transformers writes that file last."""
     newest_first = sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)
-    return next((path for path in newest_first if _is_complete(path)), None)
+    return next((path for path in newest_first if (path / _COMPLETE).exists()), None)
 
 
 def _step(checkpoint: Path) -> int:
@@ -122,11 +134,3 @@ def _step(checkpoint: Path) -> int:
     if not number.isdecimal():
         raise RunCorruptError(f"{checkpoint} is no checkpoint that a trainer wrote: remove it")
     return int(number)
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    try:
-        read_object(checkpoint / "trainer_state.json")
-    except RunError:
-        return False
-    return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from fate_gym.trainers.study.arms import ARMS, BASE
@@ -92,7 +92,7 @@ def _differences(
     return {name: {**_plain(one.difference), "p": one.p} for name, one in found.items() if one}
 
 
-def _costs(entries: Sequence[Result] | Any) -> dict[str, float]:
+def _costs(entries: Iterable[Result]) -> dict[str, float]:
     budgets = [result["budget"] for result in entries]
     known = {name: [budget[name] for budget in budgets if name in budget] for name in _COSTS}
     return {name: round(sum(of) / len(of), 1) for name, of in known.items() if of}

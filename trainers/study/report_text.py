@@ -78,10 +78,11 @@ def _opening(report: Report) -> str:
     lines = [f"Replicates that are done: {', '.join(counts)}."]
     if report["overrides"]:
         lines.append(f"Settings that differ from the configuration: {', '.join(report['overrides'])}.")
-    for mode, share in report["repairs"].items():
+    if report["repairs"]:
+        shares = [f"{_percent(share['mean'])} % of the {mode} ones" for mode, share in report["repairs"].items()]
         lines.append(
-            f"Of the repair candidates of the base policies, {_percent(share['mean'])} % of the {mode} ones pass: "
-            "cloning taught them to repair, which is an assumption of this study."
+            f"Of the repair candidates of the base policies {' and '.join(shares)} pass: cloning taught them to "
+            "repair, which is an assumption of this study."
         )
     return " ".join(lines)
 

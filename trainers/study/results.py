@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from fate_gym.errors import RunError, RunMismatchError
-from fate_gym.storage import digest, make_folder, read_object, replace_file
-from fate_gym.trainers.config import TrainConfig
+from fate_gym.errors import RunCorruptError, RunError
+from fate_gym.storage import check_same_settings, make_folder, read_object, replace_file
+from fate_gym.trainers.config import TrainConfig, config_from
 from fate_gym.trainers.study.arms import ARMS, BASE
 from fate_gym.trainers.study.plan import Replicate, Study
 from fate_gym.trainers.study.records import Result, Row, Summary
@@ -78,8 +78,13 @@ def is_done(folder: Path, replicate: Replicate, arm: str, config: TrainConfig) -
     path = _path(folder, replicate, arm)
     if not path.exists():
         return False
-    if read_object(path, SCHEMA).text("settings") != digest(config.to_json()):
-        raise RunMismatchError(f"{path} was made with other settings: move it away, or choose another folder")
+    stored = read_object(path, SCHEMA).object("settings").values
+    try:
+        # Read as settings, so that one that is newer than the result has its default.
+        earlier = config_from(stored).to_json()
+    except ValueError as error:
+        raise RunCorruptError(f"{path}: {error}") from error
+    check_same_settings(f"{path} holds a result", earlier, config.to_json(), ("concurrency",))
     return True
 
 
@@ -115,7 +120,7 @@ def _head(study: Study, replicate: Replicate, arm: str, config: TrainConfig) -> 
         "replicate": {"seed": replicate.seed, "fold": replicate.fold},
         "arm": arm,
         "about": "the policy before training" if arm == BASE else ARMS[arm].about,
-        "settings": digest(config.to_json()),
+        "settings": config.to_json(),
         "commit": _commit(),
         "versions": {**{name: importlib.metadata.version(name) for name in _PACKAGES}, "python": _python()},
     }
@@ -160,10 +165,10 @@ def _rounded(value: Any) -> Any:
 
 
 def _dump(result: Result) -> str:
-    """A readable file: one line for each metric of each test set, and for each point of the curve."""
+    """A readable file: a line for each test set's scores, and for each other entry."""
     lines = []
     for key, value in result.items():
-        if isinstance(value, dict) and any(isinstance(entry, dict | list) for entry in value.values()):
+        if key in ("scores", "tasks"):
             inner = ",\n  ".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items())
             lines.append(f"{json.dumps(key)}: {{\n  {inner}\n }}")
         else:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fate_gym.chat import Json
 from fate_gym.errors import RunCorruptError
-from fate_gym.storage import make_folder, read_object, replace_file
+from fate_gym.storage import make_folder, read_object, replace_file, sync_tree
 from fate_gym.trainers.stages.prompts import compact_prompt
 from fate_gym.trainers.tiny.cloning import EncodedEpisode, OnProgress, clone
 from fate_gym.trainers.tiny.demonstrations import RepairPrompt, ScriptedEpisode, play
@@ -127,6 +127,7 @@ def build_base(
     clock.lap("cloning")
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    sync_tree(out)
     report = BaseReport(
         settings=settings.to_json(),
         digest=settings.digest(),

@@ -13,6 +13,7 @@ from agentdojo.models import MODEL_NAMES
 from agentdojo.task_suite.task_suite import TaskSuite
 
 from fate_gym.attack import attack_label, is_attack
+from fate_gym.benchmarks.agentdojo.model_names import known_model
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
 from fate_gym.errors import unknown
 
@@ -113,7 +114,7 @@ class RegisteredAttack:
     ) -> None:
         self._suite = suite
         self._candidates = candidates
-        pipeline_name, prose = _resolve_model_name(model_name)
+        pipeline_name, prose = resolve_name(model_name)
         attack = load_attack(name, _FastSuite(suite, template), _NamedPipeline(pipeline_name))
         # AgentDojo refuses models that it does not know; those pass as its "local" one and get their name here.
         if getattr(attack, "model_name", None) == MODEL_NAMES[_LOCAL]:
@@ -156,24 +157,9 @@ class _FastSuite:
         return self._template.load(self._template.environment(injections))
 
 
-def prose_name(model: str) -> str | None:
-    """Returns how AgentDojo's attacks address a model, such as "GPT-4"; None for a model that it does not know.
-
-    Args:
-        model: The model's id at its provider.
-    """
-    known = _known(model)
-    return None if known is None else str(MODEL_NAMES[known])
-
-
-def _known(model: str) -> str | None:
-    # Upstream's own rule: the first known id that the name contains.
-    return next((known for known in MODEL_NAMES if known in model and known != _LOCAL), None)
-
-
-def _resolve_model_name(model_name: str) -> tuple[str, str]:
+def resolve_name(model_name: str) -> tuple[str, str]:
     """Returns a pipeline name that AgentDojo accepts, and the prose name to use where that is its "local" one."""
-    known = _known(model_name)
+    known = known_model(model_name)
     if known is not None:
         return known, MODEL_NAMES[known]
     for known, prose in MODEL_NAMES.items():

@@ -16,9 +16,10 @@ from agentdojo.task_suite.task_suite import TaskSuite
 from fate_gym.benchmark import Benchmark
 from fate_gym.benchmark import World as BaseWorld
 from fate_gym.benchmarks.agentdojo import splits
-from fate_gym.benchmarks.agentdojo.attacks import OwnPayloads, RegisteredAttack, attack_names, is_dos
+from fate_gym.benchmarks.agentdojo.attacks import OwnPayloads, RegisteredAttack, attack_names, is_dos, resolve_name
 from fate_gym.benchmarks.agentdojo.candidates import candidates
 from fate_gym.benchmarks.agentdojo.grader_notes import notes, verified
+from fate_gym.benchmarks.agentdojo.model_names import DEFAULT_NAME, check_name
 from fate_gym.benchmarks.agentdojo.placement import encode_literal, placed
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
 from fate_gym.benchmarks.agentdojo.upstream import suites, versions
@@ -56,8 +57,8 @@ class AgentDojo(Benchmark):
         trace: The calls that graders see: "official" for all that were requested, "executed" for those that ran.
         injection_encoding: "official" places a payload as AgentDojo does, which folds line breaks and cannot carry
             quotes; "literal" places it character by character.
-        model_name: The name by which attacks address the agent: any name ("GPT-4"), or the id of a model that AgentDojo
-            knows, in place of which it uses its own name for the model.
+        model_name: The name by which attacks address the agent: a name of at most five words, or the id of a model that
+            AgentDojo knows, in place of which it uses its own name for the model ("GPT-4").
         verified_only: Leave out the tasks whose graders have known defects (`grader_notes`).
         refusal_judge: Decides refusals instead of the rule: a function of a transcript, "module:function", or a model
             (`fate_gym.verifiers.refusal.load_judge`).
@@ -79,7 +80,7 @@ class AgentDojo(Benchmark):
         fold: int | None = None,
         trace: Trace = "official",
         injection_encoding: Encoding = "official",
-        model_name: str = "Local model",
+        model_name: str = DEFAULT_NAME,
         verified_only: bool = False,
         refusal_judge: RefusalJudge | JudgeSpec | None = None,
     ) -> None:
@@ -95,7 +96,8 @@ class AgentDojo(Benchmark):
         self._split, self._fold = split, fold
         self._trace: Trace = trace
         self._encode: Callable[[str], str] = encode_literal if injection_encoding == "literal" else str
-        self._model_name = model_name
+        self._model_name = check_name(model_name)
+        self.model_name = resolve_name(model_name)[1]
         self._refusal_judge = load_judge(refusal_judge)
         self._attacks: dict[str, RegisteredAttack] = {}
         self._starts: dict[str, Start] = {}

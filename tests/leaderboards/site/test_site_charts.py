@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import made_runs
@@ -207,13 +208,11 @@ def training(folder: Path, *, mark: object = None, steps: str | None = None) -> 
     return folder
 
 
-def test_a_trained_model_has_curves_from_its_folder_or_the_runs(tmp_path: Path) -> None:
-    model = training(tmp_path / "model")
-    for run, agent in ((tmp_path, f"hf:{model}"), (model, "openai:x")):
-        loss, security = curves(run, agent)
-        assert (loss.name, loss.steps, loss.first, loss.last) == ("loss", 1000, 1.0, 0.001)
-        assert (security.name, security.high) == ("security", 1.0)
-        assert len(loss.points.split()) <= 302
+def test_a_run_has_the_curves_of_the_training_whose_files_it_holds(tmp_path: Path) -> None:
+    loss, security = curves(training(tmp_path / "model"))
+    assert (loss.name, loss.steps, loss.first, loss.last) == ("loss", 1000, 1.0, 0.001)
+    assert (security.name, security.high) == ("security", 1.0)
+    assert len(loss.points.split()) <= 302
     made = write_run(tmp_path / "run", [record()])
     training(made)
     site = made_runs.build([made], tmp_path / "site")
@@ -234,13 +233,26 @@ def test_a_trained_model_has_curves_from_its_folder_or_the_runs(tmp_path: Path) 
     ],
 )
 def test_what_is_no_training_has_no_curves(tmp_path: Path, mark: object, steps: str | None) -> None:
-    assert curves(training(tmp_path / "m", mark=mark, steps=steps), "random") == []
+    assert curves(training(tmp_path / "m", mark=mark, steps=steps)) == []
 
 
-@pytest.mark.parametrize("agent", ["hf:\0", "hf:" + "x" * 5000, "hf:nowhere", "hf:"])
-def test_a_model_that_is_nowhere_has_no_curves(tmp_path: Path, agent: str) -> None:
-    (tmp_path / "fate-gym.json").write_text("{")
-    assert curves(tmp_path, agent) == []
+@pytest.mark.parametrize("outside", ["model", "model/../model", "\0", "x" * 5000, ""])
+def test_no_path_that_a_manifest_names_is_opened(outside: str, tmp_path: Path) -> None:
+    training(tmp_path / "model")
+    made = write_run(tmp_path / "run", [record()], agent=f"hf:{tmp_path}/{outside}")
+    opened: list[str] = []
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and watching:
+            opened.append(str(arguments[0]))
+
+    watching = True
+    sys.addaudithook(watch)
+    site = made_runs.build([made], tmp_path / "site")
+    watching = False
+    assert opened
+    assert [path for path in opened if path.startswith(str(tmp_path / "model"))] == []
+    assert "steps, from" not in "".join(Page(path).text for path in (site / "run").glob("*/index.html"))
 
 
 def test_plots_that_a_table_has_no_room_for_have_pages(

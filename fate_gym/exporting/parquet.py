@@ -1,0 +1,82 @@
+"""A table for dataframes: one row an episode, in Parquet. It holds no texts of tasks or models.
+
+An axis that is not active is null, so that a mean over a column is a mean over what counts. The columns `usage.NAME`
+are null where a run did not report them. The run's settings stand as JSON in the metadata of the table, under
+`fate_gym`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fate_gym.chat import Json
+from fate_gym.episode import Episode
+from fate_gym.errors import UsageError
+from fate_gym.evaluation.store import RunFolder
+from fate_gym.exporting import Exported
+from fate_gym.storage import replace_file
+from fate_gym.transcript import WRONG_CALLS
+
+
+def export(run: RunFolder, out: Path) -> Exported:
+    """Writes the file `out`: the scored episodes, and the last attempt of each that errored.
+
+    Raises:
+        UsageError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UsageError("Parquet needs one more package: pip install pyarrow") from error
+    rows = list(_rows(run))
+    usage = sorted({name for row in rows for name in row["usage"]})
+    schema = pa.schema(
+        [
+            *((name, pa.string()) for name in _TEXTS),
+            *((name, pa.float64()) for name in (*_NUMBERS, *(f"usage.{name}" for name in usage))),
+            *((name, pa.int64()) for name in _COUNTS),
+            *((name, pa.bool_()) for name in _FLAGS),
+        ],
+        metadata={"fate_gym": json.dumps(run.manifest)},
+    )
+    flat = [{**row, **{f"usage.{name}": row["usage"].get(name) for name in usage}} for row in rows]
+    content = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(flat, schema=schema), content)
+    replace_file(out, content.getvalue())
+    return Exported(out, episodes=len(rows))
+
+
+_TEXTS = ("key", "env", "agent", "task_id", "suite", "cluster", "mode", "attack", "status", "error", "ended")
+_NUMBERS = ("security", "utility", "over_refusal_control", "validity", "seconds", "agent_seconds")
+_COUNTS = ("repeat", "seed", "turns", "calls", "wrong_calls", "attempts")
+_FLAGS = ("truncated", "injection_reached", "content_filtered")
+
+
+def _rows(run: RunFolder) -> Iterator[dict[str, Any]]:
+    config = run.manifest["config"]
+    for episode in run.episodes():
+        yield _row(episode, config)
+    failed = {episode.key: episode for episode in run.failures() if episode.key not in run.done}
+    for episode in failed.values():
+        yield _row(episode, config)
+
+
+def _row(episode: Episode, config: Mapping[str, Any]) -> dict[str, Json]:
+    names = (*_TEXTS, *_COUNTS, *_FLAGS)
+    return {
+        **{name: getattr(episode, name) for name in names if hasattr(episode, name)},
+        **{name: axis.value if axis.active else None for name, axis in episode.verdict.axes.items()},
+        "env": config["env"],
+        "agent": config["agent"],
+        "turns": len(episode.actions),
+        "calls": len(episode.calls),
+        "wrong_calls": sum(call.outcome in WRONG_CALLS for call in episode.calls),
+        "seconds": episode.seconds["total"],
+        "agent_seconds": episode.seconds["agent"],
+        "usage": dict(episode.usage),
+    }
