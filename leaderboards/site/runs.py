@@ -246,7 +246,7 @@ def trace_values(run: Run, episode: Episode, entry: Listed, *, private: bool) ->
     """Returns what a trace page shows of an episode itself, wherever the page stands."""
     hidden = hides(run, episode, private=private)
     shown = None if hidden else trace(episode)
-    record = None if hidden else episode.to_json()
+    record = "" if hidden else json.dumps(episode.to_json(), separators=(",", ":"))
     return {
         "episode": episode,
         "entry": entry,
@@ -254,16 +254,8 @@ def trace_values(run: Run, episode: Episode, entry: Listed, *, private: bool) ->
         "trace": shown,
         "gist": None if shown is None else gist(episode, shown),
         "commands": {} if hidden else commands(episode, run.manifest["config"]),
-        "record": record if record is not None and _size(episode) <= _JSON else None,
+        "record": record if len(record) <= _JSON else "",
     }
-
-
-def _size(episode: Episode) -> int:
-    """About how many bytes an episode takes as JSON; what was said stands in its messages and in its actions."""
-    said = (message.get("content") or "" for message in episode.messages)
-    asked = (call["function"]["arguments"] for message in episode.messages for call in message.get("tool_calls", ()))
-    evidence = (line for axis in episode.verdict.axes.values() for line in axis.evidence)
-    return 2 * sum(map(len, chain(said, asked))) + sum(map(len, chain(evidence, episode.injections.values())))
 
 
 def _elsewhere(entry: Listed, others: Sequence[Other], below: str) -> Iterator[tuple[str, str, str]]:
