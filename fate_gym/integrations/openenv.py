@@ -176,7 +176,9 @@ def openenv_app(env_id: str, *, max_sessions: int = 32, **options: Any) -> Any:
         FateGymError: The benchmark's authors ask not to train on it.
         ValueError, TypeError: An option makes no sense or is unknown.
     """
-    options = {"purpose": "training", "scalarization": dict.fromkeys(AXES, 1.0), **options}
+    options = {"purpose": "training", **options}
+    if options.get("scalarization") is None:
+        options["scalarization"] = dict.fromkeys(AXES, 1.0)
     factory = functools.partial(FateEnvironment, env_id, options)
     factory().close()
     name = env_id.rpartition("/")[2]

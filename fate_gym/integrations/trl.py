@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, Union
 
 import gymnasium as gym
 
+from fate_gym._plain import replace_surrogates
 from fate_gym.benchmark import World
 from fate_gym.chat import Json, Message, ToolSchema
 from fate_gym.env import ToolEnv
@@ -71,7 +72,7 @@ class Rollout:
         self._judged: tuple[Sequence[Message], Verdict] | None = None
 
     def _call(self, name: str, arguments: dict[str, Json]) -> str:
-        return self._world.call(name, arguments).text
+        return replace_surrogates(self._world.call(name, arguments).text)
 
     def _play(self, completion: Sequence[Message]) -> Verdict:
         env = self._env

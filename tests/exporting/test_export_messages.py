@@ -110,6 +110,7 @@ def test_wrong_usage_is_one_line(
         export_run(run.path, "massages")
 
 
+@pytest.mark.slow
 def test_datasets_reads_every_argument_as_it_was(run: RunFolder, tmp_path: Path) -> None:
     from datasets import load_dataset
 

@@ -108,6 +108,7 @@ def test_unknown_tools_wrong_arguments_and_cut_rollouts_cost_validity(banking: T
     assert verdict_of(environment, completion).validity.value == 0
 
 
+@pytest.mark.slow
 def test_transformers_reads_the_schemas_off_the_methods() -> None:
     from transformers.utils import get_json_schema
 
