@@ -151,7 +151,6 @@ def write_run(
         "bounds": (MOST_FAILURES, SAMPLE),
         "depends_on_refusals": depends_on_refusals,
         "told_by": told_by,
-        "origin": origin_of(run),
         "curves": curves(run.path),
     }
     write_page(folder / "index.html", "run", "../../", values)
@@ -266,17 +265,9 @@ def _elsewhere(entry: Listed, others: Sequence[Other], below: str) -> Iterator[t
         yield other.run_id, became, f"../{below}{other.run_id}/{page}"
 
 
-def origin_of(run: Run) -> Origin | None:
-    """Returns where an imported run is from; None for one that was not, or whose manifest does not say it well."""
-    try:
-        return Origin.read(run.manifest, "manifest.json")
-    except RunError:
-        return None
-
-
 def _recorded(run: Run) -> dict[str, Recorded]:
     """Returns what the logs of an imported run said, by key; {} for a run that was not."""
-    if origin_of(run) is None:
+    if run.origin is None:
         return {}
     try:
         return {entry.key: entry for entry in RunFolder.read(run.path).recorded(lambda problem: None)}
@@ -320,7 +311,7 @@ def _settings(run: LoadedRun) -> list[tuple[str, _Facts]]:
     said = run.submission
     sections: dict[str, Mapping[str, object]] = {
         "What ran": {**config, **without_paths(manifest["config"])},
-        "Imported": _imported(origin_of(run)),
+        "Imported": _imported(run.origin),
         "As submitted": {"by": said.who, "model": said.model, "date": said.date, "notes": said.notes} if said else {},
         "Data": {"seen in training": list(run.contaminated_by), **dict(_provenance(manifest.get("provenance")))},
         "Versions": versions if isinstance(versions, Mapping) else {},
