@@ -70,6 +70,8 @@ def make_environment(env_id: str, arguments: Mapping[str, Any]) -> ToolEnv:
     """
     # Not through `gym.make`, which writes its own words around the errors of a constructor.
     kwargs = {**gym.spec(find_environment(env_id)).kwargs, **arguments}
+    if "benchmark" in arguments:
+        raise UsageError(f"{env_id} is a benchmark already: it has no argument 'benchmark'")
     check_arguments(ToolEnv, kwargs, of=env_id)
     try:
         return ToolEnv(**kwargs)

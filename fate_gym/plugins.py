@@ -26,6 +26,8 @@ def import_plugin(name: str) -> ModuleType:
         UsageError: There is no such module.
         PluginError: The module raised while it was imported.
     """
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(f"{name!r} is not the name of a module")
     folder = os.getcwd()
     if folder not in sys.path and name.partition(".")[0] != "fate_gym":
         sys.path.append(folder)
@@ -35,8 +37,6 @@ def import_plugin(name: str) -> ModuleType:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise UsageError(f"there is no module {name!r}, neither in {folder} nor installed") from None
         raise _failed(name, error) from error
-    except ValueError as error:
-        raise UsageError(f"{name!r} is not the name of a module") from error
     except Exception as error:
         raise _failed(name, error) from error
 
@@ -49,6 +49,8 @@ def load_plugin(target: str) -> Any:
         PluginError: The module raised while it was imported.
     """
     module_name, _, name = target.partition(":")
+    if not name.isidentifier():
+        raise UsageError(f"{target!r} must be MODULE:NAME")
     module = import_plugin(module_name)
     if not hasattr(module, name):
         known = [known for known in vars(module) if not known.startswith("_")]

@@ -147,6 +147,10 @@ def test_errors_give_exit_code_1_and_are_told(tmp_path: Path, capsys: pytest.Cap
         (["eval", "--agent", "noop", "--env-arg", "verified_only=3"], "verified_only must be bool, got 3"),
         (["eval", "--config", "nope"], "no configuration 'nope'"),
         (["show", "nowhere"], "nowhere"),
+        (["eval", "--agent", "noop", "--env-arg", "benchmark=os:system"], "it has no argument 'benchmark'"),
+        (["eval", "--agent", "import:os"], "'os' must be MODULE:NAME"),
+        (["eval", "--agent", "import:.x:y"], "'.x' is not the name of a module"),
+        (["eval", "--agent", "noop", "--env", ":"], "'' is not the name of a module"),
         (["eval", "--agent", "noop", "--suite", "slack", "--tasks", "slack/*", "bankin/*"], "matches 'bankin/*'"),
         (["eval", "--agent", "noop", "wizard", "--suite", "slack"], "unknown agent 'wizard'"),
         (["eval", "--agent", "openai:x", "--max-cost", "1", *SERVER], "prices={MODEL: {input: 1.0, output: 2.0}}"),
@@ -249,6 +253,11 @@ def test_a_dry_run_says_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixtu
     capsys.readouterr()
     assert main([*command, "--dry-run"]) == 0
     assert "# clerk: 3 episodes (none 2, note 1), 1 of them done." in capsys.readouterr().out
+
+
+def test_all_suites_may_stand_beside_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "--suite", "slack", "all"]) == 0
+    assert {line.partition("/")[0] for line in capsys.readouterr().out.split()} >= {"slack", "banking", "travel"}
 
 
 def test_every_attack_can_be_asked_for_at_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -496,6 +505,8 @@ def test_show_lists_runs_and_filters_episodes(
     gullible = ["show", str(tmp_path / "runs" / "gullible")]
     assert main([*gullible, "--suite", "slak"]) == 2
     assert "unknown suite of this run 'slak'; did you mean slack?" in capsys.readouterr().err
+    assert main([*gullible, "--task", "nowhere/*"]) == 2
+    assert "no task of this run matches 'nowhere/*'; the first is banking/" in capsys.readouterr().err
     assert main([*gullible, "--attack", "dirct"]) == 2
     assert "did you mean direct?" in capsys.readouterr().err
     assert main([*gullible, everything[0], "--failed", "security"]) == 2

@@ -361,7 +361,8 @@ def _read_attack(attack: str | Mapping[str, Any] | None) -> str | OwnPayloads | 
 
 
 def _choose(names: str | Sequence[str], available: Mapping[str, TaskSuite[Any]]) -> dict[str, TaskSuite[Any]]:
-    names = list(available) if names == "all" else [names] if isinstance(names, str) else list(names)
+    names = [names] if isinstance(names, str) else list(names)
+    names = list(available) if "all" in names else names
     if not names:
         raise ValueError(f"no suite given; there are: all, {', '.join(available)}")
     for name in names:
