@@ -1,6 +1,7 @@
 """Gymnasium environments, an evaluation harness and trainers for the safety of tool-using LLM agents.
 
-Importing this package registers its environments and loads nothing heavier than Gymnasium and NumPy.
+Importing this package registers its environments and loads nothing heavier than Gymnasium and NumPy; most names are
+loaded when they are first used.
 """
 
 from importlib import import_module
@@ -8,18 +9,18 @@ from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
 from fate_gym.benchmark import Benchmark, ToolOutcome, World, register_benchmark
-from fate_gym.env import ToolEnv
-from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES, AxisVerdict, Scalarization, Verdict
-from fate_gym.rollout import Agent, Reply
 from fate_gym.task import DataPolicy, Demonstration, GroundTruth, Task
 from fate_gym.transcript import Transcript
 
 if TYPE_CHECKING:
     from fate_gym.agents import load_agent
+    from fate_gym.env import ToolEnv
+    from fate_gym.episode import Episode
     from fate_gym.evaluation import EvalConfig, Run, load_run
     from fate_gym.interface import evaluate
+    from fate_gym.rollout import Agent, Reply
 
 __all__ = [
     "AXES",
@@ -54,8 +55,12 @@ __version__ = "0.1.0"
 __path__ = extend_path(__path__, __name__)
 
 _LAZY = {
+    "Agent": "fate_gym.rollout",
+    "Episode": "fate_gym.episode",
     "EvalConfig": "fate_gym.evaluation",
+    "Reply": "fate_gym.rollout",
     "Run": "fate_gym.evaluation",
+    "ToolEnv": "fate_gym.env",
     "evaluate": "fate_gym.interface",
     "load_agent": "fate_gym.agents",
     "load_run": "fate_gym.evaluation",
@@ -63,10 +68,14 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is heavier than an environment when it is first asked for."""
+    """Imports what a registration does not need when it is first asked for."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
 
 
 register_benchmark(

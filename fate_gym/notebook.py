@@ -26,7 +26,7 @@ _STYLE: Final = """
 .fate-gym .role{font-weight:600}
 .fate-gym pre{background:none;color:inherit;font-size:.92em;margin:.2em 0;padding:0;white-space:pre-wrap}
 .fate-gym summary{cursor:pointer}
-.fate-gym mark{background:#ff8c0048;color:inherit;outline:1px dashed #ff8c00}
+.fate-gym mark{background:#ff8c0048;color:inherit;text-decoration:underline #ff8c00}
 .fate-gym table{border-collapse:collapse;margin:.6em 0}
 .fate-gym th,.fate-gym td{border:1px solid #8886;padding:.2em .6em;text-align:left;vertical-align:top}
 .fate-gym td.value{font-variant-numeric:tabular-nums;text-align:right}

@@ -10,10 +10,13 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fate_gym.chat import Message
-from fate_gym.episode import Episode
 from fate_gym.rewards import AxisVerdict, Verdict
+
+if TYPE_CHECKING:
+    from fate_gym.episode import Episode
 
 _INDENT = "    "
 _MARKS = 4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,8 +13,6 @@ Mode = Literal["benign", "attacked", "harmful", "diagnosis"]
 """The kinds of tasks in the paper (FATE, Figure 1). The mode decides which axes of the reward are active."""
 
 Purpose = Literal["evaluation", "training"]
-
-_log = logging.getLogger("fate_gym")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +88,6 @@ class Task:
 def log_terms(policy: DataPolicy) -> None:
     """Logs what the licence and the authors of a benchmark ask for, once in each process."""
     if policy.note:
-        _log.warning("%s Licence: %s.", policy.note, policy.licence)
+        import logging  # Not at the top: that would make `import fate_gym` a fifth slower.
+
+        logging.getLogger("fate_gym").warning("%s Licence: %s.", policy.note, policy.licence)

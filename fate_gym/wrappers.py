@@ -19,6 +19,8 @@ from fate_gym.rendering import message_text
 from fate_gym.rewards import AXES, Scalarization, ScalarizationSpec
 from fate_gym.spaces import TextSpace
 
+__all__ = ["ScalarReward", "TextObservation", "TokenObservation", "ValidityPenalty"]
+
 _VALIDITY = AXES.index("validity")
 
 

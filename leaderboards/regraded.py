@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from fate_gym.chat import Json
 from fate_gym.errors import RunError
-from fate_gym.evaluation.recorded import Origin
 from fate_gym.evaluation.run import load_run
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import ALL
@@ -86,7 +85,7 @@ def regrade(paths: Sequence[Path]) -> list[Row]:
 
 def _rows(path: Path) -> Iterator[Row]:
     run = load_run(path)
-    origin = Origin.read(run.manifest, str(path / "manifest.json"))
+    origin = run.origin
     if origin is None:
         raise RunError(f"{path} was not imported: nobody recorded verdicts of it")
     of_group = {episode.key: (episode.mode, episode.attack) for episode in run.episodes}

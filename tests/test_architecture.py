@@ -129,3 +129,17 @@ def test_importing_loads_neither_a_benchmark_nor_anything_heavy(module: str) -> 
     loaded = set(done.stdout.split())
     assert loaded.isdisjoint(HEAVY)
     assert not [name for name in loaded if name.startswith("fate_gym.benchmarks.")]
+
+
+def test_importing_the_package_adds_a_little_to_gymnasium_and_no_third_party() -> None:
+    code = "import sys, gymnasium; print(*sys.modules); import fate_gym; print(*sys.modules); print(*dir(fate_gym))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    gymnasium, both, names = (set(line.split()) for line in done.stdout.splitlines())
+    added = both - gymnasium
+    assert len(added) <= len(gymnasium) / 4
+    assert {name.partition(".")[0] for name in added} - sys.stdlib_module_names == {"fate_gym"}
+    # What is loaded later is there for completion all the same.
+    import fate_gym
+
+    assert set(fate_gym.__all__) <= names
+    assert all(hasattr(fate_gym, name) for name in fate_gym.__all__)

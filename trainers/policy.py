@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from fate_gym.agents.chat_format import one_line
 from fate_gym.agents.local import load_model, load_tokenizer
 from fate_gym.errors import UsageError
+from fate_gym.storage import native_disk_errors
 
 Model: TypeAlias = Any
 """A causal language model of transformers, perhaps with adapters of PEFT. These libraries have no types."""
@@ -95,12 +96,16 @@ def save_policy(model: Model, tokenizer: Tokenizer, out: Path) -> None:
         model: The trained model. Its adapters are merged into its weights, so it cannot be trained any further.
         tokenizer: The policy's tokenizer.
         out: The folder.
+
+    Raises:
+        DiskError, OSError: The file system refused.
     """
     from peft import PeftModel
 
-    if isinstance(model, PeftModel):
-        # "default" alone: TRL adds a frozen adapter "ref", which is no part of the policy.
-        model.save_pretrained(out / ADAPTER, selected_adapters=["default"])
-        model = model.merge_and_unload(adapter_names=["default"])
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with native_disk_errors(out):
+        if isinstance(model, PeftModel):
+            # "default" alone: TRL adds a frozen adapter "ref", which is no part of the policy.
+            model.save_pretrained(out / ADAPTER, selected_adapters=["default"])
+            model = model.merge_and_unload(adapter_names=["default"])
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)

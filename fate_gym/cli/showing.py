@@ -10,7 +10,6 @@ from typing import Any
 from fate_gym.cli.terminal import out
 from fate_gym.episode import Episode
 from fate_gym.errors import RunError, UsageError, unknown
-from fate_gym.evaluation.recorded import Origin
 from fate_gym.evaluation.report import notes, remarks, results_tables
 from fate_gym.evaluation.run import Run, load_run
 from fate_gym.evaluation.summary import ALL
@@ -104,9 +103,8 @@ def _line_of(run: Run) -> str:
 
 def _show_run(run: Run, options: argparse.Namespace) -> None:
     out.line(_line_of(run))
-    origin = Origin.read(run.manifest, str(run.path / "manifest.json"))
-    if origin is not None:
-        out.prose(f"imported from {origin}. Unknown: {'; '.join(origin.unknown)}.")
+    if run.origin is not None:
+        out.prose(f"imported from {run.origin}. Unknown: {'; '.join(run.origin.unknown)}.")
     for table in results_tables([run.summary], by_suite=True):
         out.table(table)
     out.prose(notes([run.summary]))

@@ -15,6 +15,7 @@ from fate_gym.episode import Episode
 from fate_gym.errors import RunCorruptError, RunError, UsageError
 from fate_gym.evaluation.config import check_types
 from fate_gym.evaluation.intervals import Estimate
+from fate_gym.evaluation.recorded import Origin
 from fate_gym.evaluation.store import EPISODES, FAILURES, OnProblem, RunFolder
 from fate_gym.evaluation.summary import ALL, summarise
 from fate_gym.rendering import EpisodeView
@@ -112,6 +113,11 @@ class Run:
             for group in self.summary["groups"]
             if group["suite"] == ALL
         }
+
+    @property
+    def origin(self) -> Origin | None:
+        """What the run was imported from; None for one that was made here."""
+        return Origin.read(self.manifest, str(self.path / "manifest.json"))
 
     def episode(self, which: int | str) -> Episode:
         """Returns one episode.
@@ -226,6 +232,7 @@ def _check_manifest(folder: RunFolder) -> None:
         check_types(config)
     except ValueError as error:
         raise RunCorruptError(f"{fields.where}: config.{error}") from error
+    Origin.read(folder.manifest, str(folder.path / "manifest.json"))
 
 
 def _numbering(numbered: Iterable[tuple[int, Episode]], lines: dict[str, int]) -> Iterator[Episode]:

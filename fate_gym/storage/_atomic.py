@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 from fate_gym.errors import DiskError
+
+_NATIVE_TROUBLE: Final = re.compile(
+    r"\(os error \d+\)|PytorchStreamWriter|inline_container\.cc|No space left on device"
+)
+_LONGEST_REASON: Final = 200
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -76,6 +83,23 @@ def sync_tree(folder: Path) -> None:
                 finally:
                     os.close(fd)
             sync_folder(Path(below))
+
+
+@contextlib.contextmanager
+def native_disk_errors(path: Path) -> Iterator[None]:
+    """Turns what libraries in native code raise where the disk refuses into a `DiskError` that names the folder.
+
+    safetensors, tokenizers and PyTorch have error types of their own for it, and only their words tell.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if _NATIVE_TROUBLE.search(str(error)) is None:
+            raise
+        reason = str(error).strip().splitlines()[0][:_LONGEST_REASON]
+        raise DiskError(f"{path} could not be written: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from fate_gym.leaderboards.site.addresses import part as address_part
 from fate_gym.leaderboards.site.charts import Scatter, scatter
 from fate_gym.leaderboards.site.overview import Overview, overview
 from fate_gym.leaderboards.site.pairs import Surveyed, pairs, write_pairs
-from fate_gym.leaderboards.site.reported import reported
+from fate_gym.leaderboards.site.reported import regraded_tables, reported
 from fate_gym.leaderboards.site.runs import Other
 from fate_gym.leaderboards.site.tables import MOST_ROWS, Line, choices, depends_on_refusals, lines, split_columns
 from fate_gym.leaderboards.site.text import slug, write_page
@@ -179,6 +179,7 @@ def _write_board(board: Board, name: str, compared: bool, out: Path, common: Map
             "plots": [scatter(board, front, f"plot-{j}") for j, front in enumerate(fronts[:_PLOTS])] if not i else [],
             "more_plots": plots[0][0] if plots else None,
             "reported": reported(board.env) if not i else [],
+            "regraded": regraded_tables(board.env) if not i else [],
         }
         write_page(out / "board" / f"{page}.html", "board", "../", values)
     for page, drawn in plots:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from fate_gym.leaderboards.regraded import Row, kept
 from fate_gym.leaderboards.site.text import NOTHING
 from fate_gym.storage import read_yaml
 
@@ -40,6 +41,34 @@ def reported(env: str) -> list[Reported]:
     content = read_yaml(files("fate_gym.leaderboards") / "results" / "reported.yaml", "results/reported.yaml")
     benchmark = env.rpartition("/")[2].rpartition("-v")[0]
     return [_table(entry) for entry in content["tables"] if entry["benchmark"] == benchmark]
+
+
+def regraded_tables(env: str) -> list[Reported]:
+    """Returns the public logs of an environment that were graded here, a table for each attack or mode."""
+    rows = [row for row in kept() if row.env == env]
+    tables = []
+    for mode, attack in dict.fromkeys((row.mode, row.attack) for row in rows):
+        of = [row for row in rows if (row.mode, row.attack) == (mode, attack)]
+        metrics = tuple(dict.fromkeys(name for row in of for name in row.ours))
+        heads = [head for name in metrics for head in (name, f"{name} as recorded")]
+        tables.append(
+            Reported(
+                benchmark=env,
+                source=f"attack: {attack}" if attack else f"{mode} tasks",
+                caveat="; ".join(dict.fromkeys(row.source for row in of)),
+                metrics=(*heads, "n", "missing"),
+                rows=tuple((row.agent, f"{row.version}{' (old)' * row.is_old}", _both(row, metrics)) for row in of),
+            )
+        )
+    return tables
+
+
+def _both(row: Row, metrics: Sequence[str]) -> tuple[str, ...]:
+    cells = []
+    for name in metrics:
+        value = row.ours.get(name, (None,))[0]
+        cells += [_printed(value, 100, 1), _printed(row.recorded.get(name), 100, 1)]
+    return (*cells, str(row.n), NOTHING if row.missing is None else str(row.missing))
 
 
 def _table(entry: Mapping[str, Any]) -> Reported:

@@ -120,7 +120,8 @@ def test_a_table(run: Any) -> None:
 
 @pytest.mark.slow
 def test_a_round_of_fate(run: Any) -> None:
-    small = ["tiny.steps=40", "gate=null", "pfpo.steps=1", "pfpo.groups=2", "pfpo.group_size=4", "train.0.repeats=1"]
+    tasks = "[{attack: [none, tool_knowledge], env_args: {suite: banking, split: train}, repeats: 1}]"
+    small = [f"train={tasks}", "tiny.steps=200", "gate=null", "pfpo.steps=1", "pfpo.groups=2", "pfpo.group_size=4"]
     before, after, policy = run("fate_round", "run", *small)[-3:]
     assert before.startswith("before {'ASR'")
     assert after.startswith("after {'ASR'")

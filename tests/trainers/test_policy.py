@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ import torch
 from fate_gym.agents.local import LocalAgent
 from fate_gym.agents.response_templates import PROBE_TOOL
 from fate_gym.episode import Sample
-from fate_gym.errors import UsageError
+from fate_gym.errors import DiskError, UsageError
+from fate_gym.storage import native_disk_errors
 from fate_gym.task import Task
 from fate_gym.trainers.policy import ADAPTER, LoraSettings, load_policy, lora_config, save_policy
 
@@ -125,3 +129,35 @@ def test_a_missing_extra_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_adapters_need_sensible_numbers(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be positive"):
         LoraSettings(**wrong)
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """Refuses files of more than a few bytes, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Without the signal, a write fails instead of ending the process.
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_weights_for_which_the_disk_has_no_room_are_one_clear_line(base: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_policy(base, lora=False)
+    with pytest.raises(DiskError, match=r"out could not be written: .*os error") as caught:
+        save_policy(model, tokenizer, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_tensor_for_which_the_disk_has_no_room_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises((DiskError, OSError)) as caught, native_disk_errors(tmp_path):
+        torch.save({"moments": torch.zeros(10_000)}, tmp_path / "optimizer.pt")
+    assert "\n" not in str(caught.value)
+
+
+def test_other_errors_of_a_library_stay_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), native_disk_errors(tmp_path):
+        raise KeyError("weights")

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from fate_gym.errors import FateGymError
-from fate_gym.storage import AppendLog, encode_line
+from fate_gym.storage import AppendLog, encode_line, native_disk_errors
 from fate_gym.trainers.algorithms.sequences import Batch
 from fate_gym.trainers.algorithms.update_folder import OnStep, UpdateFolder
 from fate_gym.trainers.policy import Model
@@ -168,5 +168,5 @@ def train_to_end(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepLog(folder, on_step, describe, is_last))
     folder.rewind()
-    with quiet():
+    with quiet(), native_disk_errors(folder.checkpoints):
         trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)

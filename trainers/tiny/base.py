@@ -16,7 +16,7 @@ from pathlib import Path
 
 from fate_gym.chat import Json
 from fate_gym.errors import RunCorruptError
-from fate_gym.storage import make_folder, read_object, replace_file, sync_tree
+from fate_gym.storage import make_folder, native_disk_errors, read_object, replace_file, sync_tree
 from fate_gym.trainers.stages.prompts import compact_prompt
 from fate_gym.trainers.tiny.cloning import EncodedEpisode, OnProgress, clone
 from fate_gym.trainers.tiny.demonstrations import RepairPrompt, ScriptedEpisode, play
@@ -125,8 +125,9 @@ def build_base(
     digest = _digest(settings, encoded)
     result = clone(model, encoded, settings, out / _CHECKPOINT, digest=digest, on_progress=on_progress)
     clock.lap("cloning")
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with native_disk_errors(out):
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
     sync_tree(out)
     report = BaseReport(
         settings=settings.to_json(),
