@@ -83,7 +83,7 @@ class InspectReader(Reader):
         """Reads one sample."""
         from inspect_ai.log import read_eval_log_sample
 
-        path, sample_id, epoch, sha256 = header.place  # type: ignore[misc]
+        path, sample_id, epoch, sha256 = header.place  # type: ignore[misc, str-unpack]
         sample = read_eval_log_sample(str(path), id=sample_id, epoch=epoch)
         turns = [message for message in sample.messages if message.role == "assistant"]
         acted = [message for message in turns if message.tool_calls or message is sample.messages[-1]]

@@ -11,6 +11,16 @@ from fate_gym.leaderboards.site.traces import Trace
 
 _LONGEST: Final = 500
 
+_CUT: Final = {
+    "max_turns": "It used up its turns.",
+    "context_overflow": "Its context overflowed.",
+    "endless_reply": "It did not come to the end of a reply.",
+    "aborted": "A defence stopped it.",
+    "calls_left": "Its last calls were not run.",
+    "limit": "A limit of another harness ended it.",
+}
+"""Why an episode was cut off, by how it ended."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gist:
@@ -43,7 +53,7 @@ def gist(episode: Episode, trace: Trace) -> Gist:
     if not calls and episode.mode != "diagnosis":
         more.append("It made no call.")
     if episode.truncated:
-        more.append("It was cut off before it had ended.")
+        more.append(_CUT.get(episode.ended or "", "It was cut off before it had ended."))
     return Gist(_user(episode), _attacker(episode), happened, " ".join(more), bad, obeyed)
 
 

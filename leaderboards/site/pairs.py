@@ -199,4 +199,4 @@ def sides(first: Episode, second: Episode) -> Sides:
 
 def _said(entry: Entry) -> object:
     """What makes two messages alike: all but the ids of calls, which a server may draw at random."""
-    return entry.role, entry.text, [(call.name, call.arguments, call.answer) for call in entry.calls]
+    return entry.role, entry.text, [(call.name, call.gist, call.arguments, call.answer) for call in entry.calls]

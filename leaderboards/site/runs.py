@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from fate_gym.episode import Episode
+from fate_gym.errors import RunError
+from fate_gym.evaluation.recorded import CLASSES as DIFFERENCES
+from fate_gym.evaluation.recorded import Origin, Recorded, bounds
 from fate_gym.evaluation.run import Run
+from fate_gym.evaluation.store import RunFolder
 from fate_gym.leaderboards.board import Row
 from fate_gym.leaderboards.columns import Column
 from fate_gym.leaderboards.comparison import Score, Scores, score
@@ -214,6 +218,7 @@ def _write_traces(
     listed = census.listed
     places = {entry.key: i for i, entry in enumerate(listed)}
     shared = {**common, "run": run, "board": board, "meanings": CLASSES, "states": STATES}
+    recorded = _recorded(run)
     for episode in every_episode(run):
         i = places.get(episode.key)
         if i is None:
@@ -229,6 +234,7 @@ def _write_traces(
             "previous": listed[i - 1] if i else None,
             "next": listed[i + 1] if i + 1 < len(listed) else None,
             "others": list(_elsewhere(entry, others, below)),
+            "said": _said(episode, recorded.get(episode.key)),
         }
         path = folder / entry.page
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -239,7 +245,7 @@ def trace_values(run: Run, episode: Episode, entry: Listed, *, private: bool) ->
     """Returns what a trace page shows of an episode itself, wherever the page stands."""
     hidden = hides(run, episode, private=private)
     shown = None if hidden else trace(episode)
-    record = None if hidden else episode.to_json()
+    record = "" if hidden else json.dumps(episode.to_json(), separators=(",", ":"))
     return {
         "episode": episode,
         "entry": entry,
@@ -247,7 +253,7 @@ def trace_values(run: Run, episode: Episode, entry: Listed, *, private: bool) ->
         "trace": shown,
         "gist": None if shown is None else gist(episode, shown),
         "commands": {} if hidden else commands(episode, run.manifest["config"]),
-        "record": record if record is not None and len(json.dumps(record)) <= _JSON else None,
+        "record": record if len(record) <= _JSON else "",
     }
 
 
@@ -257,6 +263,40 @@ def _elsewhere(entry: Listed, others: Sequence[Other], below: str) -> Iterator[t
     known = [(other, page) for other, page in found if page is not None]
     for other, (became, page) in known[:MOST_OTHERS]:
         yield other.run_id, became, f"../{below}{other.run_id}/{page}"
+
+
+def _recorded(run: Run) -> dict[str, Recorded]:
+    """Returns what the logs of an imported run said, by key; {} for a run that was not."""
+    if run.origin is None:
+        return {}
+    try:
+        return {entry.key: entry for entry in RunFolder.read(run.path).recorded(lambda problem: None)}
+    except RunError:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One score of the log that an episode was imported from.
+
+    Attributes:
+        name: The score.
+        theirs: The log's value.
+        ours: Lower and upper bound of ours, which are apart where a judge was not asked; None without.
+        why: Class of the difference, and what that is; None where both agree.
+    """
+
+    name: str
+    theirs: float
+    ours: tuple[float, float] | None
+    why: tuple[str, str] | None
+
+
+def _said(episode: Episode, recorded: Recorded | None) -> list[Said]:
+    if recorded is None:
+        return []
+    why = {name: (kind, DIFFERENCES.get(kind, "")) for name, kind in recorded.differences.items()}
+    return [Said(name, value, bounds(episode.verdict, name), why.get(name)) for name, value in recorded.scores.items()]
 
 
 _Facts = list[tuple[str, str]]
@@ -271,6 +311,7 @@ def _settings(run: LoadedRun) -> list[tuple[str, _Facts]]:
     said = run.submission
     sections: dict[str, Mapping[str, object]] = {
         "What ran": {**config, **without_paths(manifest["config"])},
+        "Imported": _imported(run.origin),
         "As submitted": {"by": said.who, "model": said.model, "date": said.date, "notes": said.notes} if said else {},
         "Data": {"seen in training": list(run.contaminated_by), **dict(_provenance(manifest.get("provenance")))},
         "Versions": versions if isinstance(versions, Mapping) else {},
@@ -282,6 +323,19 @@ def _settings(run: LoadedRun) -> list[tuple[str, _Facts]]:
         for heading, entries in sections.items()
         if (facts := {name: value for name, value in entries.items() if value not in (None, [], {}, "")})
     ]
+
+
+def _imported(origin: Origin | None) -> Mapping[str, object]:
+    if origin is None:
+        return {}
+    return {
+        "logs of": " ".join((origin.format, *origin.packages)),
+        "from": origin.source,
+        "written": "" if origin.first is None else f"{origin.first} to {origin.last}",
+        "logs": origin.logs,
+        "left out": dict(origin.left_out),
+        "unknown": "; ".join(origin.unknown),
+    }
 
 
 def _provenance(stored: object) -> Iterator[tuple[str, object]]:

@@ -14,7 +14,7 @@ from fate_gym.leaderboards.site.charts import scatter
 from fate_gym.leaderboards.site.episodes import CLASSES, listed
 from fate_gym.leaderboards.site.grids import STATES
 from fate_gym.leaderboards.site.pages import common_values, table_values
-from fate_gym.leaderboards.site.reported import reported
+from fate_gym.leaderboards.site.reported import regraded_tables, reported
 from fate_gym.leaderboards.site.runs import trace_values
 from fate_gym.leaderboards.site.tables import MOST_ROWS, lines
 from fate_gym.leaderboards.site.text import render_page
@@ -45,6 +45,7 @@ def board_file(board: Board, *, private: bool) -> str:
         "plots": [scatter(board, front, f"plot-{i}") for i, front in enumerate(fronts)],
         "more_plots": None,
         "reported": reported(board.env),
+        "regraded": regraded_tables(board.env),
     }
     return _alone(render_page("board", "", values))
 
@@ -65,6 +66,7 @@ def trace_file(run: Run, episode: Episode, *, private: bool) -> str:
         "meanings": CLASSES,
         "states": STATES,
         "others": [],
+        "said": [],
     }
     return _alone(render_page("trace", "", values))
 

@@ -115,7 +115,8 @@ def environment() -> Environment:
         auto_reload=False,
     )
     made.filters.update(percent=percent, points=points, number=number, short=short)
-    made.policies["json.dumps_kwargs"] = {"ensure_ascii": True, "separators": (",", ":")}
+    # What a template prints as JSON is encoded already, since its size counts; `tojson` makes it safe in HTML.
+    made.policies["json.dumps_function"] = lambda encoded, **_: encoded
     return made
 
 

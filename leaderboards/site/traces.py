@@ -77,8 +77,7 @@ class Call:
         id: As the agent gave it.
         name: The tool.
         gist: Its arguments on one line, cut.
-        whole: Whether nothing of them is cut.
-        arguments: All of them.
+        arguments: All of them; None where the gist is all.
         outcome: What became of it; None if the episode does not say.
         answer: The tool's output; None if there is none.
         serves: Axes whose evidence names the call.
@@ -89,8 +88,7 @@ class Call:
     id: str
     name: str
     gist: str
-    whole: bool
-    arguments: Text
+    arguments: Text | None
     outcome: str | None
     answer: Text | None = None
     serves: list[str] = field(default_factory=list)
@@ -198,7 +196,8 @@ class _Reader:
     def __init__(self, episode: Episode, budget: Budget) -> None:
         self._messages = episode.messages[:MOST_ENTRIES]
         self._outcomes = [(call.id, call.outcome) for call in episode.calls]
-        self._payloads = tuple(episode.injections.values())[:_MOST_INJECTIONS]
+        # Where none has reached the agent there is none to look for.
+        self._payloads = tuple(episode.injections.values())[:_MOST_INJECTIONS] if episode.injection_reached else ()
         self._budget = budget
         self._open: defaultdict[str, list[Call]] = defaultdict(list)
         self.calls: list[Call] = []
@@ -230,13 +229,13 @@ class _Reader:
         known = number <= len(self._outcomes) and self._outcomes[number - 1][0] == requested["id"]
         arguments = requested["function"]["arguments"]
         line = " ".join(arguments[:500].split())
+        whole = len(arguments) <= 160 and "\n" not in arguments
         call = Call(
             number=number,
             id=short(requested["id"], 80),
             name=short(requested["function"]["name"], 120),
             gist=short(line, 160),
-            whole=len(arguments) <= 160 and "\n" not in arguments,
-            arguments=_text(_indented(arguments), (), self._budget),
+            arguments=None if whole else _text(_indented(arguments), (), self._budget),
             outcome=short(self._outcomes[number - 1][1], 40) if known else None,
         )
         self.calls.append(call)

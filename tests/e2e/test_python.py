@@ -115,7 +115,7 @@ def test_the_name_of_the_model_goes_to_attacks_as_it_does_from_a_shell(tmp_path:
         ("gulible", {}, ValueError, "did you mean gullible"),
         ("openai:m", {"agent_args": {"base_url": "http://127.0.0.1:9/v1"}}, UsageError, "cannot be used"),
         (clerk, {"limit": 0}, ValueError, "limit must be a positive whole number"),
-        (clerk, {"tasks": "nothing"}, ValueError, "no task of toy/Parcels-v0 is left"),
+        (clerk, {"tasks": "nothing"}, ValueError, "no task of toy/Parcels-v0 matches .nothing."),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_runs(
