@@ -38,7 +38,7 @@ def check(text: str) -> None:
 
 def test_no_command_writes_to_a_stream_by_itself() -> None:
     folders = [Path(fate_gym.__file__).parent, *(ROOT / name for name in ("agents", "leaderboards", "trainers"))]
-    # The notebook's prints for users of the Python interface, who have no terminal of ours; it is held to the same below.
+    # A notebook prints for users of the Python interface, without our terminal; it is held to the same below.
     allowed = {"terminal.py", "notebook.py"}
     offences = [
         f"{path}:{line}"
