@@ -31,6 +31,7 @@ __all__ = [
     "TurnCount",
     "as_agent",
     "describe_agent",
+    "is_privileged",
     "load_agent",
 ]
 
@@ -66,6 +67,14 @@ _WITH_OPTIONS: Final = {
 
 REFERENCES = frozenset((*_BUILT_IN, "turn-count"))
 """Agents that follow a script: marks by which to measure others, never competitors."""
+
+
+def is_privileged(spec: str) -> bool | None:
+    """Returns whether an agent is given the ground truth; None where only the agent's own code could say."""
+    kind = spec.partition(":")[0]
+    if kind in _BUILT_IN:
+        return spec in (Oracle.name, Gullible.name)
+    return False if kind in _WITH_OPTIONS else None
 
 
 def load_agent(spec: str, *, defences: Sequence[str] = (), **options: Any) -> Agent:

@@ -53,7 +53,7 @@ copybutton_exclude = ".linenos, .gp"
 
 def setup(app: Sphinx) -> None:
     """Puts generated parts into pages, and makes docstrings what Sphinx expects, before Sphinx reads either."""
-    app.connect("source-read", lambda app, name, source: source.__setitem__(0, generated.expand(source[0])))
+    app.connect("source-read", lambda app, name, source: source.__setitem__(0, generated.expand(source[0], name)))
     # Before napoleon, whose priority is 500.
     app.connect("autodoc-process-docstring", _escape, priority=400)
 

@@ -36,30 +36,41 @@ _COMMENT: Final = re.compile(r"^<!-- generated: (\S+)((?: \S+)*) -->$", re.MULTI
 _LINK: Final = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)#\s]*)(#[^)\s]*)?\)")
 
 
-def expand(text: str) -> str:
-    """Replaces each comment `<!-- generated: PART ARGUMENTS -->` by its part, and links to files by links to pages."""
-    text = _COMMENT.sub(lambda match: PARTS[match[1]](*match[2].split()), text)
-    return site_links(text, DOCS)
+def expand(text: str, page: str) -> str:
+    """Replaces each comment `<!-- generated: PART ARGUMENTS -->` by its part, and links to files by links to pages.
+
+    Args:
+        text: The page.
+        page: Its name in the site, such as "tutorials/loop".
+    """
+    folder = (DOCS / page).parent
+    text = site_links(text, folder, folder)
+    return _COMMENT.sub(lambda match: PARTS[match[1]](*match[2].split()), text)
 
 
-def site_links(text: str, folder: Path) -> str:
-    """Makes the relative links of a file in `folder` lead to pages of the site; what is no page loses its link."""
+def site_links(text: str, folder: Path, page_folder: Path) -> str:
+    """Makes the relative links of a file lead to pages of the site; what is no page loses its link.
+
+    Args:
+        text: The file.
+        folder: Where it lies.
+        page_folder: Where the page lies that it becomes.
+    """
 
     def link(match: re.Match[str]) -> str:
         label, target, anchor = match[1], match[2], match[3] or ""
         if not target or not (folder / target).exists():
             return match[0]
         name = os.path.relpath(folder / target, ROOT)
-        if name in SITE_PAGES:
-            return f"[{label}]({SITE_PAGES[name]}{anchor})"
-        return f"[{label}]({os.path.relpath(folder / target, DOCS)}{anchor})" if name.startswith("docs/") else label
+        page = DOCS / SITE_PAGES[name] if name in SITE_PAGES else ROOT / name
+        return f"[{label}]({os.path.relpath(page, page_folder)}{anchor})" if page.is_relative_to(DOCS) else label
 
     return _LINK.sub(link, text)
 
 
 def file(name: str) -> str:
     """A file of the repository as a page."""
-    return site_links((ROOT / name).read_text(encoding="utf-8"), (ROOT / name).parent)
+    return site_links((ROOT / name).read_text(encoding="utf-8"), (ROOT / name).parent, DOCS)
 
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> str:

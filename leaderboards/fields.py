@@ -57,7 +57,7 @@ MANIFEST: Final[Mapping[str, Field]] = {
     "versions": Field(Knowledge.UNKNOWN, "which versions of other libraries the run was made with"),
     "contaminated_by": Field(Knowledge.UNKNOWN, "training on the benchmark that nobody declared"),
     "imported": Field(Knowledge.UNKNOWN, "which logs the run was imported from, and what was left out of it"),
-    "privileged": Field(Knowledge.UNKNOWN, "whether the agent was given the tasks' solutions"),
+    "privileged": Field(Knowledge.BOUNDED, "whether an agent of one's own was given the tasks' solutions"),
     **dict.fromkeys(("config.agent", "config.agent_args"), _ACTOR),
     "config.defences": Field(Knowledge.UNKNOWN, "which defences stood around the agent: no trace shows one"),
     **{f"config.{name}": _REPLAYED for name in ("env", "attack", "env_args", "tasks", "seed", "repeats", "limit")},

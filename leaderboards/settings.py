@@ -54,7 +54,10 @@ def read_settings(manifest: Mapping[str, Any], trusted: str | None) -> Settings:
     unlike = sorted(set(stored) ^ {entry.name for entry in fields(EvalConfig)})
     if unlike:
         raise ValueError(f"config must have the settings of this fate-gym, which differ in {', '.join(unlike)}")
-    check_types(stored)
+    try:
+        check_types(stored)
+    except ValueError as error:
+        raise ValueError(f"config.{error}") from error
     env = _registered(stored["env"], trusted)
     benchmark = benchmark_class(env)
     given = stored["env_args"]

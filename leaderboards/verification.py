@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from fate_gym.agents import is_privileged
 from fate_gym.agents.scripted import NOOP
 from fate_gym.episode import Episode
 from fate_gym.errors import CUTS, FateGymError, RunError
@@ -295,12 +296,15 @@ def _check_recorded(path: Path, report: Verification) -> None:
 
 
 def _check_marks(manifest: Mapping[str, Any], declared: set[str] | None, report: Verification) -> None:
-    """Checks that a submission declares the contamination that the run is marked with."""
+    """Checks that a submission declares the contamination that the run is marked with, and the agent's privilege."""
     marks = set(_texts(manifest.get("contaminated_by")))
     if declared is not None and marks - declared:
         report.add(FILE, f"contaminated_by does not declare what the run is marked with: {', '.join(sorted(marks))}")
     if every := sorted(marks | (declared or set())):
         report.notes.append(f"trained on {', '.join(every)}: the board says so, and no front has this run")
+    stored, known = manifest.get("privileged", False), is_privileged(manifest["config"]["agent"])
+    if known is not None and stored is not known:
+        report.add("manifest.json", f"privileged: stored {_brief(stored)}, of this agent it is {_brief(known)}")
 
 
 async def _check_replays(

@@ -19,6 +19,7 @@ AGENTHARM: Final = "fate/AgentHarm-v0"
 AGENTDOJO_VERSION: Final = "v1.2.1"
 """The version at which inspect_evals keeps AgentDojo's tasks."""
 
+_CONFIGS: Final = (("benign", "harmless_benign"), ("chat", "chat"))
 _INTERIM: Final = "text without calls before the end"
 
 
@@ -130,9 +131,11 @@ class InspectReader(Reader):
 
 
 def _samples(path: Path) -> Iterator[Any]:
-    from inspect_ai.log import read_eval_log_samples
+    """Yields the samples one by one. Inspect's own generator refuses logs whose header lists no samples."""
+    from inspect_ai.log import read_eval_log_sample, read_eval_log_sample_summaries
 
-    yield from read_eval_log_samples(str(path), all_samples_required=False)
+    for summary in read_eval_log_sample_summaries(str(path)):
+        yield read_eval_log_sample(str(path), id=summary.id, epoch=summary.epoch)
 
 
 @functools.cache
@@ -158,9 +161,12 @@ _Identity = tuple[str, str, str, Mapping[str, str] | None, str]
 def _identify(spec: Any, sample: Any) -> _Identity:
     if "task_suite_name" in sample.metadata:
         return _agentdojo(spec, sample)
-    known = _requests().get(_prompt(sample))
-    if known is None:
+    found = _requests().get(_prompt(sample))
+    if found is None:
         return "", "", "", None, "a request that none of AgentHarm's data at hand holds"
+    # The same words may stand in several parts of the data; the task's name tells which of them was run.
+    config = next((name for word, name in _CONFIGS if word in spec.task), "harmful")
+    known = next((task_id for task_id in found if task_id.split("/")[1] == config), found[0])
     return AGENTHARM, known.split("/")[0], known, None, ""
 
 
@@ -172,19 +178,20 @@ def _prompt(sample: Any) -> str:
 
 
 @functools.cache
-def _requests() -> Mapping[str, str]:
-    """Returns request -> task id, of those of AgentHarm's data files that are at hand."""
+def _requests() -> Mapping[str, list[str]]:
+    """Returns request -> ids of its tasks, of those of AgentHarm's data files that are at hand."""
     from fate_gym.benchmarks.agentharm.benchmark import AgentHarm
     from fate_gym.benchmarks.agentharm.records import FILES
 
-    requests = {}
+    requests: dict[str, list[str]] = {}
     for config, split in FILES:
         try:
             benchmark = AgentHarm(config=config, split=split)
         except DataError:
             continue
         for task_id in benchmark.tasks:
-            requests[str(benchmark.open(task_id, 0).opening[-1]["content"]).strip()] = task_id
+            request = str(benchmark.open(task_id, 0).opening[-1]["content"]).strip()
+            requests.setdefault(request, []).append(task_id)
     if not requests:
         raise DataError("none of AgentHarm's data files is at hand: FATE_GYM_AGENTHARM_DIR names their folder")
     return requests

@@ -99,7 +99,7 @@ def native_disk_errors(path: Path) -> Iterator[None]:
         if _NATIVE_TROUBLE.search(str(error)) is None:
             raise
         reason = str(error).strip().splitlines()[0][:_LONGEST_REASON]
-        raise DiskError(f"{path} could not be written: {reason}") from error
+        raise DiskError(f"{path} could not be written; the disk may be full ({reason})") from error
 
 
 @contextlib.contextmanager

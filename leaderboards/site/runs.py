@@ -34,7 +34,7 @@ from fate_gym.leaderboards.site.episodes import (
 )
 from fate_gym.leaderboards.site.gist import gist
 from fate_gym.leaderboards.site.grids import STATES, grids, state
-from fate_gym.leaderboards.site.tables import depends_on_refusals, told_by
+from fate_gym.leaderboards.site.tables import depends_on_refusals, split_columns, told_by
 from fate_gym.leaderboards.site.text import Budget, short, write_page
 from fate_gym.leaderboards.site.traces import trace
 from fate_gym.leaderboards.site.training import curves
@@ -127,6 +127,7 @@ def write_run(
     """
     folder.mkdir(parents=True, exist_ok=True)
     present = {column.name for row in rows for column in columns if column.name in row.metrics}
+    main, minor = split_columns([column for column in columns if column.name in present])
     pages = {entry.key: entry.page for entry in census.listed}
     groups, left_out = _groups(census.listed)
     values = {
@@ -134,7 +135,8 @@ def write_run(
         "run": run,
         "board": board,
         "settings": _settings(run),
-        "columns": [column for column in columns if column.name in present],
+        "main": main,
+        "minor": minor,
         "rows": rows[:_MOST_ROWS],
         "rows_left_out": max(0, len(rows) - _MOST_ROWS),
         "census": census,

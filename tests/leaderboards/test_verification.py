@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from small_runs import MakeRun, edit_json, edit_line, redigest
 
+from fate_gym.agents import is_privileged
 from fate_gym.errors import ContextOverflowError, RunError, UsageError
 from fate_gym.leaderboards.replay import leaves
 from fate_gym.leaderboards.verification import Verification, verify
@@ -470,3 +471,20 @@ def test_many_values_of_one_place_are_counted() -> None:
     assert len(report.differences) == 6
     assert report.differences[-1].what == "and 2 more values"
     assert "characters)" in report.differences[0].what
+
+
+@pytest.mark.parametrize(("agent", "privileged"), [("gullible", False), ("noop", True), ("gullible", None)])
+def test_the_privilege_of_agents_that_ship_is_known(
+    agent: str, privileged: bool | None, make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run(tmp_path, agent, env=TOY)
+    assert found(tmp_path) == []
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["privileged"] = privileged
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest) + "\n")
+    assert [what.partition(":")[0] for _, what in found(tmp_path)] == ["privileged"]
+
+
+def test_only_an_agents_own_code_knows_the_privilege_of_others() -> None:
+    agents = ("oracle", "gullible", "random", "openai:x", "hf:oracle", "import:m:f", "replay:runs/x", "oracle2")
+    assert [is_privileged(agent) for agent in agents] == [True, True, False, False, False, None, None, None]

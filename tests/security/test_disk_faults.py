@@ -14,6 +14,9 @@ import crashes
 import disk_faults
 import pytest
 
+from fate_gym.storage import sync_tree
+from fate_gym.storage._atomic import sync_folder
+
 
 def campaign(what: str, most: int) -> dict[str, Any]:
     """Runs a campaign in a process without threads, from which it forks."""
@@ -75,6 +78,14 @@ def write_with_fsync(root: Path) -> None:
     (root / "second").write_text("x")
 
 
+def write_and_sync_by_another_file(root: Path) -> None:
+    root.mkdir()
+    (root / "file").write_text("x" * 10)
+    sync_tree(root)
+    sync_folder(root.parent)
+    (root / "second").write_text("x")
+
+
 def last_point(root: Path, fault: disk_faults.Fault, action: Any) -> signal.Signals | int:
     """Does an action whose last call meets a fault; in a process of its own, which this may kill."""
     code = f"""
@@ -97,6 +108,7 @@ test_disk_faults.{action[0].__name__}(root)
         ((write_without_fsync, 4), "kill", True),
         ((write_without_fsync, 4), "power", False),
         ((write_with_fsync, 7), "power", True),
+        ((write_and_sync_by_another_file, 7), "power", True),
         ((write_with_fsync, 4), "power", False),
     ],
 )

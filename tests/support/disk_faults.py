@@ -214,7 +214,7 @@ class Disk:
     def _wrap_sync(self, function: Any) -> Any:
         def fsync(fd: Any) -> None:
             number = fd if isinstance(fd, int) else fd.fileno()
-            path = self._paths.get(number)
+            path = self._paths.get(number) or self._path_of(number)
             self.point("fsync", path)
             function(number)
             self._inodes[os.fstat(number).st_ino] = os.fstat(number).st_size
@@ -224,6 +224,14 @@ class Disk:
                 self._synced[path] = os.fstat(number).st_size
 
         return fsync
+
+    def _path_of(self, fd: int) -> str | None:
+        """Names a file that was opened to be read: syncing by it is as good."""
+        try:
+            path = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            return None
+        return path if self.holds(path) else None
 
     def _wrap_rename(self, function: Any) -> Any:
         def replace(source: Any, target: Any, **kwargs: Any) -> None:

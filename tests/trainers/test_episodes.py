@@ -57,7 +57,7 @@ def test_sets_share_a_plan_and_keep_their_environments() -> None:
     [
         ([DEPOT, DEPOT], "two task sets hold none/depot/ship/0#0"),
         ([dataclasses.replace(DEPOT, exclude=("*",))], "no task of toy/Depot-v0 is left"),
-        ([dataclasses.replace(DEPOT, tasks=("nowhere",))], "no task of toy/Depot-v0 is left"),
+        ([dataclasses.replace(DEPOT, tasks=("nowhere",))], "no task of toy/Depot-v0 matches 'nowhere'"),
     ],
 )
 def test_plans_that_make_no_sense(task_sets: list[TaskSet], message: str) -> None:
