@@ -135,6 +135,7 @@ def test_a_function_that_returns_nothing_is_a_bug_and_no_move(tmp_path: Path) ->
 def test_an_interrupt_leaves_a_run_that_the_same_call_completes(tmp_path: Path) -> None:
     code = f"""
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A job in the background of a shell ignores it.
 sys.path[:0] = {[str(Path(__file__).parents[1] / "support")]!r}
 import shop_plugin, fate_gym
 try:

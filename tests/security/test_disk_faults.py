@@ -38,9 +38,10 @@ def assert_faults_struck(report: dict[str, Any]) -> None:
 
 
 def test_an_evaluation_survives_some_faults() -> None:
-    report = campaign("evaluation", 25)
+    report = campaign("evaluation", 60)  # Each point once, and some of them twice.
     assert_faults_struck(report)
-    assert report["visits"] == 25
+    assert report["visits"] == 60
+    assert report["points_visited"] == report["points"]
 
 
 @pytest.mark.slow
