@@ -140,8 +140,8 @@ class _LogLines(logging.Handler):
     """Prints what the package and its libraries log; texts of servers are in it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info and record.name == "fate_gym":
-            _show_trace(*record.exc_info)
+        if record.exc_text and record.name == "fate_gym":
+            err.text(record.exc_text)
         err.line(f"{record.levelname.lower()}: {record.getMessage()}")
 
 

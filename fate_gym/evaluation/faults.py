@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import traceback
 from collections import Counter
 from typing import Final
 
 from fate_gym.episode import Episode
 from fate_gym.errors import PluginError
 from fate_gym.plugins import place, user_frames
+from fate_gym.rendering import visible, visible_line
 
 MOST_ALIKE: Final = 5
 """Failures of one bug after which a run ends, if nothing has been scored."""
@@ -40,8 +42,12 @@ class Faults:
         where = place(error)
         self._alike[where] += 1
         if self._alike[where] == 1:
-            shown = (type(error), error, user_frames(error))
-            _log.error("%s: the episode counts as an error; others of its kind are not shown", where, exc_info=shown)
+            said = "%s: the episode counts as an error; others of its kind are not shown"
+            record = _log.makeRecord(_log.name, logging.ERROR, __file__, 0, said, (where,), None)
+            # As visible text, since a model may have a part in it: no log or terminal gets the exception raw.
+            *frames, last = traceback.format_exception(type(error), error, user_frames(error))
+            record.exc_text = f"{visible(''.join(frames))}{visible_line(last.rstrip())}"
+            _log.handle(record)
         if self._alike[where] >= MOST_ALIKE and not self._scored and self._fatal is None:
             self._fatal = error
             self._stop.set()
