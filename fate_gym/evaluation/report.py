@@ -133,8 +133,10 @@ def notes(summaries: Sequence[Summary]) -> str:
 def _layouts(summaries: Sequence[Summary]) -> Iterator[_Layout]:
     """Yields the tables for which there are episodes."""
     modes = {group["mode"] for group in _groups(summaries)}
-    attacks = sorted({group["attack"] for group in _groups(summaries) if group["mode"] == "attacked"})
-    layouts = [_Layout(f"attack: {visible_line(attack)}", attack, (*_BENIGN, *_ATTACKED)) for attack in attacks]
+    # A third party's benchmark, or a stranger's run, may name none.
+    attacks = sorted({group["attack"] for group in _groups(summaries) if group["mode"] == "attacked"}, key=str)
+    titles = {attack: f"attack: {visible_line(attack or 'unnamed')}" for attack in attacks}
+    layouts = [_Layout(titles[attack], attack, (*_BENIGN, *_ATTACKED)) for attack in attacks]
     if "benign" in modes and not attacks:
         layouts.append(_Layout("without attack", None, _BENIGN))
     if "harmful" in modes:

@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 from rich.console import Console
+from small_episodes import make_episode
 from test_metrics import MANIFEST, RULE, diagnosis, episode, harmful
 
 from fate_gym.evaluation.metrics import LABELS
@@ -127,3 +128,9 @@ def test_a_mode_of_a_third_party_has_a_table_of_its_metrics() -> None:
 def test_nothing_run_is_nothing_shown() -> None:
     assert printed(summary([])) == []
     assert notes([summary([])]).startswith("Rates in %")
+
+
+def test_an_attack_without_a_name_has_a_table_too() -> None:
+    attacked = [make_episode(f"{name}#0", mode="attacked", attack=name) for name in ("direct", None)]
+    shown = printed(summary(attacked))
+    assert {"attack: direct", "attack: unnamed"} <= set(shown)
