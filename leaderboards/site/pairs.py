@@ -16,6 +16,7 @@ from fate_gym.leaderboards.runs import LoadedRun
 from fate_gym.leaderboards.site.episodes import CLASSES, Census, Listed
 from fate_gym.leaderboards.site.gist import Gist, gist
 from fate_gym.leaderboards.site.grids import STATES, state
+from fate_gym.leaderboards.site.runs import by_key
 from fate_gym.leaderboards.site.text import Budget, write_page
 from fate_gym.leaderboards.site.traces import Entry, Trace, trace
 
@@ -160,12 +161,9 @@ def write_pairs(made: Sequence[Pair], board: tuple[str, str], out: Path, common:
 def _sides(made: Sequence[Pair]) -> Iterator[tuple[Pair, Parted, Episode, Episode]]:
     """Reads the episodes that stand side by side, one pair of them at a time."""
     for pair in made:
-        places = [{key: i for i, key in enumerate(one.run.episodes.keys)} for one in (pair.a, pair.b)]
+        first, second = by_key(pair.a.run), by_key(pair.b.run)
         for parted in (parted for _, _, _, listed in pair.groups for parted in listed if parted.side):
-            first, second = (
-                one.run.episodes[place[parted.first.key]] for one, place in zip((pair.a, pair.b), places, strict=True)
-            )
-            yield pair, parted, first, second
+            yield pair, parted, first(parted.first.key), second(parted.second.key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -60,6 +60,17 @@ MOST_OTHERS: Final = 12
 def every_episode(run: Run) -> Iterator[Episode]:
     """Yields the scored episodes of a run, then those that errored."""
     return chain(run.episodes, run.failures)
+
+
+def by_key(run: Run) -> Callable[[str], Episode]:
+    """Returns a function that reads the episode of a key, and no other."""
+    places = {key: (part, i) for part in (run.failures, run.episodes) for i, key in enumerate(part.keys)}
+
+    def read(key: str) -> Episode:
+        part, i = places[key]
+        return part[i]
+
+    return read
 
 
 def hides(run: Run, episode: Episode, *, private: bool) -> bool:
@@ -218,14 +229,11 @@ def _write_traces(
     common: Mapping[str, object],
 ) -> None:
     listed = census.listed
-    places = {entry.key: i for i, entry in enumerate(listed)}
     shared = {**common, "run": run, "board": board, "meanings": CLASSES, "states": STATES}
     recorded = _recorded(run)
-    for episode in every_episode(run):
-        i = places.get(episode.key)
-        if i is None:
-            continue
-        entry = listed[i]
+    episode_of = by_key(run)
+    for i, entry in enumerate(listed):
+        episode = episode_of(entry.key)
         values = shared | trace_values(run, episode, entry, private=bool(common["private"]))
         below = "../" * entry.page.count("/")
         values |= {
