@@ -53,7 +53,7 @@ docs: $(STAMP)
 
 # Two trainers' packages exclude each other and what the lock has, so each is tested in an environment of its own.
 test-integrations: build/verifiers build/openenv
-	build/verifiers/bin/pytest tests/integrations/test_verifiers.py
+	build/verifiers/bin/pytest tests/integrations/test_verifiers_package.py
 	build/openenv/bin/pytest tests/integrations/test_openenv.py
 
 bench: $(STAMP)
