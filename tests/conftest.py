@@ -27,3 +27,9 @@ def _no_keys() -> None:
     """No test may use a real key by accident."""
     for name in [name for name in os.environ if name.endswith("_API_KEY")]:
         del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def _no_width_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Output is not folded unless a test asks for it, whatever a shell or a library has set before."""
+    monkeypatch.delenv("COLUMNS", raising=False)
