@@ -8,17 +8,15 @@ import difflib
 import inspect
 import marshal
 from collections.abc import Mapping
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from fate_gym._plain import replace_surrogates, to_json
-from fate_gym.actions import TOO_LONG, RequestedCall, Turn, read_action
+from fate_gym._play import Play
 from fate_gym.benchmark import Benchmark, World, load_benchmark
 from fate_gym.chat import Json, Message, ToolSchema, copy_messages
-from fate_gym.delivery import delivered
 from fate_gym.errors import FateGymError, JudgeError, SnapshotError
 from fate_gym.pickling import check_picklable, described
 from fate_gym.rendering import EpisodeView
@@ -26,15 +24,12 @@ from fate_gym.rewards import AXES, AxisVerdict, RewardVector, Scalarization, Sca
 from fate_gym.snapshots import fingerprint, pack, unpack
 from fate_gym.spaces import ActionSpace, ObservationSpace
 from fate_gym.task import Purpose, Task, log_terms
-from fate_gym.transcript import WRONG_CALLS, CallRecord, Outcome, Status, Transcript
-from fate_gym.verifiers.validity import RULE, call_identity, verify_validity
+from fate_gym.transcript import Status, Transcript
+from fate_gym.verifiers.validity import RULE, verify_validity
 
 Observation = dict[str, Any]
 Reward = NDArray[np.float32] | float
 Step = tuple[Observation, Reward, bool, bool, dict[str, Any]]
-
-_NOT_SCORED = Verdict.unscored("not over")
-_PROBLEM_LENGTH = 300
 
 
 class ToolEnv(gym.Env[Observation, Any]):
@@ -112,9 +107,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         self._scalarize = None if scalarization is None else Scalarization(scalarization)
         self._fingerprint = fingerprint(self.benchmark, max_turns, max_messages, verbatim)
         self._task_ids = frozenset(self.benchmark.tasks)
-        self._task: Task | None = None
-        self._problem: str | None = None
-        self._failure: BaseException | None = None
+        self._play: Play | None = None
         self._packed_from: list[ToolSchema] | None = None
 
     @property
@@ -125,8 +118,7 @@ class ToolEnv(gym.Env[Observation, Any]):
     @property
     def transcript(self) -> Transcript:
         """The record of the episode so far."""
-        self._require_task()
-        return self._transcript
+        return self._require_play().transcript
 
     @property
     def failure(self) -> BaseException | None:
@@ -134,7 +126,7 @@ class ToolEnv(gym.Env[Observation, Any]):
 
         A judge that says of itself that it cannot be asked has raised nothing.
         """
-        return self._failure
+        return self._play and self._play.failure
 
     def task(self, task_id: str, *, privileged: bool = False) -> Task:
         """Returns the description of a task; with its ground truth if `privileged`.
@@ -170,13 +162,12 @@ class ToolEnv(gym.Env[Observation, Any]):
             task_id = self.tasks[int(self.np_random.integers(len(self.tasks)))]
         episode_seed = int(self.np_random.integers(2**31) if seed is None else seed)
         world = self.benchmark.open(task_id, episode_seed)
-        self._begin(task_id, episode_seed, world, Transcript(self._opening(world)), rounds=0)
-        task = self._require_task()
-        info = self._info()
+        play = self._begin(Play(self.benchmark.task(task_id), episode_seed, world, Transcript(self._opening(world))))
+        info = self._info(play)
         info["injections"] = dict(world.injections)
         info["data_policy"] = self.benchmark.data_policy
-        info["mode"] = task.mode
-        return self._observation(), info
+        info["mode"] = play.task.mode
+        return self._observation(play), info
 
     def step(self, action: Any) -> Step:
         """Takes one action, which is an assistant message.
@@ -193,32 +184,32 @@ class ToolEnv(gym.Env[Observation, Any]):
         Raises:
             gymnasium.error.ResetNeeded: No episode is running: call `reset` first.
         """
-        transcript = self._running()
-        turn = self._take(action, transcript)
+        play = self._running()
+        turn = play.take(action, verbatim=self.verbatim)
         if not turn.calls and not turn.attempted:
-            return self._end("answer", truncated=False)
-        if self._rounds == self.max_turns:
-            self._decline_calls(turn, f"Not run: the limit of {self.max_turns} tool rounds is reached.")
-            return self._end("max_turns", truncated=True)
-        self._rounds += 1
+            return self._end(play, "answer", truncated=False)
+        if play.rounds == self.max_turns:
+            play.decline(turn, f"Not run: the limit of {self.max_turns} tool rounds is reached.")
+            return self._end(play, "max_turns", truncated=True)
+        play.rounds += 1
         if not turn.calls:
             content = f"Your last message could not be used. {turn.problem} Call a tool, or answer in text."
-            transcript.add({"role": "user", "content": content})
+            play.transcript.add({"role": "user", "content": content})
         for position, call in enumerate(turn.calls):
-            if transcript.full:
-                self._decline_calls(turn, "Not run: the record of the episode is full.", start=position)
-                return self._end("max_size", truncated=True)
+            if play.transcript.full:
+                play.decline(turn, "Not run: the record of the episode is full.", start=position)
+                return self._end(play, "max_size", truncated=True)
             try:
-                self._run(call)
+                play.run(call)
             except Exception as error:
                 reason = f"the world failed: {type(error).__name__}: {error}"
-                self._decline_calls(turn, "Not run: the environment failed.", start=position)
-                return self._fail("env_error", reason, error)
-        if self._world.finished:
-            return self._end("finished", truncated=False)
-        if self.max_messages is not None and len(transcript.messages) >= self.max_messages:
-            return self._end("max_messages", truncated=True)
-        return self._observation(), self._reward(), False, False, self._info()
+                play.decline(turn, "Not run: the environment failed.", start=position)
+                return self._fail(play, "env_error", reason, error)
+        if play.world.finished:
+            return self._end(play, "finished", truncated=False)
+        if self.max_messages is not None and len(play.transcript.messages) >= self.max_messages:
+            return self._end(play, "max_messages", truncated=True)
+        return self._observation(play), self._reward(play), False, False, self._info(play)
 
     def truncate(self, reason: str, action: Any = None) -> Step:
         """Ends the episode from outside (no budget left, context overflow) and scores it as it is.
@@ -230,25 +221,26 @@ class ToolEnv(gym.Env[Observation, Any]):
         Raises:
             gymnasium.error.ResetNeeded: No episode is running.
         """
-        transcript = self._running()
-        self._problem = None
+        play = self._running()
+        play.problem = None
         if action is not None:
-            self._decline_calls(self._take(action, transcript), "Not run: the episode ended here.")
-        return self._end(reason, truncated=True)
+            play.decline(play.take(action, verbatim=self.verbatim), "Not run: the episode ended here.")
+        return self._end(play, reason, truncated=True)
 
     def render(self) -> str | None:
         """Returns the episode as text, with `render_mode="ansi"`, or as HTML, which a notebook draws, with "html"."""
         if self.render_mode is None:
             return None
-        task, transcript = self._require_task(), self._transcript
+        play = self._require_play()
+        task, transcript = play.task, play.transcript
         view = EpisodeView(
             title=task.id,
-            facts=(f"{task.mode}, attack: {task.attack or 'none'}, seed {self._seed}",),
-            injections=self._world.injections,
+            facts=(f"{task.mode}, attack: {task.attack or 'none'}, seed {play.seed}",),
+            injections=play.world.injections,
             reached=transcript.injection_reached,
             messages=transcript.messages,
             ended=transcript.ended,
-            verdict=self._verdict if transcript.ended else None,
+            verdict=play.verdict if transcript.ended else None,
         )
         if self.render_mode == "ansi":
             return view.to_text()
@@ -262,17 +254,17 @@ class ToolEnv(gym.Env[Observation, Any]):
         Raises:
             gymnasium.error.ResetNeeded: There is no episode yet, or it is over.
         """
-        task = self._require_task()
-        if self._transcript.ended:
+        play = self._require_play()
+        if play.transcript.ended:
             raise gym.error.ResetNeeded("the episode is over, there is nothing to fork: snapshot before the last step")
         state: dict[str, Json] = {
-            "task_id": task.id,
-            "seed": self._seed,
-            "transcript": self._transcript.to_json(),
-            "rounds": self._rounds,
+            "task_id": play.task.id,
+            "seed": play.seed,
+            "transcript": play.transcript.to_json(),
+            "rounds": play.rounds,
             "rng": self.np_random.bit_generator.state,
         }
-        return pack(self._fingerprint, state, self._world.dump())
+        return pack(self._fingerprint, state, play.world.dump())
 
     def restore(self, snapshot: bytes) -> tuple[Observation, dict[str, Any]]:
         """Restores a snapshot of this environment or of any other with the same id and options.
@@ -299,15 +291,16 @@ class ToolEnv(gym.Env[Observation, Any]):
                 f"this snapshot holds no state of an episode: {type(error).__name__}: {error}"
             ) from error
         self.np_random = rng
-        self._begin(task_id, seed, world, transcript, rounds)
-        return self._observation(), self._info()
+        play = self._begin(Play(self.benchmark.task(task_id), seed, world, transcript, rounds))
+        return self._observation(play), self._info(play)
 
     def __repr__(self) -> str:
         name = self.spec.id if self.spec else type(self.benchmark).__name__
         where = ""
-        if self._task is not None:
-            ended = f", ended: {self._transcript.ended}" if self._transcript.ended else ""
-            where = f"; at {self._task.id}, turns taken: {len(self._transcript.actions)}{ended}"
+        if self._play is not None:
+            transcript = self._play.transcript
+            ended = f", ended: {transcript.ended}" if transcript.ended else ""
+            where = f"; at {self._play.task.id}, turns taken: {len(transcript.actions)}{ended}"
         return f"<ToolEnv {' '.join([name, *described(self.benchmark)])}: {len(self.tasks)} tasks{where}>"
 
     __str__ = __repr__
@@ -332,11 +325,10 @@ class ToolEnv(gym.Env[Observation, Any]):
         for name, value in state["own"].items():
             setattr(self, name, value)
         if state["episode"] is not None:
-            task_id, seed, world_state, transcript, rounds, outcome = state["episode"]
-            world = self.benchmark.open(task_id, seed)
+            world_state, fields = state["episode"]
+            world = self.benchmark.open(fields["task"].id, fields["seed"])
             world.load(world_state)
-            self._begin(task_id, seed, world, transcript, rounds)
-            self._verdict, self._status, self._problem = outcome
+            self._begin(Play(world=world, **fields))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         twin = type(self).__new__(type(self))
@@ -349,25 +341,23 @@ class ToolEnv(gym.Env[Observation, Any]):
         arguments = {name: getattr(self, name) for name in _ARGUMENTS if name != "scalarization"}
         arguments["scalarization"] = self._scalarize and self._scalarize.spec
         episode = None
-        if self._task is not None:
-            outcome = self._verdict, self._status, self._problem
-            world_state = self._world.dump()
-            episode = (self._task.id, self._seed, world_state, self._transcript, self._rounds, outcome)
+        if self._play is not None:
+            # An exception may hold anything, so it is not kept.
+            kept = ("task", "seed", "transcript", "rounds", "verdict", "status", "problem")
+            episode = self._play.world.dump(), {name: getattr(self._play, name) for name in kept}
         own = {
             name: getattr(self, name)
             for name in ("spec", "action_space", "observation_space", "_np_random", "_np_random_seed")
         }
         return {"arguments": {**arguments, "benchmark": self.benchmark}, "own": own, "episode": episode}
 
-    def _begin(self, task_id: str, seed: int, world: World, transcript: Transcript, rounds: int) -> None:
+    def _begin(self, play: Play) -> Play:
         """Makes an episode the running one."""
-        self._task = self.benchmark.task(task_id)
-        self._seed, self._world, self._transcript, self._rounds = seed, world, transcript, rounds
-        self._verdict, self._status, self._problem, self._failure = _NOT_SCORED, "ok", None, None
-        self._failed = {call_identity(call) for call in transcript.calls if call.outcome == "tool_error"}
-        if world.tools is not self._packed_from:
+        self._play = play
+        if play.world.tools is not self._packed_from:
             # Every observation holds fresh copies, so that no caller can change the next one's tools.
-            self._packed_from, self._packed_tools = world.tools, marshal.dumps(world.tools)
+            self._packed_from, self._packed_tools = play.world.tools, marshal.dumps(play.world.tools)
+        return play
 
     def _opening(self, world: World) -> list[Message]:
         messages = copy_messages(world.opening)
@@ -376,16 +366,16 @@ class ToolEnv(gym.Env[Observation, Any]):
         own = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
         return own + [message for message in messages if message["role"] != "system"]
 
-    def _require_task(self) -> Task:
-        if self._task is None:
+    def _require_play(self) -> Play:
+        if self._play is None:
             raise gym.error.ResetNeeded("there is no episode yet: call reset() first")
-        return self._task
+        return self._play
 
-    def _running(self) -> Transcript:
-        self._require_task()
-        if self._transcript.ended is not None:
-            raise gym.error.ResetNeeded(f"the episode is over ({self._transcript.ended}): call reset()")
-        return self._transcript
+    def _running(self) -> Play:
+        play = self._require_play()
+        if play.transcript.ended is not None:
+            raise gym.error.ResetNeeded(f"the episode is over ({play.transcript.ended}): call reset()")
+        return play
 
     def _requested_task(self, options: object) -> str | None:
         """Returns the task that the options of `reset` name, None if they name none."""
@@ -409,102 +399,54 @@ class ToolEnv(gym.Env[Observation, Any]):
         hint = f"did you mean {', '.join(near)}?" if near else f"the first is {self.tasks[0]!r}"
         raise ValueError(f"no task {task_id!r} among the {len(self.tasks)} of this environment; {hint}")
 
-    def _take(self, action: Any, transcript: Transcript) -> Turn:
-        """Reads an action and records it."""
-        index = len(transcript.actions)
-        turn = read_action(action, index, {call.id for call in transcript.calls}, verbatim=self.verbatim)
-        if not transcript.holds(turn.raw, turn.message):
-            turn = read_action(TOO_LONG, index)
-        transcript.add_turn(turn.raw, turn.message)
-        transcript.final_text = turn.text
-        self._problem = turn.problem
-        if turn.problem is not None:
-            transcript.bad_turns.append(index)
-        return turn
-
-    def _run(self, call: RequestedCall) -> None:
-        """Runs one call and answers it."""
-        if call.problem is not None or call.arguments is None:
-            self._answer(call, "unreadable", call.problem or "", call.arguments)
-            return
-        outcome = self._world.call(call.name, call.arguments)
-        self._answer(call, outcome.kind, outcome.text, outcome.arguments)
-        if not self._transcript.injection_reached:
-            self._transcript.injection_reached = any(delivered(text, outcome.text) for text in self._world.payloads)
-
-    def _decline_calls(self, turn: Turn, reason: str, start: int = 0) -> None:
-        for call in turn.calls[start:]:
-            self._answer(call, "not_run", reason, call.arguments)
-
-    def _answer(self, call: RequestedCall, outcome: Outcome, content: str, arguments: dict[str, Json] | None) -> None:
-        transcript = self._transcript
-        content = transcript.cut(replace_surrogates(content))
-        # A tool may have been given more than JSON can hold: AgentDojo reads lists of anything out of strings.
-        recorded = None if arguments is None else cast(dict[str, Json], to_json(arguments))
-        turn = len(transcript.actions) - 1
-        transcript.calls.append(CallRecord(turn, call.id, call.name, recorded, outcome, content))
-        transcript.add({"role": "tool", "tool_call_id": call.id, "content": content})
-        repeats = outcome == "tool_error" and self._repeats(transcript.calls[-1])
-        if self._problem is None and (outcome in WRONG_CALLS or repeats):
-            repeated = "it repeats a call that failed: " if repeats else ""
-            self._problem = f"call {call.id} ({call.name}): {repeated}{content[:_PROBLEM_LENGTH]}"
-
-    def _repeats(self, failed: CallRecord) -> bool:
-        """Notes a call that failed in the tool's domain; returns whether the same one has done so before."""
-        identity = call_identity(failed)
-        before = identity in self._failed
-        self._failed.add(identity)
-        return before
-
-    def _end(self, ended: str, *, truncated: bool) -> Step:
-        transcript = self._transcript
+    def _end(self, play: Play, ended: str, *, truncated: bool) -> Step:
+        transcript = play.transcript
         transcript.ended, transcript.truncated = ended, truncated
         try:
-            axes = self.benchmark.verify(self._require_task(), self._world, transcript)
+            axes = self.benchmark.verify(play.task, play.world, transcript)
             verdict = Verdict(**{"validity": _validity(transcript), **axes})
         except JudgeError as error:
-            return self._fail("judge_error", str(error), error.__cause__)
+            return self._fail(play, "judge_error", str(error), error.__cause__)
         except Exception as error:
-            return self._fail("env_error", f"the verifier failed: {type(error).__name__}: {error}", error)
-        self._verdict = verdict
-        return self._observation(), self._reward(), not truncated, truncated, self._info()
+            return self._fail(play, "env_error", f"the verifier failed: {type(error).__name__}: {error}", error)
+        play.verdict = verdict
+        return self._observation(play), self._reward(play), not truncated, truncated, self._info(play)
 
-    def _fail(self, status: Status, reason: str, error: BaseException | None) -> Step:
+    def _fail(self, play: Play, status: Status, reason: str, error: BaseException | None) -> Step:
         """Ends an episode that cannot be scored: the reward is zero, and no axis is active."""
-        self._transcript.ended = self._transcript.ended or status
-        self._transcript.truncated = True
-        self._verdict, self._status, self._failure = Verdict.unscored(reason), status, error
-        info = self._info()
+        play.transcript.ended = play.transcript.ended or status
+        play.transcript.truncated = True
+        play.verdict, play.status, play.failure = Verdict.unscored(reason), status, error
+        info = self._info(play)
         info["error"] = reason
-        return self._observation(), self._reward(), False, True, info
+        return self._observation(play), self._reward(play), False, True, info
 
-    def _observation(self) -> Observation:
-        observation: Observation = {"messages": copy_messages(self._transcript.messages)}
+    def _observation(self, play: Play) -> Observation:
+        observation: Observation = {"messages": copy_messages(play.transcript.messages)}
         if tools := marshal.loads(self._packed_tools):  # noqa: S302 (our own bytes, of plain data)
             observation["tools"] = tools
         return observation
 
-    def _reward(self) -> Reward:
+    def _reward(self, play: Play) -> Reward:
         if self._scalarize is None:
-            vector: RewardVector = self._verdict.vector.view(RewardVector)
+            vector: RewardVector = play.verdict.vector.view(RewardVector)
             return vector
-        return self._scalarize(self._verdict.vector, self._verdict.mask)
+        return self._scalarize(play.verdict.vector, play.verdict.mask)
 
-    def _info(self) -> dict[str, Any]:
-        task, transcript = self._require_task(), self._transcript
+    def _info(self, play: Play) -> dict[str, Any]:
         info: dict[str, Any] = {
-            "task_id": task.id,
-            "status": self._status,
-            "injection_reached": transcript.injection_reached,
-            "reward_mask": self._verdict.mask,
+            "task_id": play.task.id,
+            "status": play.status,
+            "injection_reached": play.transcript.injection_reached,
+            "reward_mask": play.verdict.mask,
         }
         if self._scalarize is not None:
-            info["reward_vector"] = self._verdict.vector
-        if self._problem is not None:
-            info["problem"] = self._problem
-        if transcript.ended is not None:
-            info["ended"] = transcript.ended
-            info["verdict"] = self._verdict
+            info["reward_vector"] = play.verdict.vector
+        if play.problem is not None:
+            info["problem"] = play.problem
+        if play.transcript.ended is not None:
+            info["ended"] = play.transcript.ended
+            info["verdict"] = play.verdict
         return info
 
 

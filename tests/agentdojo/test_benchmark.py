@@ -98,7 +98,7 @@ def test_every_attack_injects_what_upstream_does_and_its_loader_takes_it_back(at
         goal_task = goals[goal] if goal in goals else next(iter(goals.values()))
         assert info["injections"] == expected.attack(suite.user_tasks[user], goal_task)
         theirs = suite.load_and_inject_default_environment(info["injections"])
-        assert env._world.environment == theirs
+        assert env._play.world.environment == theirs
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_grader_that_crashes_masks_its_axis_alone() -> None:
     mail = {"recipients": [recipient], "subject": "s", "body": "b",
             "attachments": [{"type": "event", "event_details": event}]}  # fmt: skip
     _observation, *_ = env.step(call("send_email", **mail))
-    sent = env._world.environment.inbox.sent[-1].id_
+    sent = env._play.world.environment.inbox.sent[-1].id_
     env.step(call("delete_email", email_id=sent))
     _, reward, terminated, _, info = env.step("Done.")
     assert terminated

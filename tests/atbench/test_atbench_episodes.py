@@ -71,9 +71,9 @@ def test_nothing_that_gives_the_label_away_is_shown(folder: Path, config: str, f
         observation, info = env.reset(options={"task_id": task})
         if "tools" in observation:
             call(env, "list_turns")
-            for number in range(1, len(env._world.row.turns) + 1):
+            for number in range(1, len(env._play.world.row.turns) + 1):
                 call(env, "read_turn", turn=number)
-            for tool in env._world.row.tools:
+            for tool in env._play.world.row.tools:
                 call(env, "read_tool", name=tool.name)
             for text in (trajectories.HIDDEN, "unsafe_", "reason", "_source", "benign"):
                 assert call(env, "search", text=text)[0].startswith("0 places")
@@ -218,7 +218,7 @@ def test_a_paged_review(folder: Path) -> None:
             break
         offset = int(more[1])
         assert len(body) == PAGE
-    assert read == env._world.row.turns[4].content
+    assert read == env._play.world.row.turns[4].content
     assert call(env, "search", text="END of (page")[0] == "0 places; shown: 0"
     assert call(env, "search", text="end OF page")[0].endswith("moss END OF PAGE")
     assert "turn 5, offset 15000: " in call(env, "search", text="END OF PAGE")[0]

@@ -57,7 +57,7 @@ def test_a_warm_reset_is_100_times_faster_than_upstreams_loader(suite: str) -> N
 
     def ours_with_state() -> None:
         ours()
-        _ = env.unwrapped._world.environment
+        _ = env.unwrapped._play.world.environment
 
     def theirs() -> None:
         upstream.load_and_inject_default_environment(injected)
@@ -83,7 +83,7 @@ def test_a_restore_and_a_snapshot_cost_less_than_one_tool_call_of_upstreams(suit
 
     def fork() -> None:
         env.restore(saved)
-        _ = env._world.environment
+        _ = env._play.world.environment
         env.snapshot()
 
     def theirs() -> None:

@@ -250,7 +250,7 @@ def test_no_action_leaves_an_episode_unscored(case: str, data: st.DataObject) ->
     transcript = env.transcript
     recorded = [transcript.actions, [call.arguments for call in transcript.calls], info["verdict"].to_json()]
     json.dumps(recorded, ensure_ascii=False, allow_nan=False).encode()
-    assert _replayed(case, info["task_id"], env._seed, transcript.actions) == info["verdict"].to_json()
+    assert _replayed(case, info["task_id"], env._play.seed, transcript.actions) == info["verdict"].to_json()
 
 
 def _replayed(case: str, task_id: str, seed: int, actions: list[Any]) -> Any:
