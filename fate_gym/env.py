@@ -126,7 +126,7 @@ class ToolEnv(gym.Env[Observation, Any]):
 
         A judge that says of itself that it cannot be asked has raised nothing.
         """
-        return self._play and self._play.failure
+        return self._play.failure if self._play else None
 
     def task(self, task_id: str, *, privileged: bool = False) -> Task:
         """Returns the description of a task; with its ground truth if `privileged`.

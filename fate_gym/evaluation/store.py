@@ -16,11 +16,11 @@ meanwhile.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from fate_gym.chat import Json
 from fate_gym.episode import Episode
@@ -52,6 +52,26 @@ _BEFORE_MANIFEST = {LOCK_FILE, f"{_MANIFEST}.tmp"}
 
 
 OnProblem: TypeAlias = Callable[[RunError], None]
+
+T = TypeVar("T")
+
+
+def _readable(
+    numbered: Iterable[tuple[int, dict[str, Any]]],
+    path: Path,
+    read: Callable[[Any, str], T],
+    on_problem: OnProblem | None,
+) -> Iterator[tuple[int, T]]:
+    """Yields (line number, what `read` makes of the record); see `RunFolder.numbered` for `on_problem`."""
+    for number, record in numbered:
+        try:
+            entry = read(record, f"{path}, line {number}")
+        except RunError as problem:
+            if on_problem is None:
+                raise
+            on_problem(problem)
+        else:
+            yield number, entry
 
 
 class RunFolder:
@@ -179,14 +199,7 @@ class RunFolder:
         Of an episode that a kill left without its own line, another line may follow: the last one counts.
         """
         path = self.path / _RECORDED
-        for number, record in records(path):
-            try:
-                entry = Recorded.from_json(record, f"{path}, line {number}")
-            except RunError as problem:
-                if on_problem is None:
-                    raise
-                on_problem(problem)
-                continue
+        for _, entry in _readable(records(path), path, Recorded.from_json, on_problem):
             if entry.key in self.done:
                 yield entry
 
@@ -210,15 +223,9 @@ class RunFolder:
             RunCorruptError: A line before the last is not a JSON object, or a scored one has no key of its own; or a
                 record is no episode's.
         """
-        for number, record in self._scored() if name == EPISODES else records(self.path / name):
-            try:
-                episode = Episode.from_json(record, f"{self.path / name}, line {number}")
-            except RunError as problem:
-                if on_problem is None:
-                    raise
-                on_problem(problem)
-            else:
-                yield number, episode
+        path = self.path / name
+        numbered = self._scored() if name == EPISODES else records(path)
+        return _readable(numbered, path, Episode.from_json, on_problem)
 
     def _scored(self) -> Iterator[tuple[int, dict[str, Any]]]:
         seen = set()
