@@ -1,5 +1,6 @@
 """The pruned DeepDiff against the whole one."""
 
+import copy
 import datetime
 import importlib
 import math
@@ -106,9 +107,16 @@ def places(data, found):
 
 def perturb(environment, rng):
     """Change something anywhere, with whatever value, as no tool's validation would let through."""
+    if holds_itself(environment):
+        return  # An earlier change made it endless.
     place = rng.choice(places(environment, []))
     value = rng.choice(
-        [*VALUES, rng.choice(places(environment, [])), rng.choice(places(load("travel", small=True), []))]
+        # Copies, since a later change may be one inside of the value.
+        [
+            *copy.deepcopy(VALUES),
+            rng.choice(places(environment, [])),
+            rng.choice(places(load("travel", small=True), [])),
+        ]
     )
     if isinstance(place, BaseModel):
         place.__dict__[rng.choice(list(place.__dict__))] = value
