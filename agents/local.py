@@ -126,6 +126,16 @@ class LocalAgent(Agent):
         agent._loaded = (model, tokenizer)
         return agent
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns the call that made it; another process loads the model itself.
+
+        Raises:
+            TypeError: The model is only in the memory of this process.
+        """
+        if self._loaded is not None:
+            raise TypeError(f"the model of {self.name} is only in the memory of this process")
+        return super().__reduce__()
+
     def start(self, task: Task, seed: int) -> Session:
         """Begins an episode."""
         return _LocalSession(self, f"{self.seed}/{task.id}/{seed}")

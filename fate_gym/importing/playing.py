@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,8 +24,8 @@ class Piece:
     header: Header
 
 
-class Player:
-    """Plays logs.
+class LogPlayer:
+    """Plays logs. It is a worker (`fate_gym.evaluation.workers`).
 
     Args:
         reader: Reads them.
@@ -40,7 +39,7 @@ class Player:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plan": None}
 
-    def __call__(self, pieces: Sequence[Piece]) -> list[tuple[Episode, Recorded]]:
+    async def play(self, pieces: Sequence[Piece]) -> list[tuple[Episode, Recorded]]:
         """Returns the episode of each log with what the log said of it."""
         if self._plan is None:
             self._plan = self._config.plan()
@@ -66,8 +65,11 @@ class Player:
             i, name = places.pop(recording)
             played[i][name] = episode
 
-        asyncio.run(replay(self._plan, recordings(), keep, concurrency=1))
+        await replay(self._plan, recordings(), keep, concurrency=1)
         return [_finished(log, played[i]) for i, log in enumerate(logs)]
+
+    async def aclose(self) -> None:
+        """Holds nothing that would have to be freed."""
 
 
 def _finished(log: Log, played: dict[str, Episode]) -> tuple[Episode, Recorded]:
