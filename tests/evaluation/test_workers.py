@@ -139,7 +139,7 @@ def test_what_cannot_be_made_elsewhere_is_said_in_one_line(tmp_path: Path) -> No
 
 def test_workers_that_never_start_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Their interpreter ends before it has begun.
-    monkeypatch.setattr("multiprocessing.spawn._python_exe", "/bin/false")
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", b"/bin/false")
     with pytest.raises(WorkerError, match="worker processes end while they start: exit code 1"):
         run(shop_workers.Clerk(), tmp_path / "run")
 
