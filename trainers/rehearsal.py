@@ -7,10 +7,12 @@ refuses, an architecture that adapters do not fit. It downloads nothing and keep
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -114,13 +116,13 @@ def reduced(config: TrainConfig) -> TrainConfig:
     Few tasks, short replies, one step per update; no gate, and candidates are not verified, since a policy that can do
     nothing must get through.
     """
-    evaluate = config.evaluate
+    few, evaluate = functools.partial(_few, excluded=config.excluded_tasks), config.evaluate
     changes: dict[str, Any] = {
         "base": config.base and dataclasses.replace(config.base, steps=1),
         "rounds": 1,
         # A random model passes no gate, and nothing but its own failures can be rehearsed on.
         "gate": None,
-        "train": tuple(_few(task_set) for task_set in config.train),
+        "train": tuple(few(task_set) for task_set in config.train),
         "agent": {**config.agent, "max_new_tokens": 8, "max_batch": 8},
         "collect": dataclasses.replace(config.collect, leave_out_noop=False),
         "repair": dataclasses.replace(config.repair, candidates=2),
@@ -131,15 +133,15 @@ def reduced(config: TrainConfig) -> TrainConfig:
         and dataclasses.replace(config.pfpo, steps=1, groups=1, group_size=2, micro_batch=2, refills=0, passes=1),
         "dpo": dataclasses.replace(config.dpo, epochs=1),
         "evaluate": dataclasses.replace(
-            evaluate, dev=_few(evaluate.dev), test={name: _few(entry) for name, entry in evaluate.test.items()}
+            evaluate, dev=few(evaluate.dev), test={name: few(entry) for name, entry in evaluate.test.items()}
         ),
     }
     return dataclasses.replace(config, **changes)
 
 
-def _few(task_set: TaskSet) -> TaskSet:
-    """Returns the first tasks of a set, for each environment and mode."""
-    plan = Plan([dataclasses.replace(task_set, repeats=1)], 0)
+def _few(task_set: TaskSet, excluded: Sequence[str]) -> TaskSet:
+    """Returns the first tasks of a set that are not excluded, for each environment and mode."""
+    plan = Plan([dataclasses.replace(task_set, exclude=(*task_set.exclude, *excluded), repeats=1)], 0)
     taken: dict[tuple[int, str], list[str]] = {}
     for item in plan.items:
         taken.setdefault((item.env_index, plan.task(item).mode), []).append(item.task_id)

@@ -307,7 +307,7 @@ def test_a_given_policy_that_cannot_be_cloned_is_told_why(toolless: Path, tmp_pa
     forgetful.write_text(
         "{% for t in tools %}{{ t.function.name }}{% endfor %}{{ messages[-1].content }}<|im_start|>assistant\n"
     )
-    with pytest.raises(UsageError, match="no response template|appends each turn to the last"):
+    with pytest.raises(UsageError, match="no response template"):
         build(tmp_path / "base", dataclasses.replace(settings, chat_template=str(forgetful)))
     with pytest.raises(UsageError, match="policy nowhere"):
         build(tmp_path / "base", dataclasses.replace(settings, start="nowhere"))

@@ -7,8 +7,8 @@ episode is kept only if the verifiers find in it what the script was meant to sh
 Some episodes begin with a repair prompt; most of them do the task right, some obey the injection again. A large model
 can repair itself because it reads the prompt, which a model of a million parameters cannot learn otherwise.
 
-Of the held-out pairs, cloning sees none with the label `pair`, and a fixed half of those with the label `inj`, `user` or
-`unseen`: so small a policy cannot carry out, under attack, a task that it has never seen done. `held_out` lists the
+Of the held-out pairs, cloning sees none with the label `pair`, and a fixed half of those with the label `inj`, `user`
+or `unseen`: so small a policy cannot carry out, under attack, a task that it has never seen done. `held_out` lists the
 other half; only on these a score means something. Pairs are `unseen` if training sees nothing of their suite; cloning
 sees it only where `suites` name it.
 """

@@ -36,7 +36,8 @@ def encode(chat: ChatFormat, run: ScriptedEpisode) -> EncodedEpisode:
     """
     ids: list[int] = []
     mask: list[int] = []
-    last = None
+    last: int | None = None
+    read: tuple[int, ...] | None
     for index, message in enumerate(run.messages):
         if message["role"] != "assistant":
             continue
