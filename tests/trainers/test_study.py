@@ -392,6 +392,14 @@ def test_a_folder_without_results_is_told(tmp_path: Path) -> None:
         publish(tmp_path)
 
 
+def test_results_of_an_unknown_arm_are_told(run: Any, tmp_path: Path) -> None:
+    run(arms=["rft"])
+    path = tmp_path / "out" / "results" / "seed1-rft.json"
+    path.write_text(path.read_text().replace('"arm": "rft"', '"arm": "ppo"'))
+    with pytest.raises(RunError, match="arms that this version does not have: ppo"):
+        publish(tmp_path / "out")
+
+
 @pytest.mark.parametrize("study", PUBLISHED)
 def test_published_trainings_cost_the_same(study: str) -> None:
     for result in read_results(EVIDENCE / study / "results"):
