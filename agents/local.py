@@ -189,17 +189,17 @@ class LocalAgent(Agent):
         if model is None:
             model = self._load_weights()
         max_prompt = self._max_prompt(model)
-        stop_ids = _stop_ids(tokenizer, model)
+        stops = stop_ids(tokenizer, model)
         run = Generator(
             model.eval(),
-            stop_ids=stop_ids,
+            stop_ids=stops,
             max_new_tokens=self.max_new_tokens,
             temperature=self._temperature,
             top_p=self._top_p,
             cache_bytes=int(self._cache_gib * 2**30),
             may_learn=self._loaded is not None,
         )
-        chat = ChatFormat(tokenizer, template, self._chat_template_kwargs, stop_ids)
+        chat = ChatFormat(tokenizer, template, self._chat_template_kwargs, stops)
         return Engine(
             model, chat, max_prompt, MicroBatcher(run, max_batch=self._max_batch, too_large=torch.OutOfMemoryError)
         )
@@ -338,8 +338,8 @@ def _load_adapter(model: Any, adapter: str) -> Any:
     return PeftModel.from_pretrained(model, adapter)
 
 
-def _stop_ids(tokenizer: Any, model: Any) -> frozenset[int]:
-    """All tokens that end a turn: the tokenizer knows one, a model's generation config often several."""
+def stop_ids(tokenizer: Any, model: Any) -> frozenset[int]:
+    """Returns all tokens that end a turn: the tokenizer knows one, a model's generation config often several."""
     configured = model.generation_config.eos_token_id
     several = configured if isinstance(configured, list) else [configured]
     return frozenset(stop for stop in [*several, tokenizer.eos_token_id] if stop is not None)

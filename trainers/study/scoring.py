@@ -59,7 +59,7 @@ def score_tests(when: Literal["before", "after"], policy: str, folder: TrainingF
 
 
 def test_sets(folder: TrainingFolder) -> dict[str, TaskSet]:
-    """Returns the test sets by name, without the pairs that the tiny base policy was cloned on.
+    """Returns the test sets by name, without the pairs that the base policy was cloned on.
 
     A pair that it was cloned on would be remembered, not generalised to.
     """
