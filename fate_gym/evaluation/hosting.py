@@ -1,4 +1,4 @@
-"""What stands around a worker in a process of its own, on this machine or another."""
+"""What stands around a worker in a process of its own, on this machine or another, and what passes to and fro."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging.handlers
 import pickle
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from fate_gym.errors import FateGymError, UsageError
 from fate_gym.plugins import import_plugin
@@ -42,6 +42,42 @@ class Answer:
     result: Any
     error: Exception | None
     logged: tuple[logging.LogRecord, ...]
+
+
+class DiedError(Exception):
+    """The process of a worker has ended; the message says how."""
+
+
+class RemoteWorker(Protocol):
+    """A worker in a process of its own, here or on another machine."""
+
+    async def start(self) -> Answer:
+        """Starts the process, and returns when the worker is made.
+
+        Raises:
+            DiedError: The process ended first.
+        """
+        ...
+
+    async def do(self, work: Callable[..., Any], piece: object) -> Answer:
+        """Has the worker do a piece of work.
+
+        Raises:
+            DiedError: The process ended first.
+        """
+        ...
+
+    async def aclose(self) -> Answer:
+        """Has the worker close itself, and ends the process.
+
+        Raises:
+            DiedError: The process ended first.
+        """
+        ...
+
+    def end(self) -> None:
+        """Ends the process at once, whether it has begun or ended already."""
+        ...
 
 
 class Host:

@@ -15,8 +15,7 @@ from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from fate_gym.evaluation.hosting import Answer, Host, Sent
-from fate_gym.evaluation.workers import DiedError
+from fate_gym.evaluation.hosting import Answer, DiedError, Host, Sent
 
 _LONGEST_END: Final = 10.0
 """Seconds that a worker may take to close itself."""

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fate_gym.errors import UsageError, WorkerError
-from fate_gym.evaluation.hosting import Answer, Host, Sent
-from fate_gym.evaluation.workers import DiedError
+from fate_gym.evaluation.hosting import Answer, DiedError, Host, Sent
 
 _MOST_AT_ONCE = 10_000
 """Calls that an actor may be at: the caller decides how many there are."""
@@ -37,7 +36,7 @@ class RayWorker:
 
         # A dead actor is replaced by the pool, which knows what it was at.
         options = {"num_cpus": 1, "max_restarts": 0, "max_concurrency": _MOST_AT_ONCE, "scheduling_strategy": "SPREAD"}
-        self._actor = ray.remote(Host).options(**options).remote(sent)
+        self._actor: Any = ray.remote(Host).options(**options).remote(sent)
 
     async def start(self) -> Answer:
         """Returns when the worker is made, which waits for a free processor of the cluster."""

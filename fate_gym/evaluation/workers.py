@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from fate_gym.errors import LostError, UsageError, WorkerError
-from fate_gym.evaluation.hosting import Answer, Sent
+from fate_gym.evaluation.hosting import Answer, DiedError, RemoteWorker, Sent
 from fate_gym.plugins import imported_plugins
 from fate_gym.share import Share
 
@@ -72,42 +72,6 @@ class InProcess(Workers[W]):
     async def aclose(self) -> None:
         """Closes the worker."""
         await self._worker.aclose()
-
-
-class DiedError(Exception):
-    """The process of a worker has ended; the message says how."""
-
-
-class RemoteWorker(Protocol):
-    """A worker in a process of its own, here or on another machine."""
-
-    async def start(self) -> Answer:
-        """Starts the process, and returns when the worker is made.
-
-        Raises:
-            DiedError: The process ended first.
-        """
-        ...
-
-    async def do(self, work: Callable[..., Any], piece: object) -> Answer:
-        """Has the worker do a piece of work.
-
-        Raises:
-            DiedError: The process ended first.
-        """
-        ...
-
-    async def aclose(self) -> Answer:
-        """Has the worker close itself, and ends the process.
-
-        Raises:
-            DiedError: The process ended first.
-        """
-        ...
-
-    def end(self) -> None:
-        """Ends the process at once, whether it has begun or ended already."""
-        ...
 
 
 class WorkerPool(Workers[W]):
@@ -296,8 +260,13 @@ def engage(worker: W, count: int, backend: Backend = "local") -> Workers[W]:
             f"what plays cannot be sent to another process ({error}): with workers, agents and judges are functions at "
             "the top of a module, or are given by name, such as import:MODULE:NAME"
         ) from error
+    remote: Callable[[Sent], RemoteWorker]
     if backend == "ray":
-        from fate_gym.evaluation.ray_workers import RayWorker as Remote
+        from fate_gym.evaluation.ray_workers import RayWorker
+
+        remote = RayWorker
     else:
-        from fate_gym.evaluation.processes import ProcessWorker as Remote
-    return WorkerPool(lambda share: Remote(Sent(pickled, share, imported_plugins())), count)
+        from fate_gym.evaluation.processes import ProcessWorker
+
+        remote = ProcessWorker
+    return WorkerPool(lambda share: remote(Sent(pickled, share, imported_plugins())), count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -43,7 +44,8 @@ class LogPlayer:
         """Returns the episode of each log with what the log said of it."""
         if self._plan is None:
             self._plan = self._config.plan()
-        logs = [self._reader.read(piece.header) for piece in pieces]
+        # In a thread, since a reader may have an event loop of its own.
+        logs = await asyncio.to_thread(lambda: [self._reader.read(piece.header) for piece in pieces])
         played: dict[int, dict[str, Episode]] = {i: {} for i in range(len(pieces))}
         places: dict[Recording, tuple[int, str]] = {}
 
