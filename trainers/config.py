@@ -146,7 +146,8 @@ class TrainConfig:
             policy optimisation (`pfpo.steps` is then ignored), else repair, else the collection of successes.
         seed: Every other seed is derived from it.
         train: The tasks to fail on and to learn.
-        agent: Options of the policy as an agent (`LocalAgent`), such as `max_new_tokens` and `chat_template_kwargs`.
+        agent: Options of the policy as an agent (`LocalAgent`), such as `max_new_tokens` and `chat_template`, with which
+            it then learns too.
         concurrency: Episodes that run at the same time.
         attention: transformers' `attn_implementation`.
         lora: Adapters; null to learn all weights.
