@@ -111,6 +111,7 @@ def _small(config: TrainConfig, policy: Path) -> TrainConfig:
     changes: dict[str, Any] = {
         "policy": str(policy),
         "base": None,
+        "sampler": None,
         "rounds": 1,
         # A random model passes no gate, and nothing but its own failures can be rehearsed on.
         "gate": None,
