@@ -99,9 +99,9 @@ class ServedAgent(TokenAgent):
         return completion
 
     async def _ask(self, request: GenerationRequest) -> Completion:
-        body = {
+        body: dict[str, Any] = {
             "model": self._served,
-            "prompt": list(request.prompt_ids),
+            "prompt": request.prompt_ids,
             "max_tokens": self._max_new_tokens,
             "seed": request.seed,
             "stop_token_ids": sorted(self._stop_ids),
@@ -115,7 +115,7 @@ class ServedAgent(TokenAgent):
             await self._restore()
             # Raised as what may pass: the next attempt finds the weights.
             raise UnusableError(str(error)) from None
-        return self._read(answer, body["prompt"])
+        return self._read(answer, list(request.prompt_ids))
 
     def _read(self, answer: Any, prompt_ids: list[int]) -> Completion:
         """Reads an answer.

@@ -110,6 +110,8 @@ class ServerSampler:
 
     def _save(self, trainer: Any, policy: str) -> Path:
         """Saves the present weights, and returns their folder once they are there."""
+        import accelerate
+
         accelerator = trainer.accelerator
         # The shards of all processes, put together; a plain model gives its own tensors.
         state = accelerator.get_state_dict(trainer.model_wrapped) if accelerator.num_processes > 1 else None
@@ -122,10 +124,8 @@ class ServerSampler:
             else:
                 save_sum([*adapters_since(self._base, policy), adapter_of(model, state)], self._base, fresh)
             fresh = self._named(fresh)
-        from accelerate.utils import broadcast_object_list
-
-        (name,) = broadcast_object_list([fresh.name])
-        return self._out / name
+        names = accelerate.utils.broadcast_object_list([fresh.name])
+        return self._out / str(names[0])
 
     def _named(self, fresh: Path) -> Path:
         """Gives a folder of weights the name of its content, and deletes those before it."""
@@ -164,8 +164,9 @@ class Weights:
 
     def __init__(self, settings: ServerSettings, folder: Path | None, base: str = "") -> None:
         self._settings, self._folder = settings, folder
-        adapter = folder is not None and settings.reload is None
-        self.name = f"fate-{folder.name}" if adapter else settings.model or base
+        self.name = settings.model or base
+        if folder is not None and settings.reload is None:
+            self.name = f"fate-{folder.name}"
         self._retry = RetryPolicy(settings.max_attempts)
 
     async def load(self) -> None:
