@@ -84,11 +84,11 @@ def evaluate(
         raise TypeError("agent_args are the options of an agent that is given as a text; give this one its own")
     else:
         acting = as_agent(agent)
-        named = acting.name
+        named = acting.name.removesuffix("".join(f"+{defence}" for defence in acting.defences))
     config = EvalConfig(
         agent=named,
         agent_args=dict(agent_args or {}),
-        defences=_texts(defences),
+        defences=(*acting.defences, *_texts(defences)),
         env=env,
         attack=_attacks(attack),
         env_args={**model_name(named, env), **env_args},
@@ -102,7 +102,7 @@ def evaluate(
     folder = Path("runs") / config.folder_name() if out is None else Path(out)
     if out is None and not isinstance(agent, str):
         folder = _unused(folder)
-    return _finish(_evaluate(dataclasses.replace(config, out=folder), defend(acting, *config.defences), on_done))
+    return _finish(_evaluate(dataclasses.replace(config, out=folder), defend(acting, *_texts(defences)), on_done))
 
 
 async def _evaluate(config: EvalConfig, agent: Agent, on_done: Callable[[Episode], None]) -> Run:

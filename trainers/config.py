@@ -16,11 +16,11 @@ from fate_gym.evaluation.config import read_settings
 from fate_gym.evaluation.plan import TaskSet
 from fate_gym.trainers._settings_reader import read_dataclass
 from fate_gym.trainers.algorithms.settings import DPOSettings, PFPOSettings, SupervisedSettings
+from fate_gym.trainers.cloning.settings import CloningSettings
 from fate_gym.trainers.methods import METHODS, Method, MethodName
 from fate_gym.trainers.policy import LoraSettings
 from fate_gym.trainers.server import ServerSettings
 from fate_gym.trainers.stages.prompts import PromptSettings
-from fate_gym.trainers.tiny.settings import TinySettings
 
 MAY_CHANGE: Final = ("rounds", "patience", "concurrency", "sampler")
 """Settings that may change on resume: they change no result that exists already."""
@@ -138,8 +138,7 @@ class TrainConfig:
 
     Attributes:
         policy: The model to start from: a folder, or an id on the hub.
-        base: "tiny" to make this model from nothing, by the settings in `tiny`; then there is no `policy`.
-        tiny: Settings of the model that `base: tiny` makes.
+        base: Settings of cloning, which then makes the model to start from; in place of `policy`.
         method: A name in `methods.METHODS`: "fate", or a baseline on the same tasks.
         rounds: Most rounds of self-evolution, T.
         patience: Training stops after so many rounds without a better dev hypervolume.
@@ -165,8 +164,7 @@ class TrainConfig:
     """
 
     policy: str | None = None
-    base: Literal["tiny"] | None = None
-    tiny: TinySettings = field(default_factory=TinySettings)
+    base: CloningSettings | None = None
     method: MethodName = "fate"
     rounds: int = 2
     patience: int = 1
@@ -190,7 +188,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if (self.policy is None) == (self.base is None):
-            raise ValueError("give either `policy`, a folder or an id on the hub, or `base: tiny`")
+            raise ValueError("give either `policy`, a folder or an id on the hub, or `base`, settings of cloning")
         if not self.train:
             raise ValueError("give `train`, the task sets to learn on")
         for name in ("rounds", "patience", "concurrency"):
@@ -222,8 +220,8 @@ class TrainConfig:
 
     @property
     def excluded_tasks(self) -> tuple[str, ...]:
-        """Patterns of tasks that the tiny base policy was not made for."""
-        return self.tiny.exclude if self.base else ()
+        """Patterns of tasks that a cloned base policy was not made for."""
+        return self.base.exclude if self.base else ()
 
     def to_json(self) -> dict[str, Json]:
         """Returns the settings as `config.json` has them."""
@@ -271,10 +269,17 @@ def config_from(settings: Mapping[str, Any]) -> TrainConfig:
 _RENAMED: Final = {"p_f": "repair_prompt", "x": "task_prompt"}
 """Version 1 had the paper's symbols as keys in `examples`, and as values of `repair.prompt`."""
 
+_FROM_NOTHING: Final = "tiny"
+"""Version 2 had `base: tiny`, the only policy that cloning could make then, and its settings in `tiny`."""
+
 
 def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings of version 1, or of today, with today's names."""
+    """Returns settings of an earlier version, or of today, with today's names."""
     current = dict(settings)
+    if current.get("base") in (None, _FROM_NOTHING):
+        tiny = current.pop(_FROM_NOTHING, None)
+        if current.get("base") == _FROM_NOTHING:
+            current["base"] = tiny or {}
     if isinstance(examples := current.get("examples"), Mapping):
         current["examples"] = {_RENAMED.get(key, key): value for key, value in examples.items()}
     if isinstance(repair := current.get("repair"), Mapping):

@@ -19,7 +19,7 @@ import transformers
 
 from fate_gym.agents._generation import Generator
 from fate_gym.agents._token_agent import GenerationRequest
-from fate_gym.trainers.algorithms._transformers import quiet
+from fate_gym.trainers.policy import quiet
 
 transformers.logging.set_verbosity_error()
 

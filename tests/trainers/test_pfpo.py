@@ -44,7 +44,7 @@ def small(**changes: Any) -> PFPOSettings:
 
 def trainer_over(base: Path, out: Path, settings: PFPOSettings, **hooks: Any) -> PFPOTrainer:
     """The trainer that `optimise` builds, with hooks of a test's own."""
-    model, tokenizer = load_policy(base, lora=False)
+    model, tokenizer = load_policy(base, lora=None)
     plan = shop_policy.shop()
     groups = GroupSampler(
         plan, plan.items, settings.rule, settings.group_size, settings.refills, settings.concurrency, settings.seed

@@ -59,8 +59,8 @@ def with_adapter(base: Path) -> tuple[Any, Any]:
     """A model whose adapter does something, as if it had learned."""
     import peft
 
-    model, tokenizer = load_policy(base, lora=True)
-    model = peft.get_peft_model(model, lora_config(LoraSettings(rank=4, alpha=8)))
+    model, tokenizer = load_policy(base, lora=LoraSettings())
+    model = peft.get_peft_model(model, lora_config(LoraSettings(rank=4, alpha=8), model))
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -70,7 +70,7 @@ def with_adapter(base: Path) -> tuple[Any, Any]:
 
 
 def test_an_agent_over_a_model_in_memory_is_the_agent_of_its_folder(base: Path) -> None:
-    model, tokenizer = load_policy(base, lora=False)
+    model, tokenizer = load_policy(base, lora=None)
     agent = LocalAgent.over(model.train(), tokenizer, name="mine", max_new_tokens=12)
     assert agent.name == "hf:mine"
     asyncio.run(agent.check())
@@ -90,30 +90,30 @@ def test_merged_and_adapter_checkpoints_play_to_the_same_numbers(base: Path, tmp
     assert_same(greedy(LocalAgent(str(tmp_path), max_new_tokens=12)), learned)
     assert_same(greedy(LocalAgent(str(base), adapter=str(tmp_path / ADAPTER), max_new_tokens=12)), learned)
     assert greedy(LocalAgent(str(base), max_new_tokens=12)) != learned
-    again, _ = load_policy(tmp_path, lora=False)
+    again, _ = load_policy(tmp_path, lora=None)
     assert not any("lora" in name for name, _ in again.named_parameters())
 
 
 def test_whole_weights_are_saved_exactly(base: Path, tmp_path: Path) -> None:
-    model, tokenizer = load_policy(base, lora=False)
+    model, tokenizer = load_policy(base, lora=None)
     with torch.no_grad():
         model.lm_head.weight.mul_(1.5)
     save_policy(model, tokenizer, tmp_path)
     assert not (tmp_path / ADAPTER).exists()
-    again, _ = load_policy(tmp_path, lora=False)
+    again, _ = load_policy(tmp_path, lora=None)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert again.dtype == torch.float32
 
 
 def test_what_cannot_be_loaded_is_one_line(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"policy .*nothing"):
-        load_policy(tmp_path / "nothing", lora=True)
-    model, tokenizer = load_policy(base, lora=False)
+        load_policy(tmp_path / "nothing", lora=LoraSettings())
+    model, tokenizer = load_policy(base, lora=None)
     tokenizer.save_pretrained(tmp_path)
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UsageError, match="safetensors") as caught:
-        load_policy(tmp_path, lora=True)
+        load_policy(tmp_path, lora=LoraSettings())
     assert "\n" not in str(caught.value)
 
 
@@ -122,7 +122,7 @@ def test_a_missing_extra_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UsageError, match=r"pip install 'fate-gym\[train\]'"):
-        load_policy(base, lora=True)
+        load_policy(base, lora=LoraSettings())
 
 
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}])
@@ -145,7 +145,7 @@ def small_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("small_files")
 def test_weights_for_which_the_disk_has_no_room_are_one_clear_line(base: Path, tmp_path: Path) -> None:
-    model, tokenizer = load_policy(base, lora=False)
+    model, tokenizer = load_policy(base, lora=None)
     with pytest.raises(DiskError, match=r"out could not be written; the disk may be full \(.*os error") as caught:
         save_policy(model, tokenizer, tmp_path / "out")
     assert "\n" not in str(caught.value)

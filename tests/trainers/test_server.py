@@ -242,7 +242,7 @@ def test_the_loss_is_corrected_by_the_ratio_of_probabilities(server: TokenServer
 
 
 def config(base: Path, server: TokenServer | None, **changes: Any) -> TrainConfig:
-    settings = depot.settings(base, lora={"rank": 4, "alpha": 8}, rounds=2, patience=2, **changes)
+    settings = depot.settings(base, lora={"rank": 4, "alpha": 8}, **changes)
     return config_from(settings | ({"sampler": {"base_url": server.url}} if server else {}))
 
 
@@ -254,7 +254,7 @@ def test_a_training_that_samples_from_a_server_is_the_one_that_samples_here_and_
     completions = server.completions
 
     def breaks(body: dict[str, Any]) -> tuple[int, Any]:
-        return (400, {"error": {"message": "out of order"}}) if len(server.asked) > 60 else completions(body)
+        return (400, {"error": {"message": "out of order"}}) if len(server.asked) > 40 else completions(body)
 
     server.completions = breaks  # type: ignore[method-assign]
     with pytest.raises(FateGymError):

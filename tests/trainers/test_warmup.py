@@ -80,7 +80,7 @@ def test_batches_hold_each_example_once_under_the_budget(lengths: list[int], bud
 
 
 def test_log_probabilities_are_those_of_the_whole_logits(base: Path, tokenizer: Any) -> None:
-    model, _ = load_policy(base, lora=False)
+    model, _ = load_policy(base, lora=None)
     examples = [example(tokenizer, RIGHT), example(tokenizer, DONE, WRONG, RIGHT)]
     batch = collate(examples)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_log_probabilities_are_those_of_the_whole_logits(base: Path, tokenizer: 
 
 
 def test_nothing_is_learned_from_what_tools_said(base: Path, tokenizer: Any) -> None:
-    model, _ = load_policy(base, lora=False)
+    model, _ = load_policy(base, lora=None)
 
     def gradient(batch: dict[str, Any]) -> list[Any]:
         model.zero_grad()
@@ -269,7 +269,7 @@ def test_nothing_to_learn_from_is_an_error(base: Path, tmp_path: Path) -> None:
 
 def margin(policy: Path, pair: Pair) -> float:
     """How much likelier a policy makes what was chosen than what was rejected."""
-    model, _ = load_policy(policy, lora=False)
+    model, _ = load_policy(policy, lora=None)
     with torch.no_grad():
         chosen, rejected = log_probs(model.eval(), collate([pair.chosen, pair.rejected])).sum(-1)
     return float(chosen - rejected)

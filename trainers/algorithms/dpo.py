@@ -73,7 +73,7 @@ def dpo(
     if not pairs:
         raise ValueError("there is nothing to learn from: no pairs")
     examples = [example for pair in pairs for example in (pair.chosen, pair.rejected)]
-    data = {"stage": "dpo", "pairs": digest(examples), "lora": lora and dataclasses.asdict(lora)}
+    data = {"stage": "dpo", "pairs": digest(examples), "lora": lora and lora.to_json()}
     folder = UpdateFolder(out, {**data, **dataclasses.asdict(settings)})
     if folder.finished is not None:
         return folder.finished

@@ -78,7 +78,7 @@ def optimise_policy(
         raise ValueError(f"agent_options hold {min(given)}: PFPO samples with the temperature and seed of its settings")
     # A digest, since thousands of keys would fill the file of settings.
     keys = hashlib.sha256("\n".join(item.key for item in items).encode()).hexdigest()
-    data = {"stage": "pfpo", "items": keys, "lora": lora and dataclasses.asdict(lora)}
+    data = {"stage": "pfpo", "items": keys, "lora": lora and lora.to_json()}
     given_settings = dataclasses.asdict(settings)
     if settings.tokens is None:
         # An update that was made before this setting existed is still the same one.
@@ -86,7 +86,7 @@ def optimise_policy(
     folder = UpdateFolder(out, {**data, **given_settings, "agent": dict(agent_options or {})})
     if folder.finished is not None:
         return folder.finished
-    model, tokenizer = load_policy(policy, lora=lora is not None, attention=attention)
+    model, tokenizer = load_policy(policy, lora=lora, attention=attention)
 
     from fate_gym.trainers.algorithms._transformers import train_to_end
     from fate_gym.trainers.algorithms.trl_trainer import PFPOTrainer, Rollouts, by_rule, trl_config
@@ -103,7 +103,7 @@ def optimise_policy(
         args=trl_config(settings, folder),
         train_dataset=rollouts.dataset(settings.steps, settings.groups),
         processing_class=tokenizer,
-        peft_config=lora and lora_config(lora),
+        peft_config=lora and lora_config(lora, model),
         rollout_func=rollouts,
     )
     train_to_end(trainer, folder, on_step, rollouts.describe, _TokenLimit(settings.tokens, folder))

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from fate_gym.trainers.algorithms.sequences import Batch, Example, collate, digest, log_probs, token_batches
 from fate_gym.trainers.algorithms.settings import SupervisedSettings
 from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, UpdateFolder
-from fate_gym.trainers.policy import LoraSettings, Model, load_policy, lora_config, save_policy
+from fate_gym.trainers.policy import LoraSettings, Model, load_policy, save_policy, with_adapters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +64,7 @@ def learn_examples(
     """
     if not examples:
         raise ValueError("there is nothing to learn from: no examples")
-    data = {"stage": "warmup", "examples": digest(examples), "lora": lora and dataclasses.asdict(lora)}
+    data = {"stage": "warmup", "examples": digest(examples), "lora": lora and lora.to_json()}
     folder = UpdateFolder(out, {**data, **dataclasses.asdict(settings)})
     if folder.finished is not None:
         return folder.finished
@@ -127,19 +127,15 @@ def fit(
     Returns:
         `steps`, `losses` (mean of each epoch), `loss` (of the last), `seconds` (in steps).
     """
-    model, tokenizer = load_policy(policy, lora=lora is not None, attention=attention)
+    model, tokenizer = load_policy(policy, lora=lora, attention=attention)
 
     import transformers
 
-    from fate_gym.trainers.algorithms._transformers import BatchTrainer, make_arguments, quiet, train_to_end
+    from fate_gym.trainers.algorithms._transformers import BatchTrainer, make_arguments, train_to_end
 
     if lora is not None:
-        import peft
-
-        # The adapters' initial weights are random; `Trainer` sets its seed only after the model was made.
-        transformers.set_seed(settings.seed)
-        with quiet():
-            model = peft.get_peft_model(model, lora_config(lora))
+        # `Trainer` would set its seed only after the adapters were made.
+        model = with_adapters(model, lora, settings.seed)
     epochs = [
         token_batches(lengths, settings.batch_tokens, f"{settings.seed}/{epoch}") for epoch in range(settings.epochs)
     ]

@@ -16,12 +16,12 @@ from trl import GRPOConfig, GRPOTrainer
 from fate_gym.episode import Trajectory
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES
-from fate_gym.trainers.algorithms._transformers import make_arguments, quiet
+from fate_gym.trainers.algorithms._transformers import make_arguments
 from fate_gym.trainers.algorithms.advantages import RULES, advantages
 from fate_gym.trainers.algorithms.groups import Group, GroupSampler, Tally, schedule
 from fate_gym.trainers.algorithms.settings import PFPOSettings
 from fate_gym.trainers.algorithms.update_folder import UpdateFolder
-from fate_gym.trainers.policy import Model, Tokenizer
+from fate_gym.trainers.policy import Model, Tokenizer, quiet
 from fate_gym.trainers.processes import process_count
 from fate_gym.trainers.sampling import Sampler
 
