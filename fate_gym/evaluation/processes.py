@@ -50,8 +50,8 @@ class ProcessWorker:
         multiprocessing.util.Finalize(self._process, self._process.kill, exitpriority=1)
         # The pipe ends with the process only if nobody else holds its other end.
         self._theirs.close()
-        listener = threading.Thread(target=self._listen, args=(asyncio.get_running_loop(),), daemon=True)
-        listener.start()
+        self._listener = threading.Thread(target=self._listen, args=(asyncio.get_running_loop(),), daemon=True)
+        self._listener.start()
         return await self._call("start")
 
     async def do(self, work: Callable[..., Any], piece: object) -> Answer:
@@ -67,6 +67,7 @@ class ProcessWorker:
             raise DiedError("it did not close itself in time") from None
         finally:
             self.end()
+            await asyncio.to_thread(self._listener.join)
 
     def end(self) -> None:
         """Ends the process at once."""

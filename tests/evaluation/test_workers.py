@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import shop_workers
 from fate_gym.agents import load_agent
 from fate_gym.agents.api import OpenAIAgent
 from fate_gym.agents.defences import defend
+from fate_gym.episode import Episode
 from fate_gym.errors import PluginError, UsageError, WorkerError
 from fate_gym.evaluation import EvalConfig, Run, RunFolder, run_evaluation
 from fate_gym.evaluation.playing import Player
@@ -28,7 +30,16 @@ from fate_gym.share import Share, take_share
 TOY = "shop_plugin:toy/Parcels-v0"
 
 
-def run(agent: Any, out: Path, *, workers: int = 2, backend: Backend = "local", **settings: Any) -> Run:
+def run(
+    agent: Any,
+    out: Path,
+    *,
+    workers: int = 2,
+    backend: Backend = "local",
+    check: bool = True,
+    on_done: Callable[[Episode], None] = lambda episode: None,
+    **settings: Any,
+) -> Run:
     acting = load_agent(agent) if isinstance(agent, str) else as_agent(agent)
     config = EvalConfig(
         agent=acting.name, out=out, workers=workers, backend=backend, **{"env": TOY, "repeats": 4, **settings}
@@ -38,8 +49,9 @@ def run(agent: Any, out: Path, *, workers: int = 2, backend: Backend = "local", 
         plan = config.plan()
         players = engage(Player(plan.environments, acting), workers, backend)
         try:
-            await players.do(Player.check, plan.has_tools())
-            return await run_evaluation(config, acting, plan=plan, workers=players)
+            if check:
+                await players.do(Player.check, plan.has_tools())
+            return await run_evaluation(config, acting, plan=plan, workers=players, on_done=on_done)
         finally:
             await players.aclose()
 
