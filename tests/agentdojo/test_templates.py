@@ -94,6 +94,7 @@ def replaced(data, old, new):
     return [replaced(item, old, new) for item in data] if isinstance(data, list) else data
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("name", SUITES)
 @pytest.mark.parametrize("attack_name", ATTACK_NAMES)
 def test_equals_official_on_some_pairs(name, attack_name):
@@ -102,6 +103,7 @@ def test_equals_official_on_some_pairs(name, attack_name):
         assert_official(upstream.suites("v1.2.2")[name], template(name), injections)
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("version", upstream.versions())
 @pytest.mark.parametrize("name", SUITES)
 def test_equals_official_in_every_version(version, name):
