@@ -37,8 +37,8 @@ def add_commands(commands: Any) -> None:
         usage="fate-gym train [STAGE | study | report] --config NAME [KEY=VALUE ...] ...",
         description="Runs rounds of FATE: collect failures, repair them, choose repairs, warm up, optimise, and score. "
         f"`train STAGE` runs one stage alone: {', '.join(STAGES)}. `train study` trains FATE and its baselines at "
-        "equal cost, in several replicates; `train report --out DIR` makes the tables and pictures of a study anew "
-        "from its results. Run the same command again to go on after an interruption.",
+        "equal cost, in several replicates; `train report --config NAME --out DIR` makes the tables and pictures of a "
+        "study anew from its results. Run the same command again to go on after an interruption.",
         examples=[
             "train --config fate-tiny --out runs/fate-tiny",
             "train --config fate-qwen3-0.6b --dry-run",
@@ -160,8 +160,8 @@ def _study(options: argparse.Namespace, overrides: list[str], folder: Path) -> i
             return train(config, arm_folder, progress=progress, shared=shared)
 
         problems = run_study(study, trainings, folder, train_arm, progress)
-    for line in problems:
-        err.line(f"fate-gym: {line}")
+    for problem in problems:
+        err.text(f"fate-gym: {problem}")
     if len(problems) < len(trainings):
         _report(options, folder)
     return int(bool(problems))
@@ -176,10 +176,13 @@ def _chosen(replicates: Sequence[Replicate], numbers: Sequence[int] | None) -> l
 
 
 def _report(options: argparse.Namespace, folder: Path) -> int:
+    from fate_gym.trainers.study.plan import read_study
     from fate_gym.trainers.study.publish import publish
     from fate_gym.trainers.study.report_text import terminal_tables
 
-    report = publish(folder)
+    with usage_errors():
+        hypotheses = read_study(options.config).settings.hypotheses if options.config else ()
+    report = publish(folder, hypotheses)
     if options.json:
         out.json(report)
     else:

@@ -23,6 +23,7 @@ from fate_gym.trainers.config import TrainConfig, read_config
 from fate_gym.trainers.gate import NotCompetentError
 from fate_gym.trainers.progress import ProgressReporter
 from fate_gym.trainers.study.arms import ARMS, BASELINES
+from fate_gym.trainers.study.hypotheses import Hypothesis, judge
 from fate_gym.trainers.study.plan import Replicate, Study, read_study
 from fate_gym.trainers.study.publish import publish
 from fate_gym.trainers.study.report import report_of
@@ -61,6 +62,7 @@ def study_of(policy: Path, tmp_path: Path) -> Any:
     return make
 
 
+HYPOTHESIS = {"name": "P1", "test": "held", "metric": "ASR", "arm": "fate", "sense": "at_most"}
 DEPOT: dict[str, Any] = {"env": "toy/Depot-v0", "tasks": ["depot/*/0"]}
 
 
@@ -110,6 +112,9 @@ def test_arms_come_replicate_by_replicate_and_ablations_last(study_of: Any) -> N
         ({"arms": []}, "not none"),
         ({"replicates": []}, "not none"),
         ({"replicates": [{"seed": 1}, {"seed": 1}]}, "seed1, seed1"),
+        ({"hypotheses": [{**HYPOTHESIS, "metric": "asr"}]}, "no metric 'asr'; there are: ASR"),
+        ({"hypotheses": [{**HYPOTHESIS, "than": "ppo"}]}, "no arm 'ppo'; there are: base, fate"),
+        ({"hypotheses": [{**HYPOTHESIS, "sense": "below"}]}, "sense must be one of at_most, at_least"),
         ({"replicate": [{"seed": 1}]}, r"unknown setting study.replicate; did you mean study.replicates\?"),
     ],
 )
@@ -315,6 +320,47 @@ def test_the_report_pairs_averages_and_counts(run: Any, tmp_path: Path) -> None:
     assert report["replicates"]["base"] == ["seed1", "seed2"]
 
 
+def asr(arm: str, *values: float) -> dict[str, Any]:
+    return {arm: {"pair": {"ASR": {f"seed{seed}": value for seed, value in enumerate(values)}}}}
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ((0.02, 0.03, 0.04), "held"),
+        ((0.30, 0.31, 0.32), "refuted"),
+        ((0.02, 0.30, 0.04), "undecided"),
+        ((0.02,), "undecided"),
+        ((), "undecided"),
+    ],
+)
+def test_a_statement_holds_where_its_whole_interval_says_so(values: tuple[float, ...], found: str) -> None:
+    tenth = Hypothesis("P1", test="pair", metric="ASR", arm="fate", sense="at_most", times=0.1)
+    arms = {**asr("fate", *values), **asr("base", 0.5, 0.6, 0.7)}
+    judgement = judge(tenth, arms)
+    assert judgement.found == found
+    if len(values) == 3:
+        assert judgement.margin is not None
+        assert judgement.margin.mean == pytest.approx(0.06 - sum(values) / 3)
+    # What is at most something is turned round where it is at least that.
+    opposite = judge(dataclasses.replace(tenth, sense="at_least"), arms).found
+    assert opposite == {"held": "refuted", "refuted": "held"}.get(found, found)
+
+
+def test_a_statement_says_itself_and_stands_in_the_report(run: Any, tmp_path: Path) -> None:
+    run()
+    worse = Hypothesis(
+        "P2", test="held", metric="TSR", arm="fate", sense="at_least", than="rft", plus=-0.05, expected="undecided"
+    )
+    report = report_of(read_results(tmp_path / "out" / "results"), [worse])
+    assert report["hypotheses"][0]["statement"] == "held: TSR of fate >= rft - 5 points"
+    assert report["hypotheses"][0]["margin"]["mean"] == pytest.approx(0.3)
+    assert "| P2. held: TSR of fate >= rft - 5 points | 2 | +30.0 (-34 to 94) | undecided | undecided |" in markdown(
+        report
+    )
+    assert str(dataclasses.replace(worse, than="base", times=0.5, plus=0)) == "held: TSR of fate >= 50 % of base"
+
+
 def test_the_report_is_made_from_the_results_alone(run: Any, tmp_path: Path) -> None:
     run()
     first = publish(tmp_path / "out")
@@ -356,6 +402,6 @@ def test_published_trainings_cost_the_same(study: str) -> None:
 
 @pytest.mark.parametrize("study", PUBLISHED)
 def test_the_published_tables_are_those_of_the_published_results(study: str) -> None:
-    report = report_of(read_results(EVIDENCE / study / "results"))
+    report = report_of(read_results(EVIDENCE / study / "results"), read_study(study).settings.hypotheses)
     assert json.loads((EVIDENCE / study / "study.json").read_text()) == json.loads(json.dumps(report))
     assert (EVIDENCE / study / "study.md").read_text() == markdown(report)

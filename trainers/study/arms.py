@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from fate_gym.trainers.methods import METHODS, MethodName
+from fate_gym.trainers.methods import METHODS
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +40,8 @@ _FATE_CHANGED: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
 }
 """FATE with one thing changed, by name: one line for people, and the overrides."""
 
-_SIX_ROUNDS: Final[tuple[MethodName, ...]] = ("sft", "rft", "dpo")
-"""Methods that learn from a fixed set of episodes. With one budget, more rounds may suit them better than more episodes
-a round: they then learn from what the policy does after each update."""
-
 ARMS: Final[Mapping[str, Arm]] = {
     **{name: Arm(method.summary, (f"method={name}",)) for name, method in METHODS.items()},
-    **{
-        f"{name}-six-rounds": Arm(
-            f"{METHODS[name].summary}, in six rounds", (f"method={name}", "rounds=6", "patience=6")
-        )
-        for name in _SIX_ROUNDS
-    },
     **{name: Arm(about, ("method=fate", *overrides)) for name, (about, overrides) in _FATE_CHANGED.items()},
 }
 """Everything that a study can compare, by name: the methods, FATE with each advantage rule, and ablations."""

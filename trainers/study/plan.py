@@ -13,6 +13,7 @@ from fate_gym.evaluation.plan import TaskSet
 from fate_gym.trainers._settings_reader import read_dataclass
 from fate_gym.trainers.config import TrainConfig, config_from, overridden
 from fate_gym.trainers.study.arms import ARMS, BASELINES
+from fate_gym.trainers.study.hypotheses import Hypothesis
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,14 @@ class StudySettings:
         arms: What is trained in every replicate, in this order; the first is compared with each of the others.
         ablations: What is trained in the first replicates alone, after all arms.
         ablation_replicates: How many replicates these are.
+        hypotheses: What is expected of the results; the report says what was found.
     """
 
     replicates: tuple[Replicate, ...] = (Replicate(),)
     arms: tuple[str, ...] = BASELINES
     ablations: tuple[str, ...] = ()
     ablation_replicates: int = 2
+    hypotheses: tuple[Hypothesis, ...] = ()
 
     def __post_init__(self) -> None:
         names = (*self.arms, *self.ablations)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from fate_gym.trainers.study.arms import ARMS, BASE
+from fate_gym.trainers.study.hypotheses import METRICS, Hypothesis, Values, judge
 from fate_gym.trainers.study.plan import Replicate
 from fate_gym.trainers.study.records import Report, Result, Row
 from fate_gym.trainers.study.scoring import volume
@@ -14,7 +15,6 @@ from fate_gym.trainers.study.statistics import Mean, mean, paired
 
 SCHEMA: Final = "fate-gym/study-report/1"
 
-METRICS: Final = ("ASR", "TSR", "reached", "earned_utility", "BRR", "validity", "hypervolume")
 COMPARED: Final = ("ASR", "TSR", "earned_utility", "BRR", "hypervolume")
 """The metrics of paired differences."""
 
@@ -22,14 +22,19 @@ _COSTS: Final = ("tokens", "unspent", "learner_tokens", "rollouts", "candidates"
 _DIGITS: Final = 4
 
 
-def report_of(results: Sequence[Result]) -> Report:
+def report_of(results: Sequence[Result], hypotheses: Sequence[Hypothesis] = ()) -> Report:
     """Makes the report from the results of a study's trainings, complete or not.
+
+    Args:
+        results: The results.
+        hypotheses: What was expected of the study.
 
     Returns:
         `replicates` (by arm, the names of those that are done), `scores` (test set -> arm -> metric -> mean over
         replicates with interval, and each replicate's value), `differences` (test set -> arm -> metric -> the first
-        arm minus this one, with interval and p), `costs` (arm -> means), `repairs` (how well the base policies repair
-        themselves), and `covered` (test set -> the tasks that all replicates together scored).
+        arm minus this one, with interval and p), `hypotheses` (each statement with what the results say of it),
+        `costs` (arm -> means), `repairs` (how well the base policies repair themselves), and `covered` (test set -> the
+        tasks that all replicates together scored).
     """
     by_arm: dict[str, dict[str, Result]] = {arm: {} for arm in (BASE, *ARMS)}
     for result in results:
@@ -55,14 +60,14 @@ def report_of(results: Sequence[Result]) -> Report:
             for test in tests
             if reference
         },
+        "hypotheses": [_judged(one, values) for one in hypotheses],
         "costs": {arm: _costs(done[arm].values()) for arm in trained},
         "repairs": _repairs(done),
         "covered": _covered(done.get(BASE, {})),
     }
 
 
-def _values(entries: Mapping[str, Result]) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns test set -> metric -> replicate -> value."""
+def _values(entries: Mapping[str, Result]) -> Values:
     table: dict[str, dict[str, dict[str, float]]] = {}
     for replicate, result in entries.items():
         for test, row in result["scores"].items():
@@ -90,6 +95,17 @@ def _differences(
 ) -> dict[str, dict[str, Any]]:
     found = {name: paired(first[name], second[name]) for name in COMPARED if name in first and name in second}
     return {name: {**_plain(one.difference), "p": one.p} for name, one in found.items() if one}
+
+
+def _judged(hypothesis: Hypothesis, values: Mapping[str, Values]) -> dict[str, Any]:
+    judgement = judge(hypothesis, values)
+    return {
+        "name": hypothesis.name,
+        "statement": str(hypothesis),
+        "expected": hypothesis.expected,
+        "found": judgement.found,
+        "margin": judgement.margin and _plain(judgement.margin),
+    }
 
 
 def _costs(entries: Iterable[Result]) -> dict[str, float]:

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fate_gym.trainers.study.arms import ARMS, BASE
+from fate_gym.trainers.study.hypotheses import METRICS
 from fate_gym.trainers.study.records import Report
-from fate_gym.trainers.study.report import COMPARED, METRICS
+from fate_gym.trainers.study.report import COMPARED
 
 HEADINGS: Final = {"earned_utility": "utility", "hypervolume": "volume"}
 """What metrics are called in tables, where not by their names."""
@@ -29,7 +30,9 @@ delivered; utility: benign tasks done, of those that doing nothing does not do; 
 better); volume: hypervolume of (1 - ASR, TSR, 1 - BRR). A value is the mean over n replicates with the 95 % interval \
 by Student's t; a replicate has a base policy of its own, a fold of the split and a seed. Differences are paired by \
 replicate; p is that of the exact two-sided sign-flip test, whose unit is the replicate: with n of them it is at least \
-2 / 2^n, so that fewer than six can show nothing at the 5 % level. No p is corrected for the number of comparisons."""
+2 / 2^n, so that fewer than six can show nothing at the 5 % level. No p is corrected for the number of comparisons. \
+Hypotheses were written down before the results. The margin is by how many points a statement is true, negative where \
+it is false; it held, or is refuted, only where its whole interval says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,12 @@ def _grids(report: Report) -> Iterator[_Grid]:
                 ("arm", "n", *(heading for name in compared for heading in (_heading(name), "p"))),
                 [_difference_row(arm, of, compared) for arm, of in differences.items() if of],
             )
+    if report["hypotheses"]:
+        yield _Grid(
+            "Hypotheses",
+            ("statement", "n", "margin", "expected", "found"),
+            [_hypothesis_row(one) for one in report["hypotheses"]],
+        )
     if report["costs"]:
         yield _Grid(
             "Cost of a training",
@@ -126,6 +135,17 @@ def _difference_row(arm: str, of: Mapping[str, Any], names: Sequence[str]) -> tu
         p = of.get(name, {}).get("p")
         cells += [_mean(of.get(name), signed=True), ("-" if p is None else f"{p:.3f}", "")]
     return tuple(cells)
+
+
+def _hypothesis_row(one: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    margin = one["margin"]
+    return (
+        (f"{one['name']}. {one['statement']}", ""),
+        (str(margin["n"] if margin else 0), ""),
+        _mean(margin, signed=True),
+        (one["expected"], ""),
+        (one["found"], ""),
+    )
 
 
 def _cost_row(arm: str, of: Mapping[str, float]) -> tuple[tuple[str, str], ...]:
