@@ -124,7 +124,7 @@ def every_tool(env: Any, draws: int) -> None:
 @pytest.mark.parametrize("part", [*DOJO, *HARM, *ATBENCH])
 def test_no_tool_touches_the_machine(part: str) -> None:
     env = make(part)
-    every_tool(env, draws=2)
+    every_tool(env, draws=8)
     for task_id, demonstration in demonstrations(env) if part not in ATBENCH else ():
         env.reset(seed=0, options={"task_id": task_id})
         with untouched(task_id):
