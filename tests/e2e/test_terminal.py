@@ -174,9 +174,7 @@ def test_show_of_a_damaged_run_is_one_line(name: str, tmp_path: Path, capsys: py
     stored = json.loads((run / name).read_bytes().splitlines()[0])
     empty = itertools.cycle((None, []))
     damaged = [
-        encode_line(_changed(stored, path, new))
-        for path in list(_leaves(stored))[1:]
-        for new in (HOSTILE, next(empty))
+        encode_line(_changed(stored, path, new)) for path in list(_leaves(stored))[1:] for new in (HOSTILE, next(empty))
     ]
     for content in [*damaged, b"", b"[]\n", b'{"a": 1%s}\n' % (b"0" * 5000), b"\x1b\xff\n"]:
         (run / name).write_bytes(content)
