@@ -53,7 +53,7 @@ VALUES = [
 
 
 def load(name, small=False):
-    environment = TEMPLATES[name].load(TEMPLATES[name].environment({}))
+    environment = TEMPLATES[name].environment({}).load()
     if small:
         held = [(environment.inbox, "emails"), (environment.calendar, "events")]
         held += [(environment.cloud_drive, "files")] if name == "workspace" else []

@@ -1,0 +1,133 @@
+"""An environment in pieces: an episode loads the fields that its tools ask for, and leaves the others packed.
+
+Most calls read or change one field of an environment (the inbox, the calendar), and loading the rest is most of what a
+short episode would cost, in time and in memory.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agentdojo.functions_runtime import Function, TaskEnvironment
+from pydantic import BaseModel
+
+from fate_gym.benchmarks.agentdojo.unpickling import EnvironmentUnpickler
+
+_VALUES = "__dict__"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedEnvironment:
+    """An environment, of which any number of copies can be loaded, whole or field by field.
+
+    Attributes:
+        kind: The type of the environment.
+        frame: The pickled state of the model without its fields.
+        fields: For each field the pickle of a dict of it, and of the fields that share objects with it.
+    """
+
+    kind: type[TaskEnvironment]
+    frame: bytes
+    fields: Mapping[str, bytes]
+
+    @classmethod
+    def pack(cls, environment: TaskEnvironment) -> PackedEnvironment:
+        """Packs an environment."""
+        state = environment.__getstate__()
+        values = state.pop(_VALUES)
+        if _share_objects(values.values()):
+            fields = dict.fromkeys(values, _dumps(values))
+        else:
+            fields = {name: _dumps({name: value}) for name, value in values.items()}
+        return cls(type(environment), _dumps(state), fields)
+
+    def load(self) -> TaskEnvironment:
+        """Returns a copy of the whole environment."""
+        environment = self.frame_alone()
+        self.fill(environment, self.fields)
+        return environment
+
+    def frame_alone(self) -> TaskEnvironment:
+        """Returns an environment without its fields, for `fill`."""
+        environment = self.kind.__new__(self.kind)
+        environment.__setstate__({**pickle.loads(self.frame), _VALUES: {}})  # noqa: S301 (packed above)
+        return environment
+
+    def fill(self, environment: TaskEnvironment, names: Iterable[str]) -> None:
+        """Loads those of the named fields that the environment lacks."""
+        values = vars(environment)
+        for name in names:
+            if name not in values:
+                values.update(pickle.loads(self.fields[name]))  # noqa: S301 (packed above)
+
+    def completed(self, environment: TaskEnvironment, rest: TaskEnvironment) -> TaskEnvironment:
+        """Returns a whole environment that shares its fields with the given one, and those it lacks with another.
+
+        Args:
+            environment: Has some of the fields.
+            rest: A whole environment, whose order of fields is kept: what prints a model follows that order.
+        """
+        whole = self.frame_alone()
+        vars(whole).update(vars(rest))
+        vars(whole).update(vars(environment))
+        return whole
+
+    def needed_by(self, function: Function[Any, Any]) -> Collection[str]:
+        """Returns the fields that a tool depends on; all, where it depends on anything but fields."""
+        names = [dependency.env_dependency for dependency in function.dependencies.values()]
+        return names if all(isinstance(name, str) and name in self.fields for name in names) else self.fields
+
+    def dump(self, environment: TaskEnvironment) -> bytes:
+        """Pickles the fields that the environment has."""
+        return pickle.dumps(vars(environment), protocol=5)
+
+    def restore(self, data: bytes) -> TaskEnvironment:
+        """Reads what `dump` gave, which may come from anywhere.
+
+        Raises:
+            pickle.UnpicklingError: The bytes hold anything but fields of such an environment.
+        """
+        package = self.kind.__module__.partition(".")[0]
+        values = EnvironmentUnpickler(io.BytesIO(data), package).load()
+        if not isinstance(values, dict) or not all(self._may_hold(name, value) for name, value in values.items()):
+            raise pickle.UnpicklingError(f"not the fields of a {self.kind.__name__}")
+        environment = self.frame_alone()
+        vars(environment).update(values)
+        return environment
+
+    def _may_hold(self, name: object, value: object) -> bool:
+        if name not in self.fields:
+            return False
+        field = self.kind.model_fields.get(str(name))
+        return field is None or not isinstance(field.annotation, type) or isinstance(value, field.annotation)
+
+
+def _dumps(value: Any) -> bytes:
+    return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+
+
+def _share_objects(values: Iterable[Any]) -> bool:
+    """Whether an object that can be changed in place stands in more than one of the values."""
+    seen: set[int] = set()
+    for value in values:
+        own: set[int] = set()
+        _note_objects(value, own)
+        if own & seen:
+            return True
+        seen |= own
+    return False
+
+
+def _note_objects(value: Any, found: set[int]) -> None:
+    if id(value) in found:
+        return
+    if isinstance(value, BaseModel):
+        value = vars(value)
+    if isinstance(value, Mapping | list | tuple | set):
+        found.add(id(value))
+        for item in value.values() if isinstance(value, Mapping) else value:
+            _note_objects(item, found)
