@@ -64,17 +64,16 @@ class PackedEnvironment:
             if name not in values:
                 values.update(pickle.loads(self.fields[name]))  # noqa: S301 (packed above)
 
-    def completed(self, environment: TaskEnvironment, rest: TaskEnvironment) -> TaskEnvironment:
-        """Returns a whole environment that shares its fields with the given one, and those it lacks with another.
+    @staticmethod
+    def complete(environment: TaskEnvironment, rest: TaskEnvironment) -> None:
+        """Gives an environment the fields it lacks from a whole one, which shares them from then on.
 
-        Args:
-            environment: Has some of the fields.
-            rest: A whole environment, whose order of fields is kept: what prints a model follows that order.
+        The order of the fields becomes that of the whole one, since what prints a model follows it.
         """
-        whole = self.frame_alone()
-        vars(whole).update(vars(rest))
-        vars(whole).update(vars(environment))
-        return whole
+        values = vars(environment)
+        whole = {**vars(rest), **values}
+        values.clear()
+        values.update(whole)
 
     def needed_by(self, function: Function[Any, Any]) -> Collection[str]:
         """Returns the fields that a tool depends on; all, where it depends on anything but fields."""

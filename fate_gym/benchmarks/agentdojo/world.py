@@ -55,16 +55,18 @@ class AgentDojoWorld(World):
     @property
     def environment(self) -> TaskEnvironment:
         """The whole state, which the caller may change."""
-        self._touched = self._initial.completed(self._touched_fields(), self._initial.load())
-        return self._touched
+        touched = self._touched_fields()
+        self._initial.complete(touched, self._initial.load())
+        return touched
 
     def states(self) -> tuple[TaskEnvironment, TaskEnvironment]:
         """Returns the states before the first call and after the last, for graders, which change neither.
 
         What no call has asked for is one object in both.
         """
-        before = self._initial.load()
-        return before, self._initial.completed(self._touched_fields(), before)
+        before, after = self._initial.load(), self._touched_fields()
+        self._initial.complete(after, before)
+        return before, after
 
     def replayed(self, calls: Iterable[CallRecord], before: TaskEnvironment) -> TaskEnvironment:
         """Returns the state that some recorded calls lead to; those that never ran change nothing.
@@ -73,11 +75,12 @@ class AgentDojoWorld(World):
             calls: The calls.
             before: The state before the first call; what no call asks for is taken from it.
         """
-        touched = self._initial.frame_alone()
+        state = self._initial.frame_alone()
         for call in calls:
             if call.executed:
-                self._call(touched, call.name, call.arguments or {})
-        return self._initial.completed(touched, before)
+                self._call(state, call.name, call.arguments or {})
+        self._initial.complete(state, before)
+        return state
 
     def call(self, name: str, arguments: dict[str, Json]) -> ToolOutcome:
         """Runs a tool as AgentDojo's `ToolsExecutor` does."""
