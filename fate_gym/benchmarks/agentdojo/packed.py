@@ -1,16 +1,16 @@
 """An environment in pieces: an episode loads the fields that its tools ask for, and leaves the others packed.
 
 Most calls read or change one field of an environment (the inbox, the calendar), and loading the rest is most of what a
-short episode would cost, in time and in memory.
+short episode would cost, in time and in memory. All copies share their longer texts, which nobody can change.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 from agentdojo.functions_runtime import Function, TaskEnvironment
 from pydantic import BaseModel
@@ -18,6 +18,8 @@ from pydantic import BaseModel
 from fate_gym.benchmarks.agentdojo.unpickling import EnvironmentUnpickler
 
 _VALUES = "__dict__"
+_SHARED_FROM = 16
+"""Characters of a text that is not copied; the names of fields are shorter, and a pickle holds each of them once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,22 +30,25 @@ class PackedEnvironment:
         kind: The type of the environment.
         frame: The pickled state of the model without its fields.
         fields: For each field the pickle of a dict of it, and of the fields that share objects with it.
+        texts: The texts that the pickles of the fields refer to by their index.
     """
 
     kind: type[TaskEnvironment]
     frame: bytes
     fields: Mapping[str, bytes]
+    texts: Sequence[str]
 
     @classmethod
     def pack(cls, environment: TaskEnvironment) -> PackedEnvironment:
         """Packs an environment."""
         state = environment.__getstate__()
         values = state.pop(_VALUES)
+        index: dict[str, int] = {}
         if _share_objects(values.values()):
-            fields = dict.fromkeys(values, _dumps(values))
+            fields = dict.fromkeys(values, _Packer.pack(values, index))
         else:
-            fields = {name: _dumps({name: value}) for name, value in values.items()}
-        return cls(type(environment), _dumps(state), fields)
+            fields = {name: _Packer.pack({name: value}, index) for name, value in values.items()}
+        return cls(type(environment), pickle.dumps(state, pickle.HIGHEST_PROTOCOL), fields, tuple(index))
 
     def load(self) -> TaskEnvironment:
         """Returns a copy of the whole environment."""
@@ -62,7 +67,9 @@ class PackedEnvironment:
         values = vars(environment)
         for name in names:
             if name not in values:
-                values.update(pickle.loads(self.fields[name]))  # noqa: S301 (packed above)
+                unpickler = pickle.Unpickler(io.BytesIO(self.fields[name]))  # noqa: S301 (packed above)
+                unpickler.persistent_load = self.texts.__getitem__  # type: ignore[method-assign]
+                values.update(unpickler.load())
 
     @staticmethod
     def complete(environment: TaskEnvironment, rest: TaskEnvironment) -> None:
@@ -105,8 +112,30 @@ class PackedEnvironment:
         return field is None or not isinstance(field.annotation, type) or isinstance(value, field.annotation)
 
 
-def _dumps(value: Any) -> bytes:
-    return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+class _Packer(pickle.Pickler):
+    """Pickles a value, without its longer texts.
+
+    Args:
+        file: Where the pickle goes.
+        index: The texts met so far, each with its place; those of this value are added.
+    """
+
+    def __init__(self, file: IO[bytes], index: dict[str, int]) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self._index = index
+
+    def persistent_id(self, value: Any) -> int | None:
+        """Returns the place of a longer text, None for anything else."""
+        if type(value) is not str or len(value) < _SHARED_FROM:
+            return None
+        return self._index.setdefault(value, len(self._index))
+
+    @classmethod
+    def pack(cls, value: Any, index: dict[str, int]) -> bytes:
+        """Returns the pickle of a value."""
+        file = io.BytesIO()
+        cls(file, index).dump(value)
+        return file.getvalue()
 
 
 def _share_objects(values: Iterable[Any]) -> bool:
