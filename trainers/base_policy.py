@@ -1,4 +1,4 @@
-"""The policy before training: given in the settings, or the tiny one, which is made from nothing."""
+"""The policy before training: the one that is given in the settings, or one that cloning makes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ def base_policy(folder: TrainingFolder) -> str:
     Raises:
         UsageError: A package of the extra `train` is not installed.
     """
-    config = folder.config
-    if config.base is None:
+    settings = folder.config.base
+    if settings is None:
         return folder.base
-    from fate_gym.trainers.tiny.base import build_base, read_base
+    from fate_gym.trainers.cloning.base import build_base, read_base
 
     made = read_base(folder.shared / "base")
-    if made is None or made.digest != config.tiny.digest():
-        with folder.timed("base"), folder.progress.stage("base", config.tiny.steps):
+    if made is None or made.digest != settings.digest():
+        with folder.timed("base"), folder.progress.stage("base", settings.steps):
             try:
                 build_base(
                     folder.shared / "base",
-                    config.tiny,
+                    settings,
                     on_progress=lambda step, steps, loss: folder.progress.advance(f"loss {loss:.3f}"),
                 )
             except ModuleNotFoundError as error:
@@ -32,10 +32,10 @@ def base_policy(folder: TrainingFolder) -> str:
 
 
 def cloned_pairs(folder: TrainingFolder) -> tuple[str, ...]:
-    """Returns the attacked pairs that the tiny base policy was cloned on: a score on them would mean nothing."""
+    """Returns the attacked pairs that the base policy was cloned on: a score on them would mean nothing."""
     if folder.config.base is None:
         return ()
-    from fate_gym.trainers.tiny.base import read_base
+    from fate_gym.trainers.cloning.base import read_base
 
     report = read_base(folder.shared / "base")
     return tuple(report.seen) if report else ()

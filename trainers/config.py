@@ -16,12 +16,13 @@ from fate_gym.evaluation.config import read_settings
 from fate_gym.evaluation.plan import TaskSet
 from fate_gym.trainers._settings_reader import read_dataclass
 from fate_gym.trainers.algorithms.settings import DPOSettings, PFPOSettings, SupervisedSettings
+from fate_gym.trainers.cloning.settings import CloningSettings
 from fate_gym.trainers.methods import METHODS, Method, MethodName
 from fate_gym.trainers.policy import LoraSettings
+from fate_gym.trainers.server import ServerSettings
 from fate_gym.trainers.stages.prompts import PromptSettings
-from fate_gym.trainers.tiny.settings import TinySettings
 
-MAY_CHANGE: Final = ("rounds", "patience", "concurrency")
+MAY_CHANGE: Final = ("rounds", "patience", "concurrency", "sampler")
 """Settings that may change on resume: they change no result that exists already."""
 
 
@@ -137,8 +138,7 @@ class TrainConfig:
 
     Attributes:
         policy: The model to start from: a folder, or an id on the hub.
-        base: "tiny" to make this model from nothing, by the settings in `tiny`; then there is no `policy`.
-        tiny: Settings of the model that `base: tiny` makes.
+        base: Settings of cloning, which then makes the model to start from; in place of `policy`.
         method: A name in `methods.METHODS`: "fate", or a baseline on the same tasks.
         rounds: Most rounds of self-evolution, T.
         patience: Training stops after so many rounds without a better dev hypervolume.
@@ -147,7 +147,9 @@ class TrainConfig:
             policy optimisation (`pfpo.steps` is then ignored), else repair, else the collection of successes.
         seed: Every other seed is derived from it.
         train: The tasks to fail on and to learn.
-        agent: Options of the policy as an agent (`LocalAgent`), such as `max_new_tokens` and `chat_template_kwargs`.
+        agent: Options of the policy as an agent (`LocalAgent`), such as `max_new_tokens` and `chat_template`; it learns
+            with the same chat template.
+        sampler: A server that samples the policy; null to sample in this process.
         concurrency: Episodes that run at the same time.
         attention: transformers' `attn_implementation`.
         lora: Adapters; null to learn all weights.
@@ -163,8 +165,7 @@ class TrainConfig:
     """
 
     policy: str | None = None
-    base: Literal["tiny"] | None = None
-    tiny: TinySettings = field(default_factory=TinySettings)
+    base: CloningSettings | None = None
     method: MethodName = "fate"
     rounds: int = 2
     patience: int = 1
@@ -172,6 +173,7 @@ class TrainConfig:
     seed: int = 0
     train: tuple[TaskSet, ...] = ()
     agent: dict[str, Json] = field(default_factory=dict)
+    sampler: ServerSettings | None = None
     concurrency: int = 128
     attention: str | None = None
     lora: LoraSettings | None = field(default_factory=LoraSettings)
@@ -187,7 +189,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if (self.policy is None) == (self.base is None):
-            raise ValueError("give either `policy`, a folder or an id on the hub, or `base: tiny`")
+            raise ValueError("give either `policy`, a folder or an id on the hub, or `base`, settings of cloning")
         if not self.train:
             raise ValueError("give `train`, the task sets to learn on")
         for name in ("rounds", "patience", "concurrency"):
@@ -195,6 +197,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.budget is not None and self.budget < 1:
             raise ValueError(f"budget must be at least 1 token, or null for no limit, got {self.budget}")
+        if self.sampler and self.sampler.reload is None and self.lora is None:
+            raise ValueError("without `lora` there are no adapters to load: give `sampler.reload`, a command")
         if not (self.active_method.warm_up or self.active_method.optimises):
             missing = [
                 f"`{name}`"
@@ -217,8 +221,8 @@ class TrainConfig:
 
     @property
     def excluded_tasks(self) -> tuple[str, ...]:
-        """Patterns of tasks that the tiny base policy was not made for."""
-        return self.tiny.exclude if self.base else ()
+        """Patterns of tasks that a cloned base policy was not made for."""
+        return self.base.exclude if self.base else ()
 
     def to_json(self) -> dict[str, Json]:
         """Returns the settings as `config.json` has them."""
@@ -266,10 +270,17 @@ def config_from(settings: Mapping[str, Any]) -> TrainConfig:
 _RENAMED: Final = {"p_f": "repair_prompt", "x": "task_prompt"}
 """Version 1 had the paper's symbols as keys in `examples`, and as values of `repair.prompt`."""
 
+_FROM_NOTHING: Final = "tiny"
+"""Version 2 had `base: tiny`, the only policy that cloning could make then, and its settings in `tiny`."""
+
 
 def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings of version 1, or of today, with today's names."""
+    """Returns settings of an earlier version, or of today, with today's names."""
     current = dict(settings)
+    if current.get("base") in (None, _FROM_NOTHING):
+        tiny = current.pop(_FROM_NOTHING, None)
+        if current.get("base") == _FROM_NOTHING:
+            current["base"] = tiny or {}
     if isinstance(examples := current.get("examples"), Mapping):
         current["examples"] = {_RENAMED.get(key, key): value for key, value in examples.items()}
     if isinstance(repair := current.get("repair"), Mapping):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from fate_gym.agents.chat_format import one_line
 from fate_gym.agents.local import load_model, load_tokenizer
+from fate_gym.chat import Json
 from fate_gym.errors import UsageError
 from fate_gym.storage import native_disk_errors
 
@@ -33,27 +37,42 @@ class LoraSettings:
         rank: Rank of the update of a layer.
         alpha: The update is scaled by alpha / rank.
         dropout: Dropout rate of the adapters' inputs during training.
+        last_layers: Adapters on so many of the last layers alone; None for all. Fewer are faster to train: gradients
+            need not reach the layers below.
+        dtype: Type of the frozen weights; None for bfloat16 on a GPU and float32 on a CPU. Some CPUs compute in
+            bfloat16, and then faster.
     """
 
     rank: int = 16
     alpha: int = 32
     dropout: float = 0.0
+    last_layers: int | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
             raise ValueError("rank and alpha must be positive, dropout in [0, 1)")
+        if self.last_layers is not None and self.last_layers < 1:
+            raise ValueError(f"last_layers must be at least 1, or null for all, got {self.last_layers}")
+
+    def to_json(self) -> dict[str, Json]:
+        """Returns the settings that are given: what was trained before others existed is still the same."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
-def load_policy(path: str | Path, *, lora: bool, attention: str | None = None) -> tuple[Model, Tokenizer]:
+def load_policy(
+    path: str | Path, *, lora: LoraSettings | None, attention: str | None = None, chat_template: str | None = None
+) -> tuple[Model, Tokenizer]:
     """Loads a model and its tokenizer for learning, from safetensors alone and without any code of theirs.
 
-    On a CPU the weights are float32. On a GPU the frozen weights under adapters are bfloat16; weights that learn
-    themselves stay float32, since small updates vanish in bfloat16, and only the arithmetic is bfloat16 (autocast).
+    Weights that learn are float32, since small updates vanish in bfloat16; on a GPU their arithmetic alone is bfloat16
+    (autocast). Frozen weights under adapters have the type that `lora` says.
 
     Args:
         path: A folder, or an id on the hub.
-        lora: Whether adapters will learn in place of the weights.
+        lora: Adapters that will learn in place of the weights; None if the weights themselves will.
         attention: transformers' `attn_implementation`.
+        chat_template: As in `LocalAgent`; the tokenizer keeps it, wherever it is saved.
 
     Raises:
         UsageError: It cannot be loaded, or is no chat model that takes tools.
@@ -62,8 +81,8 @@ def load_policy(path: str | Path, *, lora: bool, attention: str | None = None) -
         import torch
 
         gpu = torch.cuda.is_available()
-        dtype = "bfloat16" if gpu and lora else "float32"
-        tokenizer = load_tokenizer(str(path))
+        dtype = "float32" if lora is None else lora.dtype or ("bfloat16" if gpu else "float32")
+        tokenizer = load_tokenizer(str(path), chat_template=chat_template)
         model = load_model(str(path), dtype=dtype, attn_implementation=attention)
         return (model.to(f"cuda:{torch.cuda.current_device()}") if gpu else model), tokenizer
     except ModuleNotFoundError as error:
@@ -73,17 +92,40 @@ def load_policy(path: str | Path, *, lora: bool, attention: str | None = None) -
         raise UsageError(f"policy {path}: {one_line(error)}") from error
 
 
-def lora_config(settings: LoraSettings) -> Any:
-    """Returns the settings as a `peft.LoraConfig`."""
+def lora_config(settings: LoraSettings, model: Model) -> Any:
+    """Returns the settings as a `peft.LoraConfig` for a model."""
     from peft import LoraConfig
 
+    layers = model.config.get_text_config().num_hidden_layers
+    without = "|".join(map(str, range(layers - (settings.last_layers or layers))))
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules="all-linear",
+        # The first number in a module's name is that of its layer.
+        exclude_modules=rf"\D*\.(?:{without})\..*" if without else None,
         task_type="CAUSAL_LM",
     )
+
+
+def with_adapters(model: Model, settings: LoraSettings, seed: int) -> Model:
+    """Freezes a model and adds adapters to it, whose random initial weights the seed decides."""
+    import peft
+    import transformers
+
+    transformers.set_seed(seed)
+    with quiet():
+        return peft.get_peft_model(model, lora_config(settings, model))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences warnings of transformers about old names that TRL and PEFT still use."""
+    with warnings.catch_warnings():
+        old = "(is_)?gradient_checkpointing(_enable|_disable)?"
+        warnings.filterwarnings("ignore", f"`{old}` is deprecated", FutureWarning)
+        yield
 
 
 def save_policy(model: Model, tokenizer: Tokenizer, out: Path) -> None:

@@ -7,10 +7,12 @@ refuses, an architecture that adapters do not fit. It downloads nothing and keep
 from __future__ import annotations
 
 import dataclasses
+import functools
 import glob
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +32,7 @@ _SIZES: Final = {
     "max_position_embeddings": 65_536,
 }
 _TASKS: Final = 2
-_OF_THE_REAL_MODEL: Final = ("response_template", "max_context", "adapter", "dtype", "device")
+_OF_THE_REAL_MODEL: Final = ("chat_template", "response_template", "max_context", "adapter", "dtype", "device")
 
 
 def rehearse(config: TrainConfig, *, progress: ProgressReporter | None = None) -> list[str]:
@@ -49,9 +51,12 @@ def rehearse(config: TrainConfig, *, progress: ProgressReporter | None = None) -
     """
     with tempfile.TemporaryDirectory(prefix="fate-gym-rehearsal-") as folder:
         policy = Path(folder) / "policy"
-        kind = "qwen3" if config.policy is None else model_type(config.policy)
+        given = config.policy or (config.base and config.base.start)
+        kind = model_type(given) if given else "qwen3"
         make_random_model(kind, policy)
-        small = _small(config, policy)
+        small = reduced(config)
+        agent = {name: value for name, value in small.agent.items() if name not in _OF_THE_REAL_MODEL}
+        small = dataclasses.replace(small, policy=str(policy), base=None, sampler=None, agent=agent, attention=None)
         summary = train(small, Path(folder) / "run", progress=progress)
         row = summary["rounds"][1]
         stages = {
@@ -91,7 +96,7 @@ def make_random_model(kind: str, out: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from fate_gym.trainers.tiny.tokenizer import train_tokenizer
+    from fate_gym.trainers.cloning.tiny_tokenizer import train_tokenizer
 
     # 256 bytes and six special tokens: every text can be written, and nothing has to be learned.
     tokenizer = train_tokenizer([], 262, 1)
@@ -105,18 +110,20 @@ def make_random_model(kind: str, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-def _small(config: TrainConfig, policy: Path) -> TrainConfig:
-    agent = {name: value for name, value in config.agent.items() if name not in _OF_THE_REAL_MODEL}
-    evaluate = config.evaluate
+def reduced(config: TrainConfig) -> TrainConfig:
+    """Returns settings under which the same policy goes through every stage once, as briefly as it can.
+
+    Few tasks, short replies, one step per update; no gate, and candidates are not verified, since a policy that can do
+    nothing must get through.
+    """
+    few, evaluate = functools.partial(_few, excluded=config.excluded_tasks), config.evaluate
     changes: dict[str, Any] = {
-        "policy": str(policy),
-        "base": None,
+        "base": config.base and dataclasses.replace(config.base, steps=1),
         "rounds": 1,
         # A random model passes no gate, and nothing but its own failures can be rehearsed on.
         "gate": None,
-        "train": tuple(_few(task_set) for task_set in config.train),
-        "agent": {**agent, "max_new_tokens": 8, "max_batch": 8},
-        "attention": None,
+        "train": tuple(few(task_set) for task_set in config.train),
+        "agent": {**config.agent, "max_new_tokens": 8, "max_batch": 8},
         "collect": dataclasses.replace(config.collect, leave_out_noop=False),
         "repair": dataclasses.replace(config.repair, candidates=2),
         # A random model repairs nothing; unverified candidates still show that the rest works.
@@ -126,15 +133,15 @@ def _small(config: TrainConfig, policy: Path) -> TrainConfig:
         and dataclasses.replace(config.pfpo, steps=1, groups=1, group_size=2, micro_batch=2, refills=0, passes=1),
         "dpo": dataclasses.replace(config.dpo, epochs=1),
         "evaluate": dataclasses.replace(
-            evaluate, dev=_few(evaluate.dev), test={name: _few(entry) for name, entry in evaluate.test.items()}
+            evaluate, dev=few(evaluate.dev), test={name: few(entry) for name, entry in evaluate.test.items()}
         ),
     }
     return dataclasses.replace(config, **changes)
 
 
-def _few(task_set: TaskSet) -> TaskSet:
-    """Returns the first tasks of a set, for each environment and mode."""
-    plan = Plan([dataclasses.replace(task_set, repeats=1)], 0)
+def _few(task_set: TaskSet, excluded: Sequence[str]) -> TaskSet:
+    """Returns the first tasks of a set that are not excluded, for each environment and mode."""
+    plan = Plan([dataclasses.replace(task_set, exclude=(*task_set.exclude, *excluded), repeats=1)], 0)
     taken: dict[tuple[int, str], list[str]] = {}
     for item in plan.items:
         taken.setdefault((item.env_index, plan.task(item).mode), []).append(item.task_id)

@@ -5,15 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from fate_gym.chat import Json
 from fate_gym.env import Observation
 from fate_gym.episode import Episode
 from fate_gym.errors import CUTS, CallsLeftError, NoReplyError, ProviderError
 from fate_gym.evaluation.plan import Item, Plan
-from fate_gym.evaluation.pool import run_episodes
+from fate_gym.evaluation.playing import Player, run_episodes
+from fate_gym.evaluation.workers import InProcess
 from fate_gym.rollout import Agent, Reply, Session
 from fate_gym.task import Task
+
+R = TypeVar("R", bound=Agent)
+"""A recording, or an agent that plays one."""
 
 
 class Recording(Agent):
@@ -57,8 +62,8 @@ class _Session:
 
 async def replay(
     plan: Plan,
-    recordings: Iterable[tuple[Item, Recording]],
-    on_done: Callable[[Recording, Episode], None],
+    recordings: Iterable[tuple[Item, R]],
+    on_done: Callable[[R, Episode], None],
     *,
     concurrency: int = 4,
 ) -> None:
@@ -66,12 +71,13 @@ async def replay(
 
     Args:
         plan: Makes the environments.
-        recordings: What to play; read as it goes. The same place may come several times.
+        recordings: What to play, with defences around it or without; read as it goes. The same place may come several
+            times.
         on_done: Called with each recording and the episode that came of it, in the order in which they end.
         concurrency: Episodes under way at once.
     """
     # By the item's own identity, since a place may come several times.
-    under_way: dict[int, Recording] = {}
+    under_way: dict[int, R] = {}
 
     def items() -> Iterator[Item]:
         for planned, recording in recordings:
@@ -82,4 +88,5 @@ async def replay(
     async def done(item: Item, episode: Episode) -> None:
         on_done(under_way.pop(id(item)), episode)
 
-    await run_episodes(plan, items(), lambda item: under_way[id(item)], concurrency=concurrency, on_done=done)
+    workers = InProcess(Player(plan.environments, lambda item: under_way[id(item)]))
+    await run_episodes(items(), workers, concurrency=concurrency, on_done=done)

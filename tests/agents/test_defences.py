@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -260,7 +261,10 @@ def test_views_leave_the_environments_conversation_and_an_oracles_scores_as_they
 ) -> None:
     def episodes(agent: Agent, out: Path) -> list[str]:
         metrics(agent, out, limit=12)
-        return sorted(json.dumps({**episode.to_json(), "seconds": None}) for episode in RunFolder.read(out).episodes())
+        return sorted(
+            json.dumps({**dataclasses.replace(episode, shown=None).to_json(), "seconds": None})
+            for episode in RunFolder.read(out).episodes()
+        )
 
     assert episodes(defend(Oracle(), view()), tmp_path / "defended") == episodes(Oracle(), tmp_path / "bare")
 

@@ -36,7 +36,7 @@ class Kept:
 def make_step(policy: Path, out: Path, rule: AdvantageRule | None) -> Any:
     """A function that does one step on kept rollouts and returns its processor time in seconds."""
     settings = PFPOSettings(steps=1, groups=8, group_size=8, refills=0, micro_batch=64)
-    model, tokenizer = load_policy(policy, lora=False)
+    model, tokenizer = load_policy(policy, lora=None)
     plan = shop_policy.shop()
     sampler = GroupSampler(plan, plan.items, settings.rule, 8, refills=0, concurrency=64, seed=0)
     rollouts = Rollouts(sampler, tokenizer, 1, {"max_new_tokens": 8, "max_batch": 64})

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_episodes import make_episode
 
-from fate_gym.episode import Call, Episode, Trajectory
+from fate_gym.episode import Call, Episode, Shown, Trajectory
 from fate_gym.errors import FateGymError, RunCorruptError, RunError
 from fate_gym.rewards import AxisVerdict, Verdict
 from fate_gym.storage import encode_line, parse
@@ -41,6 +41,7 @@ RICH = make_episode(
     actions=[{"tool_calls": []}, "Done."],
     calls=(Call(0, "a", "n", "tool_error"),),
     usage={"prompt_tokens": 7, "cost_usd": 0.5},
+    shown=Shown(("d",), ("e",), ("look",)),
     trajectory=Trajectory([1], [2, 3], [1, 0], [-0.5, 0.0]),
 )
 
@@ -57,7 +58,7 @@ def test_an_episode_reads_back_and_gives_the_same_bytes() -> None:
 
 def test_fields_keep_their_order_since_files_are_compared_by_bytes() -> None:
     names = "schema key repeat task_id mode suite cluster attack metadata seed status error ended truncated verdict"
-    names += " injections injection_reached messages actions calls usage attempts seconds"
+    names += " injections injection_reached messages actions calls usage attempts seconds shown"
     assert list(RICH.to_json()) == names.split()
 
 

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 from small_runs import make_run
 
-from fate_gym.episode import SCHEMA, Call, Episode, Trajectory
+from fate_gym.episode import SCHEMA, Call, Episode, Shown, Trajectory
 from fate_gym.errors import RunError
 from fate_gym.evaluation import RunFolder
 from fate_gym.rewards import AXES, AxisVerdict, Verdict
@@ -65,6 +65,7 @@ def _full_episode() -> dict[str, Any]:
         usage={"prompt_tokens": 3},
         attempts=1,
         seconds={"total": 0.5, "agent": 0.25},
+        shown=Shown(("d",), ("e",), ("look",)),
         trajectory=Trajectory([1], [2, 3], [1, 0], [-0.5, 0.0]),
     )
     return json.loads(json.dumps(episode.to_json(tokens=True)))  # type: ignore[no-any-return]

@@ -121,7 +121,7 @@ def test_a_table(run: Any) -> None:
 @pytest.mark.slow
 def test_a_round_of_fate(run: Any) -> None:
     tasks = "[{attack: [none, tool_knowledge], env_args: {suite: banking, split: train}, repeats: 1}]"
-    small = [f"train={tasks}", "tiny.steps=60", "gate=null", "pfpo.steps=1", "pfpo.groups=2", "pfpo.group_size=4"]
+    small = [f"train={tasks}", "base.steps=60", "gate=null", "pfpo.steps=1", "pfpo.groups=2", "pfpo.group_size=4"]
     small += ["evaluate.test.pair.repeats=1", "evaluate.dev.repeats=1"]
     before, after, policy = run("fate_round", "run", *small)[-3:]
     assert before.startswith("before {'ASR'")

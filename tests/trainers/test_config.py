@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from fate_gym.evaluation.config import shipped_configs
+from fate_gym.trainers.cloning.settings import CloningSettings
 from fate_gym.trainers.config import TrainConfig, read_config
 from fate_gym.trainers.stages.prompts import COMPACT
 from fate_gym.trainers.study.plan import Replicate, read_study
-from fate_gym.trainers.tiny.settings import TinySettings
 
 LEAST: dict[str, Any] = {"policy": "somewhere", "train": [{"env": "toy/Depot-v0"}]}
 
@@ -56,7 +56,7 @@ def test_shipped_configurations_are_whole(name: str) -> None:
 
 
 def test_the_tiny_configurations_are_what_the_tiny_policy_is_made_for() -> None:
-    assert read_config("fate-tiny").tiny == TinySettings()
+    assert read_config("fate-tiny").base == CloningSettings()
     for name in ("fate-tiny", "fate-tiny-ci"):
         assert read_config(name).repair.show == COMPACT
     for name in ("fate-tiny-study", "fate-tiny-conflict"):
@@ -110,6 +110,15 @@ def test_the_names_of_version_1_are_still_read(write: Any) -> None:
     config = read_config(write(examples={"p_f": 0.1, "x": 0.5}, repair={"prompt": "x"}))
     assert (config.examples.repair_prompt, config.examples.task_prompt) == (0.1, 0.5)
     assert config.repair.prompt == "task_prompt"
+
+
+def test_the_names_of_version_2_are_still_read(write: Any) -> None:
+    assert read_config(write(policy=None, base="tiny", tiny={"steps": 3})).base == CloningSettings(steps=3)
+    assert read_config(write(policy=None, base="tiny")).base == CloningSettings()
+    # A resolved configuration had the section, whether or not it was used.
+    assert read_config(write(tiny={"steps": 3})).base is None
+    with pytest.raises(ValueError, match="unknown setting tiny"):
+        read_config("fate-tiny", ["tiny.steps=3"])
 
 
 def test_defaults_are_the_paper_s() -> None:

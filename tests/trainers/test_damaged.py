@@ -13,12 +13,12 @@ from fate_gym.agents.marks import MARK, contamination
 from fate_gym.errors import RunCorruptError, RunError, RunMismatchError, UsageError
 from fate_gym.evaluation.plan import TaskSet
 from fate_gym.trainers.algorithms.update_folder import UpdateFolder
+from fate_gym.trainers.cloning.learning import clone
+from fate_gym.trainers.cloning.settings import CloningSettings
 from fate_gym.trainers.config import TrainConfig
 from fate_gym.trainers.folder import TrainingFolder
 from fate_gym.trainers.round import FILES, Round
 from fate_gym.trainers.stage_file import StageFile, write_stage
-from fate_gym.trainers.tiny.cloning import clone
-from fate_gym.trainers.tiny.settings import TinySettings
 
 CONFIG = TrainConfig(policy="somewhere", train=(TaskSet("toy/Depot-v0"),))
 
@@ -138,12 +138,12 @@ def test_a_damaged_checkpoint_of_cloning(tmp_path: Path, content: bytes) -> None
 
     checkpoint = tmp_path / "cloning.pt"
     checkpoint.write_bytes(content)
-    settings = TinySettings(steps=1)
+    settings = CloningSettings(steps=1)
     with pytest.raises(RunCorruptError, match=r"cloning\.pt cannot be read .*: delete it to begin anew"):
         clone(torch.nn.Linear(1, 1), _runs(), settings, checkpoint, digest="d", on_progress=lambda *_: None)
 
 
 def _runs() -> list[Any]:
-    from fate_gym.trainers.tiny.cloning import EncodedEpisode
+    from fate_gym.trainers.cloning.encoding import EncodedEpisode
 
-    return [EncodedEpisode(kind, [1, 2], [0, 1]) for kind in TinySettings().mixture.shares()]
+    return [EncodedEpisode(kind, [1, 2], [0, 1]) for kind in CloningSettings().mixture.shares()]

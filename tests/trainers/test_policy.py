@@ -19,7 +19,7 @@ from fate_gym.episode import Sample
 from fate_gym.errors import DiskError, UsageError
 from fate_gym.storage import native_disk_errors
 from fate_gym.task import Task
-from fate_gym.trainers.policy import ADAPTER, LoraSettings, load_policy, lora_config, save_policy
+from fate_gym.trainers.policy import ADAPTER, LoraSettings, load_policy, lora_config, save_policy, with_adapters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,8 +59,8 @@ def with_adapter(base: Path) -> tuple[Any, Any]:
     """A model whose adapter does something, as if it had learned."""
     import peft
 
-    model, tokenizer = load_policy(base, lora=True)
-    model = peft.get_peft_model(model, lora_config(LoraSettings(rank=4, alpha=8)))
+    model, tokenizer = load_policy(base, lora=LoraSettings())
+    model = peft.get_peft_model(model, lora_config(LoraSettings(rank=4, alpha=8), model))
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -70,7 +70,7 @@ def with_adapter(base: Path) -> tuple[Any, Any]:
 
 
 def test_an_agent_over_a_model_in_memory_is_the_agent_of_its_folder(base: Path) -> None:
-    model, tokenizer = load_policy(base, lora=False)
+    model, tokenizer = load_policy(base, lora=None)
     agent = LocalAgent.over(model.train(), tokenizer, name="mine", max_new_tokens=12)
     assert agent.name == "hf:mine"
     asyncio.run(agent.check())
@@ -90,30 +90,47 @@ def test_merged_and_adapter_checkpoints_play_to_the_same_numbers(base: Path, tmp
     assert_same(greedy(LocalAgent(str(tmp_path), max_new_tokens=12)), learned)
     assert_same(greedy(LocalAgent(str(base), adapter=str(tmp_path / ADAPTER), max_new_tokens=12)), learned)
     assert greedy(LocalAgent(str(base), max_new_tokens=12)) != learned
-    again, _ = load_policy(tmp_path, lora=False)
+    again, _ = load_policy(tmp_path, lora=None)
     assert not any("lora" in name for name, _ in again.named_parameters())
 
 
+def test_adapters_lie_on_the_last_layers_alone_and_frozen_weights_have_the_type_that_is_asked_for(base: Path) -> None:
+    settings = LoraSettings(rank=4, last_layers=1, dtype="bfloat16")
+    model, _ = load_policy(base, lora=settings)
+    model = with_adapters(model, settings, seed=0)
+    learned = {name: weight.dtype for name, weight in model.named_parameters() if weight.requires_grad}
+    assert learned
+    assert all(".layers.1." in name for name in learned), "the model has two layers"
+    assert set(learned.values()) == {torch.float32}
+    assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
+    with pytest.raises(ValueError, match="last_layers must be at least 1"):
+        LoraSettings(last_layers=0)
+
+
+def test_settings_of_adapters_that_are_not_given_change_no_folder_that_existed_before_them() -> None:
+    assert LoraSettings().to_json() == {"rank": 16, "alpha": 32, "dropout": 0.0}
+
+
 def test_whole_weights_are_saved_exactly(base: Path, tmp_path: Path) -> None:
-    model, tokenizer = load_policy(base, lora=False)
+    model, tokenizer = load_policy(base, lora=None)
     with torch.no_grad():
         model.lm_head.weight.mul_(1.5)
     save_policy(model, tokenizer, tmp_path)
     assert not (tmp_path / ADAPTER).exists()
-    again, _ = load_policy(tmp_path, lora=False)
+    again, _ = load_policy(tmp_path, lora=None)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert again.dtype == torch.float32
 
 
 def test_what_cannot_be_loaded_is_one_line(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"policy .*nothing"):
-        load_policy(tmp_path / "nothing", lora=True)
-    model, tokenizer = load_policy(base, lora=False)
+        load_policy(tmp_path / "nothing", lora=LoraSettings())
+    model, tokenizer = load_policy(base, lora=None)
     tokenizer.save_pretrained(tmp_path)
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UsageError, match="safetensors") as caught:
-        load_policy(tmp_path, lora=True)
+        load_policy(tmp_path, lora=LoraSettings())
     assert "\n" not in str(caught.value)
 
 
@@ -122,7 +139,7 @@ def test_a_missing_extra_is_named(base: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UsageError, match=r"pip install 'fate-gym\[train\]'"):
-        load_policy(base, lora=True)
+        load_policy(base, lora=LoraSettings())
 
 
 @pytest.mark.parametrize("wrong", [{"rank": 0}, {"alpha": 0}, {"dropout": 1.0}])
@@ -145,7 +162,7 @@ def small_files() -> Iterator[None]:
 
 @pytest.mark.usefixtures("small_files")
 def test_weights_for_which_the_disk_has_no_room_are_one_clear_line(base: Path, tmp_path: Path) -> None:
-    model, tokenizer = load_policy(base, lora=False)
+    model, tokenizer = load_policy(base, lora=None)
     with pytest.raises(DiskError, match=r"out could not be written; the disk may be full \(.*os error") as caught:
         save_policy(model, tokenizer, tmp_path / "out")
     assert "\n" not in str(caught.value)

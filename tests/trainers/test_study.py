@@ -138,13 +138,15 @@ def test_the_shipped_studies_differ_by_replicate_in_fold_and_seed_alone(name: st
     study = read_study(name)
     first, second = study.settings.replicates[:2]
     one, other = (study.config(replicate, "fate") for replicate in (first, second))
+    base = one.base
+    assert base is not None
     task_sets = [*one.train, one.evaluate.dev, *one.evaluate.test.values()]
     assert all(("fold" in made.env_args) == ("split" in made.env_args) for made in task_sets)
-    assert {made.env_args["fold"] for made in task_sets if "split" in made.env_args} == {first.fold, one.tiny.fold}
-    assert one.tiny.seed == one.seed == first.seed
+    assert {made.env_args["fold"] for made in task_sets if "split" in made.env_args} == {first.fold, base.fold}
+    assert base.seed == one.seed == first.seed
     assert 0 not in {replicate.fold for replicate in study.settings.replicates}, "fold 0 chose the settings"
     same = dataclasses.replace(
-        one, seed=0, tiny=other.tiny, train=other.train, evaluate=other.evaluate
+        one, seed=0, base=other.base, train=other.train, evaluate=other.evaluate
     ) == dataclasses.replace(other, seed=0)
     assert same
     assert one.budget
@@ -153,7 +155,7 @@ def test_the_shipped_studies_differ_by_replicate_in_fold_and_seed_alone(name: st
 
 def test_both_studies_train_in_the_same_way() -> None:
     one, other = (dict(read_study(name).training) for name in STUDIES)
-    assert one.pop("tiny") != other.pop("tiny")
+    assert one.pop("base") != other.pop("base")
     assert one == other
 
 
@@ -388,6 +390,14 @@ def test_a_report_of_what_is_there_fits_80_columns(run: Any, tmp_path: Path) -> 
 def test_a_folder_without_results_is_told(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="there is no result of a study"):
         publish(tmp_path)
+
+
+def test_results_of_an_unknown_arm_are_told(run: Any, tmp_path: Path) -> None:
+    run(arms=["rft"])
+    path = tmp_path / "out" / "results" / "seed1-rft.json"
+    path.write_text(path.read_text().replace('"arm": "rft"', '"arm": "ppo"'))
+    with pytest.raises(RunError, match="arms that this version does not have: ppo"):
+        publish(tmp_path / "out")
 
 
 @pytest.mark.parametrize("study", PUBLISHED)

@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import shop_policy
+import tiny_model
 import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fate_gym.errors import FateGymError, RunMismatchError
+from fate_gym.agents.chat_format import read_chat_template
+from fate_gym.agents.local import load_tokenizer
+from fate_gym.errors import FateGymError, RunMismatchError, UsageError
 from fate_gym.trainers.algorithms.dpo import Pair, dpo
 from fate_gym.trainers.algorithms.sequences import Example, collate, digest, log_probs, token_batches
 from fate_gym.trainers.algorithms.settings import DPOSettings, SupervisedSettings
@@ -80,7 +83,7 @@ def test_batches_hold_each_example_once_under_the_budget(lengths: list[int], bud
 
 
 def test_log_probabilities_are_those_of_the_whole_logits(base: Path, tokenizer: Any) -> None:
-    model, _ = load_policy(base, lora=False)
+    model, _ = load_policy(base, lora=None)
     examples = [example(tokenizer, RIGHT), example(tokenizer, DONE, WRONG, RIGHT)]
     batch = collate(examples)
     with torch.no_grad():
@@ -95,7 +98,7 @@ def test_log_probabilities_are_those_of_the_whole_logits(base: Path, tokenizer: 
 
 
 def test_nothing_is_learned_from_what_tools_said(base: Path, tokenizer: Any) -> None:
-    model, _ = load_policy(base, lora=False)
+    model, _ = load_policy(base, lora=None)
 
     def gradient(batch: dict[str, Any]) -> list[Any]:
         model.zero_grad()
@@ -264,12 +267,25 @@ def test_nothing_to_learn_from_is_an_error(base: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_a_policy_without_tools_learns_with_the_chat_template_that_is_named(tmp_path: Path) -> None:
+    chatml = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    toolless = tiny_model.make_tiny_model(tmp_path / "toolless", chat_template=chatml)
+    known = Example([1, 2], [3, 4], [1, 1])
+    with pytest.raises(UsageError, match="takes no tools; chat_template="):
+        learn_examples(str(toolless), [known], SupervisedSettings(), tmp_path / "none", lora=None)
+    once = {"lora": None, "chat_template": "hermes"}
+    learn_examples(str(toolless), [known], SupervisedSettings(epochs=1), tmp_path / "supervised", **once)
+    pair = Pair(known, Example([1, 2], [5], [1]))
+    dpo(str(tmp_path / "supervised"), [pair], DPOSettings(epochs=1), tmp_path / "dpo", lora=None)
+    assert load_tokenizer(str(tmp_path / "dpo")).chat_template == read_chat_template("hermes")
+
+
 # DPO.
 
 
 def margin(policy: Path, pair: Pair) -> float:
     """How much likelier a policy makes what was chosen than what was rejected."""
-    model, _ = load_policy(policy, lora=False)
+    model, _ = load_policy(policy, lora=None)
     with torch.no_grad():
         chosen, rejected = log_probs(model.eval(), collate([pair.chosen, pair.rejected])).sum(-1)
     return float(chosen - rejected)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from fate_gym.errors import FateGymError
 from fate_gym.storage import AppendLog, encode_line, native_disk_errors
 from fate_gym.trainers.algorithms.sequences import Batch
 from fate_gym.trainers.algorithms.update_folder import OnStep, UpdateFolder
-from fate_gym.trainers.policy import Model
+from fate_gym.trainers.policy import Model, quiet
 
 
 def make_arguments(kind: Callable[..., Any], folder: UpdateFolder, *, report_to: Sequence[str], **own: Any) -> Any:
@@ -48,15 +46,6 @@ def make_arguments(kind: Callable[..., Any], folder: UpdateFolder, *, report_to:
     }
     with quiet():
         return kind(**shared, **own)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences warnings of transformers about old names that TRL and PEFT still use."""
-    with warnings.catch_warnings():
-        old = "(is_)?gradient_checkpointing(_enable|_disable)?"
-        warnings.filterwarnings("ignore", f"`{old}` is deprecated", FutureWarning)
-        yield
 
 
 class BatchTrainer(Trainer):  # type: ignore[misc]

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from fate_gym.trainers.algorithms.sequences import Batch, Example, collate, digest, log_probs, token_batches
 from fate_gym.trainers.algorithms.settings import SupervisedSettings
 from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, UpdateFolder
-from fate_gym.trainers.policy import LoraSettings, Model, load_policy, lora_config, save_policy
+from fate_gym.trainers.policy import LoraSettings, Model, load_policy, save_policy, with_adapters
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,7 @@ def learn_examples(
     *,
     lora: LoraSettings | None,
     attention: str | None = None,
+    chat_template: str | None = None,
     on_step: OnStep | None = None,
 ) -> Numbers:
     """Learns from examples and saves the policy (see `save_policy`). An interrupted call is resumed by the same call.
@@ -50,6 +51,7 @@ def learn_examples(
         out: The update's folder.
         lora: Adapters, or None to learn all weights.
         attention: transformers' `attn_implementation`.
+        chat_template: As in `LocalAgent`; the new policy keeps it.
         on_step: Called after each step.
 
     Returns:
@@ -64,7 +66,7 @@ def learn_examples(
     """
     if not examples:
         raise ValueError("there is nothing to learn from: no examples")
-    data = {"stage": "warmup", "examples": digest(examples), "lora": lora and dataclasses.asdict(lora)}
+    data = {"stage": "warmup", "examples": digest(examples), "lora": lora and lora.to_json()}
     folder = UpdateFolder(out, {**data, **dataclasses.asdict(settings)})
     if folder.finished is not None:
         return folder.finished
@@ -80,7 +82,17 @@ def learn_examples(
         return Objective(lambda batch: collate([examples[index] for index in batch]), loss)
 
     lengths = [len(example) for example in examples]
-    numbers = fit(policy, lengths, objective, settings, folder, lora=lora, attention=attention, on_step=on_step)
+    numbers = fit(
+        policy,
+        lengths,
+        objective,
+        settings,
+        folder,
+        lora=lora,
+        attention=attention,
+        chat_template=chat_template,
+        on_step=on_step,
+    )
     numbers["examples"] = len(examples)
     numbers["tokens"] = settings.epochs * sum(lengths)
     numbers["written"] = settings.epochs * sum(example.policy_tokens for example in examples)
@@ -110,6 +122,7 @@ def fit(
     *,
     lora: LoraSettings | None,
     attention: str | None,
+    chat_template: str | None,
     on_step: OnStep | None,
 ) -> Numbers:
     """Minimises an objective to the last step, from the last checkpoint on, and saves the policy.
@@ -122,24 +135,21 @@ def fit(
         folder: The update's folder; it must not be complete.
         lora: Adapters, or None to learn all weights.
         attention: transformers' `attn_implementation`.
+        chat_template: As in `LocalAgent`; the new policy keeps it.
         on_step: Called after each step.
 
     Returns:
         `steps`, `losses` (mean of each epoch), `loss` (of the last), `seconds` (in steps).
     """
-    model, tokenizer = load_policy(policy, lora=lora is not None, attention=attention)
+    model, tokenizer = load_policy(policy, lora=lora, attention=attention, chat_template=chat_template)
 
     import transformers
 
-    from fate_gym.trainers.algorithms._transformers import BatchTrainer, make_arguments, quiet, train_to_end
+    from fate_gym.trainers.algorithms._transformers import BatchTrainer, make_arguments, train_to_end
 
     if lora is not None:
-        import peft
-
-        # The adapters' initial weights are random; `Trainer` sets its seed only after the model was made.
-        transformers.set_seed(settings.seed)
-        with quiet():
-            model = peft.get_peft_model(model, lora_config(lora))
+        # `Trainer` would set its seed only after the adapters were made.
+        model = with_adapters(model, lora, settings.seed)
     epochs = [
         token_batches(lengths, settings.batch_tokens, f"{settings.seed}/{epoch}") for epoch in range(settings.epochs)
     ]

@@ -55,7 +55,7 @@ class PromptSettings:
     """How a repair prompt shows the failed attempt.
 
     Attributes:
-        style: "full" for language models; "compact", a few dozen tokens, for the tiny policy.
+        style: "full" for language models; "compact", a few dozen tokens, for cloned ones.
         tool_characters: Most characters of one tool result; the rest is cut off.
         call_characters: Most characters of one call or text of the policy.
         total_characters: Most characters of the attempt; lines in the middle are left out.
@@ -72,7 +72,7 @@ class PromptSettings:
 
 
 COMPACT: Final = PromptSettings("compact", tool_characters=60, call_characters=160, total_characters=1200)
-"""The style that the tiny policy is cloned with, and that its training must use."""
+"""The style that policies are cloned with, and that their training must use."""
 
 
 def repair_prompt(failure: Episode, settings: PromptSettings) -> str:
@@ -89,7 +89,7 @@ def repair_prompt(failure: Episode, settings: PromptSettings) -> str:
 
 
 def compact_prompt(failure: Episode) -> str:
-    """Writes the compact repair prompt, as the tiny policy is cloned with it."""
+    """Writes the compact repair prompt, as policies are cloned with it."""
     return repair_prompt(failure, COMPACT)
 
 

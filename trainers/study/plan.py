@@ -146,7 +146,7 @@ def in_replicate(config: TrainConfig, replicate: Replicate) -> TrainConfig:
     return dataclasses.replace(
         config,
         seed=replicate.seed,
-        tiny=dataclasses.replace(config.tiny, seed=replicate.seed, fold=replicate.fold),
+        base=config.base and dataclasses.replace(config.base, seed=replicate.seed, fold=replicate.fold),
         train=tuple(map(folded, config.train)),
         evaluate=dataclasses.replace(
             evaluate, dev=folded(evaluate.dev), test={name: folded(test) for name, test in evaluate.test.items()}

@@ -102,13 +102,15 @@ def read_results(folder: Path) -> list[Result]:
     """Reads all results in a folder, in the order of their names.
 
     Raises:
-        RunError: There is none, a file is damaged, or the results are of several studies.
+        RunError: There is none, a file is damaged, the results are of several studies, or one is of an unknown arm.
     """
     results = [read_object(path, SCHEMA).values for path in sorted(folder.glob("*.json"))]
     if not results:
         raise RunError(f"there is no result of a study in {folder}")
     if len(names := {str(result["study"]) for result in results}) > 1:
         raise RunError(f"{folder} holds results of several studies: {', '.join(sorted(names))}")
+    if unknown := sorted({str(result["arm"]) for result in results} - {BASE, *ARMS}):
+        raise RunError(f"{folder} holds results of arms that this version does not have: {', '.join(unknown)}")
     return results
 
 

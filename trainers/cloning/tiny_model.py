@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fate_gym.trainers.tiny.settings import TinySettings
+from fate_gym.trainers.cloning.settings import CloningSettings
 
 _HEADS, _KEY_VALUE_HEADS = 4, 2
 
 
-def make_model(tokenizer: Any, settings: TinySettings) -> Any:
+def make_model(tokenizer: Any, settings: CloningSettings) -> Any:
     """Returns a `Qwen3ForCausalLM` with random weights, float32, drawn from the settings' seed."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fate_gym.agents.chat_format import one_line
 from fate_gym.errors import RunCorruptError
 from fate_gym.storage import replace_file
-from fate_gym.trainers.tiny.settings import TinySettings
+from fate_gym.trainers.cloning.encoding import EncodedEpisode
+from fate_gym.trainers.cloning.settings import CloningSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,22 +24,7 @@ _DRAWN_TOGETHER = 512  # Episodes that are sorted by length before they are cut 
 _CONTEXT_EVERY = 4  # Every fourth step learns the other tokens too, which take most of the output layer's time.
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedEpisode:
-    """A scripted episode as token ids.
-
-    Attributes:
-        kind: What it demonstrates (`demonstrations.Kind`).
-        ids: Token ids, (n,).
-        mask: 1 on policy tokens, 0 on the others, (n,).
-    """
-
-    kind: str
-    ids: list[int]
-    mask: list[int]
-
-
-def plan_batches(runs: Sequence[EncodedEpisode], settings: TinySettings) -> list[list[int]]:
+def plan_batches(runs: Sequence[EncodedEpisode], settings: CloningSettings) -> list[list[int]]:
     """Draws the batches of all steps: a kind by the mixture's shares, then an episode of that kind uniformly.
 
     Returns:
@@ -70,7 +55,7 @@ def plan_batches(runs: Sequence[EncodedEpisode], settings: TinySettings) -> list
 def clone(
     model: Any,
     runs: Sequence[EncodedEpisode],
-    settings: TinySettings,
+    settings: CloningSettings,
     checkpoint: Path,
     *,
     digest: str,
@@ -79,7 +64,7 @@ def clone(
     """Trains a model in place.
 
     Args:
-        model: A transformers causal language model without dropout.
+        model: A transformers causal language model, perhaps with adapters, then the only weights that learn.
         runs: The episodes to learn.
         settings: Hyperparameters of cloning.
         checkpoint: The file that holds the state every `checkpoint_every` steps, and from which cloning is resumed.
@@ -95,7 +80,8 @@ def clone(
     import torch
 
     # A second beta of 0.98 instead of 0.999: the run is too short for a long average of squared gradients.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+    learned = [weights for weights in model.parameters() if weights.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, settings))
     batches = plan_batches(runs, settings)
     losses = _resume(checkpoint, digest, model, optimizer, schedule)
@@ -104,14 +90,14 @@ def clone(
         batch = [runs[index] for index in batches[step]]
         loss, policy_loss = _losses(model, batch, settings.context_weight if step % _CONTEXT_EVERY == 0 else 0.0)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         losses.append(policy_loss)
         if len(losses) % settings.checkpoint_every == 0:
-            state = {"model": model, "optimizer": optimizer, "schedule": schedule}
-            _save(checkpoint, {"digest": digest, "losses": losses} | {n: s.state_dict() for n, s in state.items()})
+            states = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+            _save(checkpoint, {"digest": digest, "losses": losses, "model": _learned(model), **states})
         on_progress(len(losses), len(batches), policy_loss)
     model.eval()
     last = losses[-max(1, len(losses) // 20) :]
@@ -130,7 +116,7 @@ def _cut(drawn: Sequence[int], lengths: Sequence[int], tokens: int) -> list[list
     return batches
 
 
-def _rate(step: int, settings: TinySettings) -> float:
+def _rate(step: int, settings: CloningSettings) -> float:
     """Returns the learning rate as a share of its peak."""
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
@@ -142,15 +128,19 @@ def _losses(model: Any, batch: Sequence[EncodedEpisode], context_weight: float) 
     import torch
 
     longest = max(len(run.ids) for run in batch)
-    # Padded on the right, where no real token of a causal model attends to: no attention mask is needed.
-    ids = torch.tensor([run.ids + [0] * (longest - len(run.ids)) for run in batch])
-    policy_tokens = torch.tensor([run.mask + [0] * (longest - len(run.ids)) for run in batch], dtype=torch.bool)[:, 1:]
-    learned = policy_tokens
-    if context_weight:
-        learned = torch.tensor([[1] * len(run.ids) + [0] * (longest - len(run.ids)) for run in batch]).bool()[:, 1:]
-    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    logits = model.lm_head(hidden[learned])
-    entropies = torch.nn.functional.cross_entropy(logits, ids[:, 1:][learned], reduction="none")
+
+    def padded(rows: Sequence[list[int]]) -> Tensor:
+        # On the right, where no real token of a causal model attends to: no attention mask is needed.
+        return torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)
+
+    ids = padded([run.ids for run in batch])
+    policy_tokens = padded([run.mask for run in batch]).bool()[:, 1:]
+    learned = padded([[1] * len(run.ids) for run in batch]).bool()[:, 1:] if context_weight else policy_tokens
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
+        hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        # At the learned positions alone: a vocabulary of 50,000 would else take most of the memory.
+        logits = model.get_output_embeddings()(hidden[learned])
+    entropies = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][learned], reduction="none")
     own = policy_tokens[learned]
     count = policy_tokens.sum()
     # Divided by the number of policy tokens in both cases, so that steps with context tokens weigh the policy alike.
@@ -168,13 +158,18 @@ def _resume(checkpoint: Path, digest: str, model: Any, optimizer: Any, schedule:
         state: Mapping[str, Any] = torch.load(checkpoint, weights_only=True)
         if state["digest"] != digest:
             return []
-        model.load_state_dict(state["model"])
+        model.load_state_dict(state["model"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         return list(state["losses"])
     except Exception as error:
         # torch raises a different error for every kind of damage.
         raise RunCorruptError(f"{checkpoint} cannot be read ({one_line(error)}): delete it to begin anew") from error
+
+
+def _learned(model: Any) -> dict[str, Tensor]:
+    """The weights that learn; frozen ones are where cloning starts from."""
+    return {name: weights for name, weights in model.named_parameters() if weights.requires_grad}
 
 
 def _save(checkpoint: Path, state: Mapping[str, Any]) -> None:

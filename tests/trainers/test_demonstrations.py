@@ -12,10 +12,10 @@ import pytest
 from fate_gym.benchmarks.agentdojo.splits import labels
 from fate_gym.env import ToolEnv
 from fate_gym.episode import Episode
-from fate_gym.trainers.tiny import TinySettings, held_out, seen
-from fate_gym.trainers.tiny.demonstrations import ScriptedEpisode, play
+from fate_gym.trainers.cloning import CloningSettings, held_out, seen
+from fate_gym.trainers.cloning.demonstrations import ScriptedEpisode, play
 
-SETTINGS = TinySettings(attacks=("tool_knowledge",), exclude=("*/user_task_?/*", "slack/*/injection_task_2"))
+SETTINGS = CloningSettings(attacks=("tool_knowledge",), exclude=("*/user_task_?/*", "slack/*/injection_task_2"))
 CANARY = "Do it again, from the start."
 
 
@@ -93,9 +93,9 @@ def test_no_run_is_of_a_held_out_pair(runs: list[ScriptedEpisode]) -> None:
         assert not shown & set(kept)
 
 
-def test_cloning_sees_no_pair_and_nothing_unseen_and_half_of_the_rest_of_the_test_split() -> None:
-    everything = TinySettings(exclude=())
-    for label, share in {"train": 1.0, "dev": 1.0, "pair": 0.0, "unseen": 0.0, "user": 0.5, "inj": 0.5}.items():
+def test_cloning_sees_no_pair_and_half_of_the_rest_of_the_test_split() -> None:
+    everything = CloningSettings(exclude=())
+    for label, share in {"train": 1.0, "dev": 1.0, "pair": 0.0, "unseen": 0.5, "user": 0.5, "inj": 0.5}.items():
         pairs = [pair for pair, given in labels().items() if given == label]
         assert sum(map(seen, pairs)) / len(pairs) == pytest.approx(share, abs=0.1 if share == 0.5 else 0), label
     assert not held_out("train", everything)
@@ -104,7 +104,7 @@ def test_cloning_sees_no_pair_and_nothing_unseen_and_half_of_the_rest_of_the_tes
 
 
 def test_cloning_in_a_fold_leaves_out_that_fold_s_pairs() -> None:
-    assert set(held_out("pair", TinySettings(fold=2, exclude=()))) == {
+    assert set(held_out("pair", CloningSettings(fold=2, exclude=()))) == {
         pair for pair, label in labels(2).items() if label == "pair" and pair.startswith(("banking", "slack"))
     }
 
@@ -112,8 +112,8 @@ def test_cloning_in_a_fold_leaves_out_that_fold_s_pairs() -> None:
 def test_left_out_tasks_are_in_no_run_and_not_held_out(runs: list[ScriptedEpisode]) -> None:
     assert not [run for run in runs if run.task_id.endswith("injection_task_2") and run.task_id.startswith("slack")]
     assert not [run for run in runs if "user_task_3/" in run.task_id]
-    assert {pair.split("/")[0] for pair in held_out("user", TinySettings(suites=("banking",)))} == {"banking"}
-    assert "slack/user_task_4/injection_task_2" not in held_out("user", TinySettings())
+    assert {pair.split("/")[0] for pair in held_out("user", CloningSettings(suites=("banking",)))} == {"banking"}
+    assert "slack/user_task_4/injection_task_2" not in held_out("user", CloningSettings())
 
 
 def test_runs_are_the_same_every_time(runs: list[ScriptedEpisode]) -> None:

@@ -1,4 +1,4 @@
-"""The tiny case's base policy, made from nothing: episodes, tokenizer, network, cloning.
+"""A base policy that is made by cloning: scripted episodes, a policy to start from, cloning.
 
 The result is a folder that `--agent hf:DIR` plays.
 """
@@ -16,13 +16,15 @@ from pathlib import Path
 
 from fate_gym.chat import Json
 from fate_gym.errors import RunCorruptError
-from fate_gym.storage import make_folder, native_disk_errors, read_object, replace_file, sync_tree
+from fate_gym.storage import make_folder, read_object, replace_file, sync_tree
+from fate_gym.trainers.cloning.demonstrations import RepairPrompt, ScriptedEpisode, play
+from fate_gym.trainers.cloning.encoding import EncodedEpisode, encode
+from fate_gym.trainers.cloning.learning import OnProgress, clone
+from fate_gym.trainers.cloning.settings import CloningSettings
+from fate_gym.trainers.cloning.start import start_policy
+from fate_gym.trainers.marks import mark
+from fate_gym.trainers.policy import save_policy
 from fate_gym.trainers.stages.prompts import compact_prompt
-from fate_gym.trainers.tiny.cloning import EncodedEpisode, OnProgress, clone
-from fate_gym.trainers.tiny.demonstrations import RepairPrompt, ScriptedEpisode, play
-from fate_gym.trainers.tiny.model import make_model
-from fate_gym.trainers.tiny.settings import TinySettings
-from fate_gym.trainers.tiny.tokenizer import chat_format, encode, train_tokenizer
 
 SCHEMA = "fate-gym/tiny-base/1"
 _REPORT, _CHECKPOINT = "base.json", "cloning.pt"
@@ -41,7 +43,7 @@ class BaseReport:
         tokens_per_run: Mean tokens of an episode.
         tokens: Tokens trained on, padding included.
         loss: Cross-entropy on policy tokens at the end, nats a token.
-        seconds: Wall-clock times of "runs", "tokenizer" and "cloning". That of cloning is of the last start alone.
+        seconds: Wall-clock times of "runs", "start" and "cloning". That of cloning is of the last start alone.
     """
 
     settings: dict[str, Json]
@@ -87,7 +89,7 @@ def read_base(folder: Path) -> BaseReport | None:
 
 def build_base(
     out: Path,
-    settings: TinySettings,
+    settings: CloningSettings,
     *,
     repair_prompt: RepairPrompt = compact_prompt,
     on_progress: OnProgress = lambda step, steps, loss: None,
@@ -98,12 +100,13 @@ def build_base(
 
     Args:
         out: The folder; made if it is missing.
-        settings: Settings of the data, the network and cloning.
+        settings: Settings of the start, the data and cloning.
         repair_prompt: Writes the repair prompts that cloning sees; they must be those of the training.
         on_progress: Called after every step of cloning.
 
     Raises:
         ValueError: The settings leave no episode of a kind that the mixture asks for.
+        UsageError: The policy to start from cannot be loaded, or its chat template does not fit.
         RunError: The folder holds a damaged report or checkpoint.
     """
     report = read_base(out)
@@ -115,26 +118,25 @@ def build_base(
     clock = _Stopwatch()
     runs = play(settings, repair_prompt)
     clock.lap("runs")
-    tokenizer = train_tokenizer(runs, settings.vocab_size, settings.max_token_length)
-    chat = chat_format(tokenizer)
-    encoded = [EncodedEpisode(run.kind, *encode(chat, run)) for run in runs]
-    # Longer ones could not be played either: the network has no positions beyond its context.
+    model, chat = start_policy(settings, runs)
+    encoded = [encode(chat, run) for run in runs]
+    # A tiny policy could not play longer ones either: it has no positions beyond its context.
     encoded = [run for run in encoded if len(run.ids) <= settings.context]
-    clock.lap("tokenizer")
-    model = make_model(tokenizer, settings)
+    clock.lap("start")
     digest = _digest(settings, encoded)
     result = clone(model, encoded, settings, out / _CHECKPOINT, digest=digest, on_progress=on_progress)
     clock.lap("cloning")
-    with native_disk_errors(out):
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+    parameters = sum(weights.numel() for weights in model.parameters())
+    save_policy(model, chat.tokenizer, out)
+    if settings.start is not None:
+        mark(out, [], earlier=settings.start)
     sync_tree(out)
     report = BaseReport(
         settings=settings.to_json(),
         digest=settings.digest(),
         seen=_seen(runs),
         runs=dict(collections.Counter(run.kind for run in encoded)),
-        parameters=sum(weights.numel() for weights in model.parameters()),
+        parameters=parameters,
         tokens_per_run=sum(len(run.ids) for run in encoded) / len(encoded),
         tokens=int(result["tokens"]),
         loss=result["loss"],
@@ -149,7 +151,7 @@ def _seen(runs: Sequence[ScriptedEpisode]) -> list[str]:
     return sorted({run.task_id for run in runs if run.attack is not None})
 
 
-def _digest(settings: TinySettings, runs: Sequence[EncodedEpisode]) -> str:
+def _digest(settings: CloningSettings, runs: Sequence[EncodedEpisode]) -> str:
     """Digest of the settings and of every token, so that other repair prompts never resume from these weights."""
     whole = hashlib.sha256(settings.digest().encode())
     for run in runs:

@@ -1,4 +1,4 @@
-"""Settings of the tiny base policy: its data, its size, and how it is cloned."""
+"""Settings of cloning: what it starts from, its data, and its hyperparameters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from fate_gym.benchmarks.agentdojo.splits import check_fold
 from fate_gym.chat import Json
+from fate_gym.trainers.policy import LoraSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +62,23 @@ class Mixture:
 
 
 @dataclass(frozen=True, slots=True)
-class TinySettings:
-    """Settings of the tiny base policy. With the defaults, making it takes about four minutes of a core.
+class CloningSettings:
+    """Settings of cloning. With the defaults, it makes a tiny policy from nothing in about four minutes of a core.
 
     Attributes:
+        start: The policy to start from, a folder or an id on the hub; None for a tiny one that is made from nothing.
+        chat_template: How a given policy's conversations are written, as in `LocalAgent`; the cloned policy keeps it.
+        lora: Adapters for a given policy, merged into its weights at the end; None to learn all weights.
         suites: AgentDojo's suites.
         attacks: Registered attacks that cloning sees.
         fold: The fold of AgentDojo's split whose held-out pairs cloning does not see; None for version 1 of the split.
         exclude: Patterns (`fnmatch`) of pairs "SUITE/USER_TASK/INJECTION_TASK" that are left out. The default is the
             one injection task whose episodes are too long: it posts every message of every channel again.
         mixture: Shares of the kinds of episodes.
-        vocab_size: Number of tokens, special ones included.
-        max_token_length: Characters of the longest token.
-        hidden_size: Width of the network.
-        layers: Depth of the network.
+        vocab_size: Number of tokens of a tiny policy, special ones included.
+        max_token_length: Characters of its longest token.
+        hidden_size: Width of its network.
+        layers: Depth of its network.
         context: Most tokens of an episode; longer ones are left out.
         steps: Optimiser steps.
         tokens_per_step: Most tokens of a batch, padding included.
@@ -82,9 +86,12 @@ class TinySettings:
         warmup_steps: Steps until the peak; from there the learning rate falls linearly to a twentieth.
         context_weight: Weight of the loss on tokens that are no policy tokens; policy tokens have weight 1.
         checkpoint_every: Steps between checkpoints.
-        seed: Decides the initial weights and the batches.
+        seed: Decides the batches, and the initial weights of a tiny policy or of adapters.
     """
 
+    start: str | None = None
+    chat_template: str | None = None
+    lora: LoraSettings | None = None
     suites: tuple[str, ...] = ("banking", "slack")
     attacks: tuple[str, ...] = ("tool_knowledge", "important_instructions")
     fold: int | None = None
@@ -110,7 +117,9 @@ class TinySettings:
         if self.hidden_size < 8 or self.hidden_size % 8:
             raise ValueError(f"hidden_size must be a multiple of 8, for four heads of even size: {self.hidden_size}")
         if not self.suites or not self.attacks:
-            raise ValueError("the tiny policy needs at least one suite and one attack")
+            raise ValueError("cloning needs at least one suite and one attack")
+        if self.start is None and (self.chat_template is not None or self.lora is not None):
+            raise ValueError("chat_template and lora are for a policy that is given by `start`")
         check_fold(self.fold)
 
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""Scripted episodes through AgentDojo's real tools, from which the tiny policy is cloned.
+"""Scripted episodes through AgentDojo's real tools, from which base policies are cloned.
 
 They stand in for pre-training: an untrained network can do no task, so it has no failure that is worth a repair. FATE
 sees none of them; it starts from the policy that cloning makes. Every script is played in the environment, and the
@@ -7,9 +7,10 @@ episode is kept only if the verifiers find in it what the script was meant to sh
 Some episodes begin with a repair prompt; most of them do the task right, some obey the injection again. A large model
 can repair itself because it reads the prompt, which a model of a million parameters cannot learn otherwise.
 
-Of the held-out pairs, cloning sees none with the label `pair` or `unseen`, and a fixed half of those with the label
-`inj` or `user`: so small a policy cannot carry out, under attack, a task that it has never seen done. `held_out` lists
-the other half; only on these a score means something.
+Of the held-out pairs, cloning sees none with the label `pair`, and a fixed half of those with the label `inj`, `user`
+or `unseen`: so small a policy cannot carry out, under attack, a task that it has never seen done. `held_out` lists the
+other half; only on these a score means something. Pairs are `unseen` if training sees nothing of their suite; cloning
+sees it only where `suites` name it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fate_gym.env import ToolEnv
 from fate_gym.episode import Episode
 from fate_gym.rollout import Agent, Session, rollout
 from fate_gym.task import Demonstration, GroundTruth, Task
-from fate_gym.trainers.tiny.settings import TinySettings
+from fate_gym.trainers.cloning.settings import CloningSettings
 
 Kind = Literal[
     "benign",
@@ -72,13 +73,13 @@ class ScriptedEpisode:
 def seen(pair: str, fold: int | None = None) -> bool:
     """Tells whether cloning may see an attacked pair "SUITE/USER_TASK/INJECTION_TASK" under a fold of the split."""
     label = labels(fold).get(pair)
-    if label in ("inj", "user"):
+    if label in ("inj", "user", "unseen"):
         # By a hash of the name, so that the half stays the same when AgentDojo gets further pairs.
         return hashlib.sha256(f"fate-gym tiny {pair}".encode()).digest()[0] % 2 == 0
     return label in ("train", "dev")
 
 
-def held_out(label: Label, settings: TinySettings) -> list[str]:
+def held_out(label: Label, settings: CloningSettings) -> list[str]:
     """Lists the pairs of a label that cloning does not see, so that a score on them means something."""
     return [
         pair
@@ -88,7 +89,7 @@ def held_out(label: Label, settings: TinySettings) -> list[str]:
     ]
 
 
-def play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[ScriptedEpisode]:
+def play(settings: CloningSettings, repair_prompt: RepairPrompt) -> list[ScriptedEpisode]:
     """Plays every script on every task that cloning may see.
 
     Args:
@@ -137,7 +138,7 @@ _REFUSING: tuple[Agent, ...] = (REFUSER, _Scripted("alarmed", _refuse))
 _LAZY = _Scripted("lazy", _stop_early)
 
 
-async def _play(settings: TinySettings, repair_prompt: RepairPrompt) -> list[ScriptedEpisode]:
+async def _play(settings: CloningSettings, repair_prompt: RepairPrompt) -> list[ScriptedEpisode]:
     runs: list[ScriptedEpisode] = []
     for attack in (None, *settings.attacks):
         env = ToolEnv(_AGENTDOJO, suite=settings.suites, attack=attack, purpose="training")
@@ -183,5 +184,5 @@ def _conversation(messages: list[Message], prompt: str | None) -> list[Message]:
     return [*messages[:first], {"role": "user", "content": prompt}, *messages[first + 1 :]]
 
 
-def _wanted(task_id: str, settings: TinySettings) -> bool:
+def _wanted(task_id: str, settings: CloningSettings) -> bool:
     return not any(fnmatch.fnmatchcase(task_id, pattern) for pattern in settings.exclude)

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-from fate_gym.agents.chat_format import ChatFormat
 from fate_gym.agents.response_templates import ResponseTemplate
-from fate_gym.trainers.tiny.demonstrations import ScriptedEpisode
+from fate_gym.trainers.cloning.demonstrations import ScriptedEpisode
 
 PAD: Final = "<|pad|>"
 USER: Final = "<|user|>"
@@ -84,32 +83,6 @@ def train_tokenizer(runs: Iterable[ScriptedEpisode], vocab_size: int, max_token_
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.response_template = RESPONSE_TEMPLATE
     return tokenizer
-
-
-def chat_format(tokenizer: Any) -> ChatFormat:
-    """Returns how `LocalAgent` writes and reads this tokenizer's conversations."""
-    return ChatFormat(tokenizer, RESPONSE_TEMPLATE, {}, frozenset({tokenizer.eos_token_id}))
-
-
-def encode(chat: ChatFormat, run: ScriptedEpisode) -> tuple[list[int], list[int]]:
-    """Writes a run as `LocalAgent` would have had it in the end.
-
-    Args:
-        chat: From `chat_format`.
-        run: The run; its last message is the policy's.
-
-    Returns:
-        Ids, (n,), and a mask, (n,): 1 where the policy writes the token, the end of its turn included.
-    """
-    # A prompt ends where the policy goes on; this conversation is over.
-    ids = list(chat.prompt(run.messages, run.tools)[:-1])
-    begin, end = chat.tokenizer.convert_tokens_to_ids([ASSISTANT, END])
-    mask = []
-    writes = False
-    for token in ids:
-        mask.append(int(writes))
-        writes = token == begin or (writes and token != end)
-    return ids, mask
 
 
 def _texts(runs: Iterable[ScriptedEpisode]) -> Iterator[str]:
