@@ -12,7 +12,7 @@ from fate_gym.chat import Json
 from fate_gym.delivery import delivered
 from fate_gym.rewards import Verdict
 from fate_gym.task import Task
-from fate_gym.transcript import MAX_SIZE, WRONG_CALLS, CallRecord, Outcome, Status, Transcript, turn_size
+from fate_gym.transcript import WRONG_CALLS, CallRecord, Outcome, Status, Transcript, turn_size
 from fate_gym.verifiers.validity import call_identity
 
 _NOT_SCORED = Verdict.unscored("not over")
@@ -60,7 +60,7 @@ class Play:
         index = len(transcript.actions)
         turn = read_action(action, index, {call.id for call in transcript.calls}, verbatim=verbatim)
         size = turn_size(turn.raw, turn.message)
-        if transcript.size + size > MAX_SIZE:
+        if not transcript.holds(size):
             turn = read_action(TOO_LONG, index)
             size = turn_size(turn.raw, turn.message)
         transcript.add_turn(turn.raw, turn.message, size)

@@ -79,13 +79,17 @@ class Transcript:
     size: int = 0
     full: bool = False
 
+    def holds(self, size: int) -> bool:
+        """Whether there is room for so many bytes more."""
+        return self.size + size <= MAX_SIZE
+
     def add_turn(self, action: Json, message: Message, size: int) -> None:
         """Adds an assistant message.
 
         Args:
             action: The action as it came.
             message: The message as it stands in the conversation.
-            size: The `turn_size` of both, which the caller has compared with the room that is left.
+            size: The `turn_size` of both.
         """
         self.actions.append(action)
         self.messages.append(message)
