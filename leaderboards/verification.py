@@ -38,6 +38,7 @@ from fate_gym.leaderboards.judgements import as_judged, is_judged
 from fate_gym.leaderboards.replay import ABSENT, Change, changes, leaves
 from fate_gym.leaderboards.runs import refuse_links
 from fate_gym.leaderboards.settings import Settings, read_settings
+from fate_gym.leaderboards.site.training import MARK, STEPS
 from fate_gym.leaderboards.submissions import FILE, read_submission
 from fate_gym.rewards import Verdict
 from fate_gym.storage import encode_line, parse, read_object
@@ -402,6 +403,10 @@ def _list_unknown(path: Path, report: Verification) -> None:
     lines = [fields.ALWAYS, *report.unknown, *fields.doubts(fields.MANIFEST), *fields.doubts(fields.EPISODE)]
     if (path / "recorded.jsonl").exists():
         lines += fields.doubts(fields.RECORDED)
+    if (path / FILE).exists():
+        lines += fields.doubts(fields.SUBMISSION)
+    if any((path / name).exists() for name in (MARK, STEPS)):
+        lines.append(f"the curves of a training: {MARK} and {STEPS} are the submitter's own")
     for axis, count in sorted(report.not_rescored.items()):
         lines.append(f"{axis} of {count} episodes: a judge scored it; what holds whatever a judge says was checked")
     if cut := sum(episode.ended in CUTS for episode in scanning.episodes(path)):
