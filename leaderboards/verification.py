@@ -160,7 +160,8 @@ def verify(path: Path, *, trusted: str | None = None, concurrency: int = 4) -> V
     if imported:
         _check_recorded(path, report)
     _check_marks(manifest, declared, report)
-    asyncio.run(_check_replays(path, plan, planned, settings, report, concurrency))
+    defences = _defences(settings, report, imported=imported)
+    asyncio.run(_check_replays(path, plan, planned, settings, defences, report, concurrency))
     _check_summary(path, manifest, planned, report)
     _list_unknown(path, report)
     return report
@@ -220,7 +221,7 @@ def _check_manifest(manifest: Mapping[str, Any], plan: Plan, settings: Settings,
         report.notes.append(f"a part of the benchmark: limit {settings.config.limit}, tasks {tasks}")
     if settings.config.env_args.get("split") is not None:
         report.notes.append(f"split: {_brief(settings.config.env_args['split'])}")
-    stored = manifest.get("model_name", fresh["model_name"])
+    stored = manifest.get("model_name", ABSENT)
     report.add_changes("manifest.json", leaves(stored, fresh["model_name"], "model_name"))
     if (strange := strange_name(manifest)) is not None:
         agent = _brief(manifest["config"]["agent"])
@@ -313,10 +314,14 @@ def _check_marks(manifest: Mapping[str, Any], declared: set[str] | None, report:
 
 
 async def _check_replays(
-    path: Path, plan: Plan, planned: Items, settings: Settings, report: Verification, concurrency: int
+    path: Path,
+    plan: Plan,
+    planned: Items,
+    settings: Settings,
+    defences: tuple[str, ...] | None,
+    report: Verification,
+    concurrency: int,
 ) -> None:
-    defences = _defences(settings, report)
-
     def compare(agent: Agent, again: Episode) -> None:
         episode = under_way.pop(agent)
         report.replayed += 1
@@ -351,9 +356,12 @@ async def _check_replays(
         report.add_changes(key, differing, _MOST)
 
 
-def _defences(settings: Settings, report: Verification) -> tuple[str, ...] | None:
-    """Returns the defences of a run; None if one of them is not known here, so that nothing is known of any."""
+def _defences(settings: Settings, report: Verification, *, imported: bool) -> tuple[str, ...] | None:
+    """Returns the defences of a run; None where nobody knows what they showed the agent."""
     defences = settings.config.defences
+    if defences and imported:
+        report.unknown.append("what the defences showed the agent: the logs do not say")
+        return None
     if len(defences) > _MOST_DEFENCES:
         report.add("manifest.json", f"config.defences: {len(defences)} are more than anybody would put around an agent")
         return ()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ FILES: Final = [name for name in fields.FILES if name != "recorded.jsonl"]
 
 RAW: Final = "a place for text that no codec writes"
 HUGE: Final = 10**400
-SAMPLE: Final = 40
+SAMPLE: Final = 25
 
 
 class Careless(Agent):
@@ -153,7 +154,7 @@ def forgeries(record: Mapping[str, Json], name: str, table: Mapping[str, Field])
         table: What is known of its fields.
     """
     nan, infinity = (".nan", ".inf") if name.endswith("yaml") else ("NaN", "1e999")
-    for path, keys, value in places(record):
+    for path, keys, value in fields_of(record):
         entry = field_of(path, table)
         assert entry is not None, f"{name} has a field {path} that is in no table"
         for kind, (fits, change) in CHANGES.items():
@@ -172,6 +173,16 @@ def forgeries(record: Mapping[str, Json], name: str, table: Mapping[str, Field])
             more = replaced(record, keys, {**value, "certified": True})
             yield Forgery(f"{path}: added", entry, "added", json.dumps(more))
     yield Forgery("added", Field(Knowledge.RECOMPUTED), "added", json.dumps({**record, "certified": True}))
+
+
+def fields_of(record: Mapping[str, Json]) -> Iterator[tuple[str, Keys, Json]]:
+    """Yields each field once: of a list's entries of one kind, the first that has it."""
+    seen = set()
+    for path, keys, value in places(record):
+        kind = re.sub(r"\[\d+\]", "[]", path), type(value)
+        if kind not in seen:
+            seen.add(kind)
+            yield path, keys, value
 
 
 def places(value: Json, name: str = "", keys: Keys = ()) -> Iterator[tuple[str, Keys, Json]]:
@@ -240,9 +251,11 @@ def careful(run: Path, name: str, forgery: Forgery) -> None:
     """Makes what follows from a forged field follow, as a careful forger does."""
     if name == "manifest.json" and not forgery.name.startswith("digest") and forgery.kind in ("other", "added"):
         manifest = json.loads(forgery.text)
-        redigest(manifest)
-        (run / name).write_text(json.dumps(manifest))
-    if name.endswith(".jsonl") or (name == "manifest.json" and forgery.kind == "other"):
+        if "env_args" in manifest["config"]:
+            redigest(manifest)
+            (run / name).write_text(json.dumps(manifest))
+            resummarise(run)
+    elif name.endswith(".jsonl"):
         resummarise(run)
 
 
