@@ -28,6 +28,7 @@ from fate_gym.evaluation.manifest import make_manifest, run_digest
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.recorded import CLASSES, Origin, differences
 from fate_gym.evaluation.replaying import Recording, replay
+from fate_gym.evaluation.settings import Settings, read_settings
 from fate_gym.evaluation.store import SCHEMA as RUN_SCHEMA
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import SCHEMA as SUMMARY_SCHEMA
@@ -37,7 +38,6 @@ from fate_gym.leaderboards.groups import strange_name
 from fate_gym.leaderboards.judgements import as_judged, is_judged
 from fate_gym.leaderboards.replay import ABSENT, Change, changes, leaves
 from fate_gym.leaderboards.runs import refuse_links
-from fate_gym.leaderboards.settings import Settings, read_settings
 from fate_gym.leaderboards.site.training import MARK, STEPS
 from fate_gym.leaderboards.submissions import FILE, read_submission
 from fate_gym.rewards import Verdict
@@ -308,9 +308,10 @@ def _check_marks(manifest: Mapping[str, Any], declared: set[str] | None, report:
         report.add(FILE, f"contaminated_by does not declare what the run is marked with: {', '.join(sorted(marks))}")
     if every := sorted(marks | (declared or set())):
         report.notes.append(f"trained on {', '.join(every)}: the board says so, and no front has this run")
-    stored, known = manifest.get("privileged", False), is_privileged(manifest["config"]["agent"])
-    if known is not None and stored is not known:
-        report.add("manifest.json", f"privileged: stored {_brief(stored)}, of this agent it is {_brief(known)}")
+    stored, known = manifest.get("privileged", ABSENT), is_privileged(manifest["config"]["agent"])
+    if not isinstance(stored, bool) or known not in (None, stored):
+        true = "true or false" if known is None else _brief(known)
+        report.add("manifest.json", f"privileged: stored {_brief(stored)}, of this agent it is {true}")
 
 
 async def _check_replays(

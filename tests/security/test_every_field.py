@@ -196,7 +196,7 @@ def places(value: Json, name: str = "", keys: Keys = ()) -> Iterator[tuple[str, 
 
 def field_of(path: str, table: Mapping[str, Field]) -> Field | None:
     """Returns the entry that covers a path; for a part of the record that several cover, the weakest of them."""
-    below = [table[name] for name in table if name.startswith(f"{path}.")]
+    below = [table[name] for name in table if name == path or name.startswith(f"{path}.")]
     if below:
         return max(below, key=lambda entry: bool(entry.doubt))
     names = [name for name in table if path == name or path.startswith((f"{name}.", f"{name}["))]
