@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
@@ -19,34 +18,9 @@ from fate_gym.agents._kv_cache import (
     can_share,
     row_of,
 )
+from fate_gym.agents._token_agent import Completion, GenerationRequest
 
 _TOGETHER_ON_CPU: Final = 64
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """A prompt to go on from.
-
-    Attributes:
-        prompt_ids: Token ids, (p,).
-        seed: Decides the sample, whatever else is in the batch.
-    """
-
-    prompt_ids: tuple[int, ...]
-    seed: int
-
-
-@dataclass(slots=True)
-class Completion:
-    """What was generated.
-
-    Attributes:
-        token_ids: Sampled ids, (t,); the last one is a stop token unless the limit was reached.
-        logprobs: Natural-log probability of each under the sampling distribution, (t,).
-    """
-
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
 
 
 class Generator:

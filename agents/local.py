@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import re
-import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fate_gym.agents._batching import MicroBatcher
-from fate_gym.agents.chat_format import ChatFormat, chat_templates, one_line, read_chat_template
+from fate_gym.agents._token_agent import Completion, Engine, GenerationRequest, TokenAgent
+from fate_gym.agents.chat_format import ChatFormat, chat_templates, read_chat_template
 from fate_gym.agents.marks import contamination
 from fate_gym.agents.response_templates import (
     PROBE_QUESTION,
     PROBE_TOOL,
     choose_response_template,
 )
-from fate_gym.chat import Message, ToolSchema
-from fate_gym.env import Observation
-from fate_gym.episode import Sample
-from fate_gym.errors import ContextOverflowError, UsageError
-from fate_gym.rollout import Agent, Reply, Session
-from fate_gym.task import Task
-
-if TYPE_CHECKING:
-    from fate_gym.agents._generation import Completion, GenerationRequest
-
+from fate_gym.errors import UsageError
+from fate_gym.share import own_share
 
 _SPECIAL = re.compile(r"<\|\w+\|>")
 """Tokens that chat templates write, in the form that nearly all models have."""
 
 
-class LocalAgent(Agent):
+class LocalAgent(TokenAgent):
     """A causal language model with a chat template that takes tools, from a folder or the hub.
 
     Weights are read from safetensors alone, and no code from a model's folder ever runs. The model loads on first
@@ -45,7 +35,8 @@ class LocalAgent(Agent):
         model: A folder, or an id on the hub.
         adapter: A PEFT adapter for it, a folder or an id.
         dtype: Type of the weights: "auto" for the stored one, or "float32", "bfloat16", "float16".
-        device: "cpu", "cuda", "cuda:1", ..., or "auto" to spread it over all; None for CUDA where there is one.
+        device: "cpu", "cuda", "cuda:1", ..., or "auto" to spread it over all; None for CUDA where there is one, and
+            a card of its own for each worker process.
         attention: transformers' `attn_implementation`: "sdpa", "eager", "flash_attention_2", ...
         temperature: 0 for greedy decoding. Recorded log-probabilities are those of the sampling distribution, with
             temperature and `top_p` applied; of temperature 1 under greedy decoding.
@@ -92,10 +83,9 @@ class LocalAgent(Agent):
             raise ValueError(
                 "temperature and cache_gib must be >= 0, top_p in (0, 1], max_new_tokens and max_batch >= 1"
             )
-        self.name = f"hf:{_short(model)}" + (f"+{_short(adapter)}" if adapter else "")
+        super().__init__(f"hf:{short(model)}" + (f"+{short(adapter)}" if adapter else ""), seed)
         self.contaminated_by = contamination(model, adapter)
         self.model, self.adapter = model, adapter
-        self.seed = seed
         self.max_new_tokens = max_new_tokens
         self._dtype, self._device, self._attention = dtype, device, attention
         self._temperature, self._top_p = temperature, top_p
@@ -105,8 +95,7 @@ class LocalAgent(Agent):
         self._chat_template = chat_template
         self._response_template = response_template
         self._chat_template_kwargs = dict(chat_template_kwargs or {})
-        self._loading = threading.Lock()
-        self._engine: Engine | None = None
+        self._batcher: MicroBatcher[GenerationRequest, Completion] | None = None
         self._loaded: tuple[Any, Any] | None = None
 
     @classmethod
@@ -126,47 +115,24 @@ class LocalAgent(Agent):
         agent._loaded = (model, tokenizer)
         return agent
 
-    def start(self, task: Task, seed: int) -> Session:
-        """Begins an episode."""
-        return _LocalSession(self, f"{self.seed}/{task.id}/{seed}")
-
-    async def check(self, *, tools: bool = False) -> None:
-        """Loads the model.
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns the call that made it; another process loads the model itself.
 
         Raises:
-            UsageError: It cannot be used as an agent; one line says why.
+            TypeError: The model is only in the memory of this process.
         """
-        await self.engine()
-
-    async def engine(self) -> Engine:
-        """The loaded model."""
-        if self._engine is None:
-            return await asyncio.to_thread(self._load)
-        return self._engine
+        if self._loaded is not None:
+            raise TypeError(f"the model of {self.name} is only in the memory of this process")
+        return super().__reduce__()
 
     async def aclose(self) -> None:
         """Stops generating and frees the model."""
-        engine, self._engine = self._engine, None
-        if engine is not None:
-            await asyncio.to_thread(engine.batcher.close)
-
-    def _load(self) -> Engine:
-        with self._loading:
-            engine = self._engine = self._engine or self._make_engine()
-            return engine
+        batcher, self._batcher = self._batcher, None
+        await super().aclose()
+        if batcher is not None:
+            await asyncio.to_thread(batcher.close)
 
     def _make_engine(self) -> Engine:
-        try:
-            return self._load_all()
-        except ModuleNotFoundError as error:
-            raise UsageError(f"{self.name} needs {error.name}: pip install 'fate-gym[local]'") from error
-        except UsageError as error:
-            raise UsageError(f"{self.name}: {error}") from error
-        except Exception as error:
-            # Whatever trips the loaders up lies in what the user named.
-            raise UsageError(f"{self.name}: {one_line(error)}") from error
-
-    def _load_all(self) -> Engine:
         import torch
 
         from fate_gym.agents._generation import Generator
@@ -178,8 +144,7 @@ class LocalAgent(Agent):
         template = choose_response_template(tokenizer, self._response_template, self._chat_template_kwargs)
         if model is None:
             model = self._load_weights()
-        max_prompt = self._max_prompt(model)
-        stops = stop_ids(tokenizer, model)
+        stops = stop_ids(tokenizer, model.generation_config)
         run = Generator(
             model.eval(),
             stop_ids=stops,
@@ -189,80 +154,19 @@ class LocalAgent(Agent):
             cache_bytes=int(self._cache_gib * 2**30),
             may_learn=self._loaded is not None,
         )
+        self._batcher = MicroBatcher(run, max_batch=self._max_batch, too_large=torch.OutOfMemoryError)
         chat = ChatFormat(tokenizer, template, self._chat_template_kwargs, stops)
-        return Engine(
-            model, chat, max_prompt, MicroBatcher(run, max_batch=self._max_batch, too_large=torch.OutOfMemoryError)
-        )
+        most = max_prompt(model.config, self._max_context, self.max_new_tokens)
+        return Engine(chat, most, self._batcher.submit)
 
     def _load_weights(self) -> Any:
         import torch
 
-        device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
+        # Of several processes on one machine, each takes a card of its own as far as there are enough.
+        card = f"cuda:{own_share().index % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+        device = self._device or card
         model = load_model(self.model, dtype=self._dtype, device_map=device, attn_implementation=self._attention)
         return _load_adapter(model, self.adapter) if self.adapter else model
-
-    def _max_prompt(self, model: Any) -> int | None:
-        context = self._max_context or getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if context is None:
-            return None
-        if context <= self.max_new_tokens:
-            raise UsageError(f"max_new_tokens={self.max_new_tokens} fills the context of {context} tokens")
-        return int(context) - self.max_new_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    """A loaded model.
-
-    Attributes:
-        model: The transformers model, perhaps with an adapter.
-        chat: How its conversations are written and read.
-        max_prompt: Most tokens of a prompt, None without limit.
-        batcher: Generates.
-    """
-
-    model: Any
-    chat: ChatFormat
-    max_prompt: int | None
-    batcher: MicroBatcher[GenerationRequest, Completion]
-
-
-class _LocalSession:
-    """One episode. A turn's prompt is the last one with what was sampled and what came since, as token ids."""
-
-    def __init__(self, agent: LocalAgent, key: str) -> None:
-        self._agent = agent
-        self._key = key
-        self._turn = 0
-        self._messages: list[Message] = []
-        self._tools: list[ToolSchema] | None = None
-        self._ids: tuple[int, ...] = ()
-
-    async def act(self, observation: Observation) -> Reply:
-        engine = await self._agent.engine()
-        messages, tools = observation["messages"], observation.get("tools")
-        prompt_ids = await asyncio.to_thread(self._prompt, engine.chat, messages, tools)
-        if engine.max_prompt is not None and len(prompt_ids) > engine.max_prompt:
-            raise ContextOverflowError(f"a prompt of {len(prompt_ids)} tokens, where {engine.max_prompt} fit")
-        from fate_gym.agents._generation import GenerationRequest
-
-        seed = random.Random(f"{self._key}/{self._turn}").getrandbits(63)  # noqa: S311 (no secret)
-        completion = await engine.batcher.submit(GenerationRequest(prompt_ids, seed))
-        sampled = Sample(prompt_ids, tuple(completion.token_ids), tuple(completion.logprobs))
-        message = await asyncio.to_thread(engine.chat.read, sampled.prompt_ids, sampled.token_ids, tools)
-        self._turn += 1
-        self._messages, self._tools, self._ids = messages, tools, prompt_ids + sampled.token_ids
-        usage: dict[str, float] = {"prompt_tokens": len(prompt_ids), "completion_tokens": len(sampled.token_ids)}
-        return Reply(message, usage, sample=sampled)
-
-    def _prompt(self, chat: ChatFormat, messages: list[Message], tools: list[ToolSchema] | None) -> tuple[int, ...]:
-        """Appends to the last turn; writes everything anew where the past is not what it was (a defence, a fork)."""
-        known = len(self._messages)
-        if self._ids and messages[:known] == self._messages and tools == self._tools:
-            added = chat.continuation(messages, known, tools, ended=self._ids[-1] in chat.stop_ids)
-            if added is not None:
-                return self._ids + added
-        return chat.prompt(messages, tools)
 
 
 def load_tokenizer(
@@ -328,14 +232,33 @@ def _load_adapter(model: Any, adapter: str) -> Any:
     return PeftModel.from_pretrained(model, adapter)
 
 
-def stop_ids(tokenizer: Any, model: Any) -> frozenset[int]:
+def stop_ids(tokenizer: Any, generation_config: Any) -> frozenset[int]:
     """Returns all tokens that end a turn: the tokenizer knows one, a model's generation config often several."""
-    configured = model.generation_config.eos_token_id
+    configured = generation_config.eos_token_id
     several = configured if isinstance(configured, list) else [configured]
     return frozenset(stop for stop in [*several, tokenizer.eos_token_id] if stop is not None)
 
 
-def _short(model: str) -> str:
-    """A folder's name; an id of the hub as it is."""
+def max_prompt(config: Any, max_context: int | None, max_new_tokens: int) -> int | None:
+    """Returns the most tokens of a prompt; None without limit.
+
+    Args:
+        config: The model's configuration.
+        max_context: Most tokens of prompt and reply together; the model's own limit if None.
+        max_new_tokens: Most tokens of the reply.
+
+    Raises:
+        UsageError: A reply leaves no room for a prompt.
+    """
+    context = max_context or getattr(config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return None
+    if context <= max_new_tokens:
+        raise UsageError(f"max_new_tokens={max_new_tokens} fills the context of {context} tokens")
+    return int(context) - max_new_tokens
+
+
+def short(model: str) -> str:
+    """Returns a folder's name; an id of the hub as it is."""
     path = Path(model)
     return path.resolve().name if path.is_dir() else model

@@ -19,9 +19,10 @@ from fate_gym.trainers.algorithms.settings import DPOSettings, PFPOSettings, Sup
 from fate_gym.trainers.cloning.settings import CloningSettings
 from fate_gym.trainers.methods import METHODS, Method, MethodName
 from fate_gym.trainers.policy import LoraSettings
+from fate_gym.trainers.server import ServerSettings
 from fate_gym.trainers.stages.prompts import PromptSettings
 
-MAY_CHANGE: Final = ("rounds", "patience", "concurrency")
+MAY_CHANGE: Final = ("rounds", "patience", "concurrency", "sampler")
 """Settings that may change on resume: they change no result that exists already."""
 
 
@@ -146,7 +147,9 @@ class TrainConfig:
             policy optimisation (`pfpo.steps` is then ignored), else repair, else the collection of successes.
         seed: Every other seed is derived from it.
         train: The tasks to fail on and to learn.
-        agent: Options of the policy as an agent (`LocalAgent`), such as `max_new_tokens` and `chat_template_kwargs`.
+        agent: Options of the policy as an agent (`LocalAgent`), such as `max_new_tokens` and `chat_template`; it learns
+            with the same chat template.
+        sampler: A server that samples the policy; null to sample in this process.
         concurrency: Episodes that run at the same time.
         attention: transformers' `attn_implementation`.
         lora: Adapters; null to learn all weights.
@@ -170,6 +173,7 @@ class TrainConfig:
     seed: int = 0
     train: tuple[TaskSet, ...] = ()
     agent: dict[str, Json] = field(default_factory=dict)
+    sampler: ServerSettings | None = None
     concurrency: int = 128
     attention: str | None = None
     lora: LoraSettings | None = field(default_factory=LoraSettings)
@@ -193,6 +197,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.budget is not None and self.budget < 1:
             raise ValueError(f"budget must be at least 1 token, or null for no limit, got {self.budget}")
+        if self.sampler and self.sampler.reload is None and self.lora is None:
+            raise ValueError("without `lora` there are no adapters to load: give `sampler.reload`, a command")
         if not (self.active_method.warm_up or self.active_method.optimises):
             missing = [
                 f"`{name}`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,8 @@ from fate_gym.storage import (
 from fate_gym.trainers.config import MAY_CHANGE, TrainConfig, config_from
 from fate_gym.trainers.processes import is_first_process
 from fate_gym.trainers.progress import ProgressReporter
+from fate_gym.trainers.sampling import LocalSampler, Sampler
+from fate_gym.trainers.server import ServerSampler
 
 SCHEMA: Final = "fate-gym/train/2"
 
@@ -73,6 +76,13 @@ class TrainingFolder:
     def base(self) -> str:
         """The policy before training: a folder, or an id on the hub."""
         return self.config.policy or str(self.shared / "base")
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        """Who samples the policy."""
+        if self.config.sampler is None:
+            return LocalSampler(self.config.agent, self.config.attention)
+        return ServerSampler(self.config.sampler, self.base, self.config.agent, self.out)
 
     @contextmanager
     def timed(self, stage: str, number: int | None = None) -> Iterator[None]:

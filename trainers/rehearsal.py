@@ -56,7 +56,7 @@ def rehearse(config: TrainConfig, *, progress: ProgressReporter | None = None) -
         make_random_model(kind, policy)
         small = reduced(config)
         agent = {name: value for name, value in small.agent.items() if name not in _OF_THE_REAL_MODEL}
-        small = dataclasses.replace(small, policy=str(policy), base=None, agent=agent, attention=None)
+        small = dataclasses.replace(small, policy=str(policy), base=None, sampler=None, agent=agent, attention=None)
         summary = train(small, Path(folder) / "run", progress=progress)
         row = summary["rounds"][1]
         stages = {

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -21,10 +21,10 @@ from fate_gym.errors import RunError
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.storage import encode_line, file_digest, folder_digest, make_folder, replace_file
 from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, read_numbers, read_steps
-from fate_gym.trainers.config import TrainConfig
 from fate_gym.trainers.folder import TrainingFolder
 from fate_gym.trainers.methods import StageName
 from fate_gym.trainers.progress import axes_line
+from fate_gym.trainers.sampling import Sampler
 from fate_gym.trainers.stage_file import StageFile, Upgrade, read_header
 from fate_gym.trainers.tasks import idle_tasks, training_plan
 
@@ -54,14 +54,6 @@ _REQUIRED: Final[Mapping[StageName, tuple[str, ...]]] = {
 }
 
 
-def local_agent(policy: str, seed: int, config: TrainConfig) -> Agent:
-    """Makes the agent that plays a policy in training: it samples at temperature 1, as the method's pi does."""
-    from fate_gym.agents.local import LocalAgent
-
-    options: dict[str, Any] = {"attention": config.attention, **config.agent}
-    return LocalAgent(policy, temperature=1.0, seed=seed, **options)
-
-
 class Round:
     """What the stages of one round share.
 
@@ -69,7 +61,7 @@ class Round:
         folder: The training.
         number: The round, counted from 1.
         only: The one stage that may run; files of the others are only read. None lets every stage run.
-        make_agent: Makes the agent from policy, seed and settings.
+        sampler: Who samples the policy; None for the training's own.
     """
 
     def __init__(
@@ -78,13 +70,13 @@ class Round:
         number: int,
         *,
         only: StageName | None = None,
-        make_agent: Callable[[str, int, TrainConfig], Agent] = local_agent,
+        sampler: Sampler | None = None,
     ) -> None:
         self.folder, self.number = folder, number
         self.config, self.method, self.progress = folder.config, folder.config.active_method, folder.progress
         self.path = folder.out / f"round-{number}"
         self._only = only
-        self._make_agent = make_agent
+        self.sampler = sampler or folder.sampler
 
     @functools.cached_property
     def plan(self) -> Plan:
@@ -165,7 +157,8 @@ class Round:
     @contextlib.contextmanager
     def agent(self, policy: str, stage: FileStage) -> Iterator[Agent]:
         """Makes the agent that plays a policy, closes it at the end, and records the time."""
-        agent = self._make_agent(policy, self.seed(stage), self.config)
+        # At temperature 1, as the method's pi samples.
+        agent = self.sampler.agent(policy, temperature=1.0, seed=self.seed(stage))
         with self.folder.timed(stage, self.number):
             try:
                 yield agent

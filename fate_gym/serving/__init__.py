@@ -2,7 +2,7 @@
 
 from fate_gym.serving._client import OPENAI_URL, ChatClient, check_positive, given
 from fate_gym.serving._completions import Completion
-from fate_gym.serving._failures import ModelFaultError, TransientError, UnreachableError, UnusableError
+from fate_gym.serving._failures import ModelFaultError, NotFoundError, TransientError, UnreachableError, UnusableError
 from fate_gym.serving._redaction import Redactor, public_url
 from fate_gym.serving._retrying import Pacer, RetryPolicy
 
@@ -11,6 +11,7 @@ __all__ = [
     "ChatClient",
     "Completion",
     "ModelFaultError",
+    "NotFoundError",
     "Pacer",
     "Redactor",
     "RetryPolicy",

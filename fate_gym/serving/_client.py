@@ -6,13 +6,13 @@ import base64
 import json
 import os
 import ssl
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from fate_gym.errors import UsageError
-from fate_gym.serving._completions import AnswerReader, Completion, decompressed
+from fate_gym.serving._completions import LARGEST_BODY, AnswerReader, Completion, decompressed
 from fate_gym.serving._failures import ServerError, TransientError, UnreachableError, UnusableError, failure
 from fate_gym.serving._patience import Patience
 from fate_gym.serving._redaction import Redactor, public_url
@@ -20,6 +20,8 @@ from fate_gym.serving._retrying import Pacer
 
 if TYPE_CHECKING:
     import aiohttp
+
+T = TypeVar("T")
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -31,7 +33,7 @@ _STILL_ARRIVING = 0.5
 
 
 class ChatClient:
-    """Posts chat completions, one request at a time or many at once, on one event loop.
+    """Posts chat completions, and other requests, one request at a time or many at once, on one event loop.
 
     After `aclose` it may serve on another loop. The client of the `openai` package is not used: it reads a whole
     answer before its length is known, drops what does not fit its models, hides where a stream ends, and takes twice
@@ -89,23 +91,34 @@ class ChatClient:
         Raises:
             TransientError, ContextOverflowError, ProviderError, QuotaError, ModelFaultError: As `failure` says.
         """
-        import aiohttp
-
         await self._pacer.turn()
         patience = Patience(self._timeout)
         reader = AnswerReader(self.url, self._redact, clock=lambda: patience.spent)
         try:
-            async with patience:
-                return await self._exchange(body, reader)
+            return await self._exchange("chat/completions", body, reader.read, patience)
         except TimeoutError:
             if reader.is_arriving(self._timeout * _STILL_ARRIVING):
                 raise reader.endless(f"the reply did not end within {self._timeout:g} seconds") from None
             raise TransientError(f"{self.url} did not answer in time") from None
-        except aiohttp.ClientConnectionError as error:
-            raise UnreachableError(self._redact(f"no connection to {self.url}: {error}")) from None
-        except (aiohttp.ClientError, ValueError) as error:
-            # A broken header, chunk or address: aiohttp's own words may quote what the server sent.
-            raise UnusableError(f"{self.url} sent a broken answer ({type(error).__name__})") from None
+
+    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        """Asks the server for something else than a chat completion.
+
+        Args:
+            path: Where, below the server's address, such as "completions".
+            body: The request.
+
+        Returns:
+            The answer, parsed where it is JSON, else its text.
+
+        Raises:
+            TransientError, ContextOverflowError, ProviderError, QuotaError, ModelFaultError: As `failure` says.
+        """
+        await self._pacer.turn()
+        try:
+            return await self._exchange(path, body, self._read_plain, Patience(self._timeout))
+        except TimeoutError:
+            raise TransientError(f"{self.url} did not answer in time") from None
 
     async def aclose(self) -> None:
         """Closes the connections."""
@@ -113,24 +126,44 @@ class ChatClient:
             session, self._session = self._session, None
             await session.close()
 
-    async def _exchange(self, body: Mapping[str, Any], reader: AnswerReader) -> Completion:
-        # Plain ASCII: no server stumbles over it, and encoding it is fastest.
-        data = json.dumps(body).encode()
-        address = f"{self.url.rstrip('/')}/chat/completions"
-        # A redirect would let another host answer in the model's place, and read the prompts.
-        post = self._connect().post(address, params=self._query, data=data, allow_redirects=False)
-        async with post as response:
-            encoding = response.headers.get("Content-Encoding", "").strip().lower()
-            chunks = decompressed(response.content.iter_any(), encoding)
-            if response.status < 300:
-                return await reader.read(chunks)
-            content = b""
-            async for chunk in chunks:
-                content += chunk
-                if len(content) > LARGEST_ERROR:
-                    break
-            error = ServerError.read(response.status, self._redact_bytes(content[:LARGEST_ERROR]))
-            raise failure(error, self.url, response.headers)
+    async def _exchange(
+        self, path: str, body: Mapping[str, Any], read: Callable[[AsyncIterator[bytes]], Awaitable[T]], time: Patience
+    ) -> T:
+        """Posts a request and reads its answer; raises TimeoutError when the time is over."""
+        import aiohttp
+
+        try:
+            async with time:
+                # Plain ASCII: no server stumbles over it, and encoding it is fastest.
+                data = json.dumps(body).encode()
+                address = f"{self.url.rstrip('/')}/{path}"
+                # A redirect would let another host answer in the model's place, and read the prompts.
+                post = self._connect().post(address, params=self._query, data=data, allow_redirects=False)
+                async with post as response:
+                    encoding = response.headers.get("Content-Encoding", "").strip().lower()
+                    chunks = decompressed(response.content.iter_any(), encoding)
+                    if response.status < 300:
+                        return await read(chunks)
+                    error = ServerError.read(
+                        response.status, self._redact_bytes(await _beginning(chunks, LARGEST_ERROR))
+                    )
+                    raise failure(error, self.url, response.headers)
+        except TimeoutError:
+            raise  # aiohttp's own are connection errors too.
+        except aiohttp.ClientConnectionError as error:
+            raise UnreachableError(self._redact(f"no connection to {self.url}: {error}")) from None
+        except (aiohttp.ClientError, ValueError) as error:
+            # A broken header, chunk or address: aiohttp's own words may quote what the server sent.
+            raise UnusableError(f"{self.url} sent a broken answer ({type(error).__name__})") from None
+
+    async def _read_plain(self, chunks: AsyncIterator[bytes]) -> Any:
+        content = await _beginning(chunks, LARGEST_BODY + 1)
+        if len(content) > LARGEST_BODY:
+            raise UnusableError(f"{self.url} sent an answer of more than {LARGEST_BODY} bytes")
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError):
+            return content.decode("utf-8", "replace")
 
     def _redact_bytes(self, content: bytes) -> bytes:
         """Blanks secrets before anything is cut: half a key is still a part of it."""
@@ -150,6 +183,16 @@ class ChatClient:
                 proxy=_proxy(self.url),
             )
         return self._session
+
+
+async def _beginning(chunks: AsyncIterator[bytes], most: int) -> bytes:
+    """Reads no more than so many bytes of a body."""
+    content = b""
+    async for chunk in chunks:
+        content += chunk
+        if len(content) >= most:
+            break
+    return content[:most]
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -60,6 +60,10 @@ class UnusableError(TransientError):
     """The server answered, but not with a chat completion."""
 
 
+class NotFoundError(ProviderError):
+    """The server has nothing at this address, or no such model."""
+
+
 class ModelFaultError(NoReplyError):
     """The model, or a filter on it, gave no answer that could be used; that is scored, and not retried.
 
@@ -196,7 +200,7 @@ def failure(error: ServerError, where: str, headers: Mapping[str, str]) -> Excep
         return QuotaError(line)
     if error.status is None or error.status in _RETRIED or error.status >= 500:
         return TransientError(line, wait)
-    return ProviderError(line)
+    return NotFoundError(line) if error.status == 404 else ProviderError(line)
 
 
 def _ends_the_run(error: ServerError, wait: float | None) -> bool:

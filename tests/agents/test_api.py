@@ -20,7 +20,16 @@ from fate_gym.agents._pricing import check_prices, cost, shipped_prices
 from fate_gym.agents.api import DEFAULT_MAX_TOKENS, OpenAIAgent
 from fate_gym.errors import ContextOverflowError, ProviderError, QuotaError, UsageError
 from fate_gym.rollout import Reply
-from fate_gym.serving import Completion, Pacer, Redactor, RetryPolicy, TransientError, UnusableError, public_url
+from fate_gym.serving import (
+    Completion,
+    NotFoundError,
+    Pacer,
+    Redactor,
+    RetryPolicy,
+    TransientError,
+    UnusableError,
+    public_url,
+)
 from fate_gym.serving._completions import read_completion
 from fate_gym.serving._failures import ServerError, failure
 from fate_gym.task import Task
@@ -219,7 +228,7 @@ def test_context_overflow_is_known_by_its_code_or_words(status: int, body: Any) 
         (400, error("max_tokens is too large: this model supports at most 16384 completion tokens"), ProviderError),
         (401, error("Incorrect API key provided", code="invalid_api_key"), ProviderError),
         (403, error("no"), ProviderError),
-        (404, error("The model `m` does not exist", code="model_not_found"), ProviderError),
+        (404, error("The model `m` does not exist", code="model_not_found"), NotFoundError),
         (413, {"detail": "too large"}, ProviderError),
         (422, error("no"), ProviderError),
         (429, error("You exceeded your current quota", code="insufficient_quota"), QuotaError),

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
-from fate_gym.agents._generation import Completion, GenerationRequest, Generator, sample
+from fate_gym.agents._generation import Generator, sample
 from fate_gym.agents._kv_cache import BLOCK, KeysAndValues, PrefixStore
+from fate_gym.agents._token_agent import Completion, GenerationRequest
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -114,6 +114,11 @@ def reply_to(agent: LocalAgent, text: str = "Hello there.") -> Reply:
     return asyncio.run(main())
 
 
+def model_of(agent: LocalAgent) -> Any:
+    """The model that an agent has loaded."""
+    return agent._batcher._run._model  # type: ignore[union-attr, attr-defined]
+
+
 def check(agent: LocalAgent) -> str:
     """What the check says; one line."""
     with pytest.raises(UsageError) as caught:
@@ -477,9 +482,9 @@ def test_out_of_memory_halves_the_batch_and_changes_no_reply(tiny: Path, monkeyp
         return [reply.sample for (reply,) in await asyncio.gather(*(say(agent, question) for question in questions))]
 
     async def main() -> list[int]:
-        engine = await agent.engine()
         wanted = await replies()
-        forward, sizes = engine.model.forward, []
+        model = model_of(agent)
+        forward, sizes = model.forward, []
 
         def cramped(*args: Any, **kwargs: Any) -> Any:
             sizes.append(len(kwargs["input_ids"]))
@@ -487,7 +492,7 @@ def test_out_of_memory_halves_the_batch_and_changes_no_reply(tiny: Path, monkeyp
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return forward(*args, **kwargs)
 
-        monkeypatch.setattr(engine.model, "forward", cramped)
+        monkeypatch.setattr(model, "forward", cramped)
         found = await replies()
         await agent.aclose()
         assert [sample.token_ids for sample in found] == [sample.token_ids for sample in wanted]
@@ -628,9 +633,8 @@ def test_names_and_closing(tiny: Path) -> None:
     assert LocalAgent("org/model", adapter="org/lora").name == "hf:org/model+org/lora"
     agent = LocalAgent(str(tiny), max_new_tokens=4)
     asyncio.run(agent.aclose())
-    engine = asyncio.run(agent.engine())
-    model = weakref.ref(engine.model)
-    del engine
+    asyncio.run(agent.engine())
+    model = weakref.ref(model_of(agent))
     first = reply_to(agent)
     gc.collect()
     assert model() is None

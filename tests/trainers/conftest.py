@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+class Always:
+    """Samples with an agent of a test's own, whatever the policy."""
+
+    is_exact = True
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+
+    def agent(self, policy: str, **options: Any) -> Agent:
+        return self._agent
+
+    def learner(self, trainer: Any, policy: str, **options: Any) -> contextlib.AbstractContextManager[Agent]:
+        return contextlib.nullcontext(self._agent)
+
+
 @pytest.fixture
 def make_round(tmp_path: Path) -> Callable[..., Round]:
     """Makes a round over the toy depot, whose policy is any agent of a test's own."""
@@ -34,6 +50,6 @@ def make_round(tmp_path: Path) -> Callable[..., Round]:
     def make(agent: Agent, **changes: Any) -> Round:
         settings = {"policy": agent.name, "train": (TaskSet("toy/Depot-v0"),), "concurrency": 4, **changes}
         folder = TrainingFolder(TrainConfig(**settings), tmp_path / "training")
-        return Round(folder, 1, make_agent=lambda policy, seed, config: agent)
+        return Round(folder, 1, sampler=Always(agent))
 
     return make

@@ -24,6 +24,7 @@ from fate_gym.trainers.algorithms.settings import PFPOSettings
 from fate_gym.trainers.algorithms.trl_trainer import Packed, PFPOTrainer, Rollouts, by_rule, trl_config
 from fate_gym.trainers.algorithms.update_folder import UpdateFolder
 from fate_gym.trainers.policy import LoraSettings, load_policy
+from fate_gym.trainers.sampling import LocalSampler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,10 +46,10 @@ def trainer_over(base: Path, out: Path, settings: PFPOSettings, **hooks: Any) ->
     """The trainer that `optimise` builds, with hooks of a test's own."""
     model, tokenizer = load_policy(base, lora=None)
     plan = shop_policy.shop()
-    sampler = GroupSampler(
+    groups = GroupSampler(
         plan, plan.items, settings.rule, settings.group_size, settings.refills, settings.concurrency, settings.seed
     )
-    rollouts = Rollouts(sampler, tokenizer, settings.passes, AGENT)
+    rollouts = Rollouts(groups, LocalSampler(AGENT), str(base), tokenizer, settings.passes)
     return PFPOTrainer(
         model=model,
         args=trl_config(settings, UpdateFolder(out, {})),
@@ -64,7 +65,6 @@ def one_batch(trainer: PFPOTrainer) -> dict[str, Any]:
     trainer.model.train()
     rows = [dict(row) for row in trainer.train_dataset for _ in range(trainer.num_generations)]
     batch: dict[str, Any] = trainer._generate_and_score_completions(rows)
-    trainer.rollout_func.close()
     return batch
 
 

@@ -23,6 +23,7 @@ from fate_gym.trainers.algorithms.groups import GroupSampler
 from fate_gym.trainers.algorithms.settings import PFPOSettings
 from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, UpdateFolder
 from fate_gym.trainers.policy import LoraSettings, Options, load_policy, lora_config, save_policy
+from fate_gym.trainers.sampling import LocalSampler, Sampler
 
 _COUNTS: Final = ("rollouts", "tokens", "learned", "unscored", "refilled")
 
@@ -35,6 +36,7 @@ def optimise_policy(
     out: Path,
     *,
     lora: LoraSettings | None,
+    sampler: Sampler | None = None,
     agent_options: Options | None = None,
     attention: str | None = None,
     on_step: OnStep | None = None,
@@ -51,6 +53,7 @@ def optimise_policy(
         settings: Hyperparameters of the update.
         out: The update's folder.
         lora: Adapters, or None to learn all weights.
+        sampler: Who samples; None for this process.
         agent_options: Options of `LocalAgent`, such as `max_new_tokens` and `max_batch`.
         attention: transformers' `attn_implementation`.
         on_step: Called after each step.
@@ -83,17 +86,20 @@ def optimise_policy(
     folder = UpdateFolder(out, {**data, **given_settings, "agent": dict(agent_options or {})})
     if folder.finished is not None:
         return folder.finished
-    model, tokenizer = load_policy(policy, lora=lora, attention=attention)
+    chat_template = (agent_options or {}).get("chat_template")
+    model, tokenizer = load_policy(policy, lora=lora, attention=attention, chat_template=chat_template)
 
     from fate_gym.trainers.algorithms._transformers import train_to_end
     from fate_gym.trainers.algorithms.trl_trainer import PFPOTrainer, Rollouts, by_rule, trl_config
 
-    sampler = GroupSampler(
+    groups = GroupSampler(
         plan, items, settings.rule, settings.group_size, settings.refills, settings.concurrency, settings.seed
     )
-    rollouts = Rollouts(sampler, tokenizer, settings.passes, agent_options or {})
+    sampler = sampler or LocalSampler(agent_options or {})
+    rollouts = Rollouts(groups, sampler, policy, tokenizer, settings.passes)
     trainer = PFPOTrainer(
         advantage_rule=by_rule(settings.rule) if RULES[settings.rule].trl is None else None,
+        corrects=not sampler.is_exact,
         model=model,
         args=trl_config(settings, folder),
         train_dataset=rollouts.dataset(settings.steps, settings.groups),
@@ -101,10 +107,7 @@ def optimise_policy(
         peft_config=lora and lora_config(lora, model),
         rollout_func=rollouts,
     )
-    try:
-        train_to_end(trainer, folder, on_step, rollouts.describe, _TokenLimit(settings.tokens, folder))
-    finally:
-        rollouts.close()
+    train_to_end(trainer, folder, on_step, rollouts.describe, _TokenLimit(settings.tokens, folder))
     if trainer.is_world_process_zero():
         save_policy(trainer.accelerator.unwrap_model(trainer.model), tokenizer, out)
     numbers = _numbers(folder.steps())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
-from trl.models.utils import unwrap_model_for_generation
 
-from fate_gym.agents.local import LocalAgent
 from fate_gym.episode import Trajectory
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES
@@ -26,6 +23,7 @@ from fate_gym.trainers.algorithms.settings import PFPOSettings
 from fate_gym.trainers.algorithms.update_folder import UpdateFolder
 from fate_gym.trainers.policy import Model, Tokenizer, quiet
 from fate_gym.trainers.processes import process_count
+from fate_gym.trainers.sampling import Sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,15 +42,21 @@ class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
 
     Args:
         advantage_rule: Computes the advantages; None to keep TRL's.
+        corrects: Whether the loss corrects for samples that are not exactly the trainer's own, as TRL does for those of
+            vLLM: each sequence's loss is multiplied by w = prod_t pi_t / mu_t, the ratio of the trainer's to the
+            sampler's probabilities, or by 0 where w > 3 (`vllm_importance_sampling_mode` "sequence_mask";
+            GRPOTrainer._generate_and_score_completions of trl 1.16).
         **settings: Arguments of `GRPOTrainer`; the reward functions are set here.
     """
 
-    def __init__(self, *, advantage_rule: AdvantageRule | None, **settings: Any) -> None:
+    def __init__(self, *, advantage_rule: AdvantageRule | None, corrects: bool = False, **settings: Any) -> None:
         with quiet():
             # TRL warns that the interface of `rollout_func` may change. Contract tests of ours pin what we use of it.
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
             super().__init__(reward_funcs=[_axis_reward(index) for index in range(len(AXES))], **settings)
         self._rule = advantage_rule
+        # TRL corrects where it believes that vLLM sampled. It must have no vLLM of its own, hence not in its settings.
+        self.use_vllm = corrects
         self._matrix: Tensor | None = None
 
     def _send_telemetry(self) -> None:
@@ -63,6 +67,8 @@ class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
         return self._matrix
 
     def _generate_and_score_completions(self, inputs: Any) -> dict[str, Any]:
+        # Nor may it send weights to one: `Sampler.learner` has seen to that.
+        self._last_loaded_step = self.state.global_step
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
         if self._rule is None:
             return batch
@@ -172,27 +178,25 @@ class Rollouts:
     TRL passes prompts and nothing else of a row, so the prompt of a row is the number of its task.
 
     Args:
-        sampler: Samples groups.
+        groups: Samples groups with an agent.
+        sampler: Makes the agent. Its options must not change the distribution: the loss takes account of the
+            temperature alone.
+        policy: The weights that the update starts from.
         tokenizer: The policy's tokenizer.
         passes: Updates per batch of rollouts.
-        agent_options: Options of `LocalAgent`, except those that change the sampling distribution: the loss takes
-            account of the temperature alone.
     """
 
-    def __init__(
-        self, sampler: GroupSampler, tokenizer: Tokenizer, passes: int, agent_options: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, groups: GroupSampler, sampler: Sampler, policy: str, tokenizer: Tokenizer, passes: int) -> None:
+        self._groups = groups
         self._sampler = sampler
+        self._policy = policy
         self._tokenizer = tokenizer
         self._passes = passes
-        self._options = dict(agent_options)
-        self._agent: LocalAgent | None = None
         self._measures: dict[str, Any] = {}
 
     def dataset(self, steps: int, groups: int) -> Dataset:
         """Returns the task that each group is first sampled from, in the order of training."""
-        sampler = self._sampler
-        order = schedule(len(sampler.items), steps, groups, sampler.seed)
+        order = schedule(len(self._groups.items), steps, groups, self._groups.seed)
         return Dataset.from_dict({"prompt": [str(task) for task in order]})
 
     def __call__(self, prompts: Sequence[str], trainer: GRPOTrainer) -> dict[str, Any]:
@@ -201,36 +205,24 @@ class Rollouts:
         Processes synchronise only after it, so episodes of unequal lengths cannot make one wait for ever.
         """
         began = time.perf_counter()
-        group_size = self._sampler.group_size
+        group_size = self._groups.group_size
         # TRL repeats every prompt G times in a row.
         tasks = [int(prompt) for prompt in prompts[::group_size]]
         # TRL counts updates; a step of ours is one batch of rollouts, however many passes learn from it.
         step = trainer.state.global_step // self._passes
-        with unwrap_model_for_generation(
-            trainer.model_wrapped,
-            trainer.accelerator,
-            gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
-        ) as model:
-            self._agent = self._agent or LocalAgent.over(
-                model, self._tokenizer, temperature=trainer.temperature, **self._options
-            )
-            # Dropout would sample from another distribution than the one whose log-probabilities the loss takes.
-            model.eval()
+        with self._sampler.learner(trainer, self._policy, temperature=trainer.temperature) as agent:
             first_slot = trainer.accelerator.process_index * len(tasks)
-            groups, tally = self._sampler.draw(self._agent, tasks, step, first_slot)
-        trainer.model.train()
+            groups, tally = self._groups.draw(agent, tasks, step, first_slot)
         seconds = time.perf_counter() - began
         self._measures = {**_measures(tally, len(tasks), trainer.accelerator), "seconds_sampling": round(seconds, 4)}
         return _rows(groups, self._tokenizer.eos_token_id)
 
     def describe(self, logs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns what the record of a step holds besides its loss: see `pfpo.optimise_policy`."""
-        return {"kl": logs.get("kl", 0.0), "clipped": logs.get("clip_ratio/region_mean", 0.0), **self._measures}
-
-    def close(self) -> None:
-        """Stops the agent's thread."""
-        if self._agent:
-            asyncio.run(self._agent.aclose())
+        measures = {"kl": logs.get("kl", 0.0), "clipped": logs.get("clip_ratio/region_mean", 0.0), **self._measures}
+        # How far the sampler's probabilities are from the trainer's: 1.0 if they are the same.
+        ratio = logs.get("sampling/importance_sampling_ratio/mean")
+        return measures if ratio is None else {**measures, "ratio": ratio}
 
 
 def _measures(tally: Tally, groups: int, accelerator: Any) -> dict[str, Any]:

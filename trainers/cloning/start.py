@@ -34,4 +34,4 @@ def start_policy(settings: CloningSettings, runs: Sequence[ScriptedEpisode]) -> 
         if lora is not None:
             model = with_adapters(model, lora, settings.seed)
     template = choose_response_template(tokenizer, None, {})
-    return model, ChatFormat(tokenizer, template, {}, stop_ids(tokenizer, model))
+    return model, ChatFormat(tokenizer, template, {}, stop_ids(tokenizer, model.generation_config))

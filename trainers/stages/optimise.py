@@ -45,6 +45,7 @@ def optimise(warmed: str, this_round: Round) -> str:
             settings,
             out,
             lora=config.lora,
+            sampler=this_round.sampler,
             agent_options=config.agent,
             attention=config.attention,
             on_step=on_step,

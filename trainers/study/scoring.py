@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Literal
 
-from fate_gym.agents import load_agent
+from fate_gym.agents import Agent
 from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError, RunError
 from fate_gym.evaluation import EvalConfig, RunFolder, load_run, run_evaluation
@@ -105,7 +105,8 @@ def _score(policy: str, task_set: TaskSet, out: Path, folder: TrainingFolder) ->
     with folder.timed("score"):
         # A finished run is only read: loading the model takes longer than all the rest.
         if not _is_complete(out, len(plan.items)):
-            asyncio.run(_evaluate(config, plan, folder.progress))
+            agent = folder.sampler.agent(policy, **config.agent_args)
+            asyncio.run(_evaluate(config, plan, agent, folder.progress))
         run = load_run(out)
         row = metrics(run.episodes, idle_tasks(plan))
         row["errors"] = len(run.failures)
@@ -124,9 +125,8 @@ def _is_complete(out: Path, planned: int) -> bool:
     return episodes.get("scored") == episodes.get("planned") == planned
 
 
-async def _evaluate(config: EvalConfig, plan: Plan, progress: ProgressReporter) -> None:
+async def _evaluate(config: EvalConfig, plan: Plan, agent: Agent, progress: ProgressReporter) -> None:
     done = len(RunFolder.read(config.out).done) if (config.out / "manifest.json").exists() else 0
-    agent = load_agent(config.agent, **config.agent_args)
     means = RunningMeans()
 
     def on_done(episode: Episode) -> None:
