@@ -58,7 +58,7 @@ class PackedEnvironment:
 
     def frame_alone(self) -> TaskEnvironment:
         """Returns an environment without its fields, for `fill`."""
-        environment = self.kind.__new__(self.kind)
+        environment: TaskEnvironment = object.__new__(self.kind)
         environment.__setstate__({**pickle.loads(self.frame), _VALUES: {}})  # noqa: S301 (packed above)
         return environment
 
