@@ -10,6 +10,7 @@ from typing import Any
 
 import peft
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
@@ -175,7 +176,7 @@ def save_trained(trainer: Any, policy: str, tokenizer: Tokenizer, out: Path) -> 
     """
     accelerator = trainer.accelerator
     model = accelerator.unwrap_model(trainer.model)
-    if accelerator.num_processes > 1:
+    if accelerator.distributed_type != DistributedType.NO:
         state = accelerator.get_state_dict(trainer.model_wrapped)
         model = _rebuilt(model, policy, state) if trainer.is_world_process_zero() else model
     if trainer.is_world_process_zero():
