@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from fate_gym.env import Observation
+from fate_gym.pickling import Remade
 from fate_gym.rollout import Reply, Session
 
 Begin: TypeAlias = Callable[[], Session]
 """Begins a session of the agent behind a defence."""
 
 
-class Defence(ABC):
+class Defence(Remade, ABC):
     """What stands in front of an agent. One defence serves many episodes at once.
 
     Attributes:

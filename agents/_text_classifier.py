@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fate_gym.errors import UsageError
+from fate_gym.pickling import Remade
 
 _SAFE_LABEL, _THRESHOLD = "SAFE", 0.5
 """AgentDojo's."""
@@ -16,7 +17,7 @@ _LONGEST_WINDOW = 512
 """Detectors are trained on at most so many tokens; some models take more and judge worse."""
 
 
-class TextClassifier:
+class TextClassifier(Remade):
     """Flags a text if its probability of being safe is below a threshold.
 
     For a classifier of two labels and a text that fits one window, the rule is that of AgentDojo's

@@ -19,6 +19,7 @@ from fate_gym.agents.response_templates import (
     choose_response_template,
 )
 from fate_gym.errors import UsageError
+from fate_gym.share import own_share
 
 _SPECIAL = re.compile(r"<\|\w+\|>")
 """Tokens that chat templates write, in the form that nearly all models have."""
@@ -34,7 +35,8 @@ class LocalAgent(TokenAgent):
         model: A folder, or an id on the hub.
         adapter: A PEFT adapter for it, a folder or an id.
         dtype: Type of the weights: "auto" for the stored one, or "float32", "bfloat16", "float16".
-        device: "cpu", "cuda", "cuda:1", ..., or "auto" to spread it over all; None for CUDA where there is one.
+        device: "cpu", "cuda", "cuda:1", ..., or "auto" to spread it over all; None for CUDA where there is one, and
+            a card of its own for each worker process.
         attention: transformers' `attn_implementation`: "sdpa", "eager", "flash_attention_2", ...
         temperature: 0 for greedy decoding. Recorded log-probabilities are those of the sampling distribution, with
             temperature and `top_p` applied; of temperature 1 under greedy decoding.
@@ -113,6 +115,16 @@ class LocalAgent(TokenAgent):
         agent._loaded = (model, tokenizer)
         return agent
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns the call that made it; another process loads the model itself.
+
+        Raises:
+            TypeError: The model is only in the memory of this process.
+        """
+        if self._loaded is not None:
+            raise TypeError(f"the model of {self.name} is only in the memory of this process")
+        return super().__reduce__()
+
     async def aclose(self) -> None:
         """Stops generating and frees the model."""
         batcher, self._batcher = self._batcher, None
@@ -150,7 +162,9 @@ class LocalAgent(TokenAgent):
     def _load_weights(self) -> Any:
         import torch
 
-        device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
+        # Of several processes on one machine, each takes a card of its own as far as there are enough.
+        card = f"cuda:{own_share().index % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+        device = self._device or card
         model = load_model(self.model, dtype=self._dtype, device_map=device, attn_implementation=self._attention)
         return _load_adapter(model, self.adapter) if self.adapter else model
 

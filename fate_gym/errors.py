@@ -128,6 +128,14 @@ CUTS: Final = {
 """How episodes end that something other than the environment cut off; no action of such an episode says so."""
 
 
+class WorkerError(FateGymError):
+    """Processes that should share the work cannot be started, or end again and again."""
+
+
+class LostError(WorkerError):
+    """A piece of work was lost with several processes, one after the other: it may be what ends them."""
+
+
 class RunError(FateGymError):
     """A folder cannot be used as the run that was asked for."""
 

@@ -22,8 +22,10 @@ from fate_gym.episode import Episode
 from fate_gym.evaluation.config import EvalConfig, model_name
 from fate_gym.evaluation.evaluate import run_evaluation
 from fate_gym.evaluation.plan import DEFAULT_ENV
+from fate_gym.evaluation.playing import Player
 from fate_gym.evaluation.report import remarks
 from fate_gym.evaluation.run import Run
+from fate_gym.evaluation.workers import Backend, engage
 from fate_gym.rollout import ActFunction, Agent, as_agent
 
 T = TypeVar("T")
@@ -43,6 +45,8 @@ def evaluate(
     repeats: int = 1,
     limit: int | None = None,
     concurrency: int = 8,
+    workers: int = 1,
+    backend: Backend = "local",
     max_cost: float | None = None,
     out: str | os.PathLike[str] | None = None,
     on_done: Callable[[Episode], None] = lambda episode: None,
@@ -66,7 +70,10 @@ def evaluate(
         seed: Every episode's seed is derived from it.
         repeats: Episodes for each task and attack.
         limit: At most so many tasks for each attack, drawn by the seed.
-        concurrency: Episodes under way at once.
+        concurrency: Episodes under way at once, over all workers.
+        workers: Processes that play them. With more than one, `agent` is a text, an `Agent` that can be made anew by
+            the call that made it, or a function at the top of a module; a script needs `if __name__ == "__main__":`.
+        backend: Where the processes are: "local" on this machine, "ray" on a Ray cluster.
         max_cost: No further episode begins once so many USD are spent.
         out: The run folder. One that holds a part of the same run is completed, and what it holds is not run again:
             give another after a change of the agent's code. None for a folder in `runs`: for a text one named after the
@@ -97,6 +104,8 @@ def evaluate(
         repeats=repeats,
         limit=limit,
         concurrency=concurrency,
+        workers=workers,
+        backend=backend,
         max_cost=max_cost,
     )
     folder = Path("runs") / config.folder_name() if out is None else Path(out)
@@ -106,15 +115,16 @@ def evaluate(
 
 
 async def _evaluate(config: EvalConfig, agent: Agent, on_done: Callable[[Episode], None]) -> Run:
+    plan = config.plan()
+    workers = engage(Player(plan.environments, agent), config.workers, config.backend)
     try:
-        plan = config.plan()
-        await agent.check(tools=plan.has_tools())
-        run = await run_evaluation(config, agent, plan=plan, on_done=on_done)
+        await workers.do(Player.check, plan.has_tools())
+        run = await run_evaluation(config, agent, plan=plan, workers=workers, on_done=on_done)
         for remark in remarks(run.episodes, run.failures):
             _log.warning("%s: %s", run.path, remark)
         return run
     finally:
-        await agent.aclose()
+        await workers.aclose()
 
 
 def _finish(work: Coroutine[Any, Any, T]) -> T:

@@ -1,4 +1,4 @@
-"""What of an environment's options can be pickled, and how they are described in one line."""
+"""How environments, agents and defences are pickled, and how their options are described in one line."""
 
 from __future__ import annotations
 
@@ -6,9 +6,33 @@ import inspect
 import pickle
 import reprlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 from fate_gym.benchmark import Benchmark
+
+
+class Remade:
+    """What is pickled as the call that made it: connections, locks and models stay where they are.
+
+    A copy is made by the same call, in another process perhaps, and has nothing of what happened to the first.
+    """
+
+    _call: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **options: Any) -> Self:
+        """Notes the call, so that no subclass has to."""
+        made = super().__new__(cls)
+        # Not by assignment: a subclass may be a frozen dataclass.
+        object.__setattr__(made, "_call", (args, options))
+        return made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns the call."""
+        return _remake, (type(self), *self._call)
+
+
+def _remake(kind: type[Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    return kind(*args, **options)
 
 
 def check_picklable(options: Mapping[str, Any]) -> None:

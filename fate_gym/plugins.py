@@ -16,6 +16,14 @@ _OURS = ("fate_gym", "asyncio", "concurrent", "importlib", "_frozen_importlib", 
 """Packages whose calls stand between a command and the user's code."""
 
 
+_imported: dict[str, None] = {}
+
+
+def imported_plugins() -> tuple[str, ...]:
+    """Returns the names of the modules that the user has named so far, in that order."""
+    return tuple(_imported)
+
+
 def import_plugin(name: str) -> ModuleType:
     """Imports a module that the user named; it may stand in the current folder.
 
@@ -32,13 +40,15 @@ def import_plugin(name: str) -> ModuleType:
     if folder not in sys.path and name.partition(".")[0] != "fate_gym":
         sys.path.append(folder)
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise UsageError(f"there is no module {name!r}, neither in {folder} nor installed") from None
         raise _failed(name, error) from error
     except Exception as error:
         raise _failed(name, error) from error
+    _imported[name] = None
+    return module
 
 
 def load_plugin(target: str) -> Any:

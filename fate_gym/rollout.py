@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from fate_gym.env import Observation, ToolEnv
 from fate_gym.episode import LEFT_OUT, MAX_COUNT, USAGE, Call, Episode, Sample, Shown, Trajectory
 from fate_gym.errors import CutError, ProviderError
+from fate_gym.pickling import Remade
 from fate_gym.rewards import Verdict
 from fate_gym.storage import is_finite
 from fate_gym.task import Task
@@ -66,8 +67,10 @@ class Session(Protocol):
         ...
 
 
-class Agent(ABC):
+class Agent(Remade, ABC):
     """Who acts. One agent serves many episodes at once, each through a session of its own.
+
+    Where several processes play, each has an agent of its own, made by the call that made this one (`Remade`).
 
     Attributes:
         name: Stands in results.
@@ -221,6 +224,25 @@ async def rollout(
     except Exception as failure:
         on_fault(failure)
         info = {"status": "env_error", "error": f"{type(failure).__name__}: {failure}"}
+    return _finished(task, seed, repeat, key, info, meter, transcript, injections)
+
+
+def unplayed(task: Task, seed: int, *, repeat: int, key: str, error: str) -> Episode:
+    """Returns the episode of a task that could not be played, and of which nothing is known but why."""
+    info = {"status": "env_error", "error": error}
+    return _finished(task, seed, repeat, key, info, _Meter(), Transcript([]), {})
+
+
+def _finished(
+    task: Task,
+    seed: int,
+    repeat: int,
+    key: str | None,
+    info: Mapping[str, Any],
+    meter: _Meter,
+    transcript: Transcript,
+    injections: Mapping[str, str],
+) -> Episode:
     return Episode(
         key=key or episode_key(task, repeat),
         repeat=repeat,

@@ -48,7 +48,7 @@ _RECOMPUTED: Final = Field(Knowledge.RECOMPUTED)
 _REPLAYED: Final = Field(Knowledge.REPLAYED)
 
 _ACTOR: Final = Field(Knowledge.UNKNOWN, "which model wrote the actions: a name proves nothing")
-_PLACE: Final = Field(Knowledge.UNKNOWN, "where and how fast the run was made: its folder, concurrency and budget")
+_PLACE: Final = Field(Knowledge.UNKNOWN, "where and how fast the run was made: folder, machines, concurrency, budget")
 _SPENT: Final = Field(Knowledge.BOUNDED, "tokens, cost, attempts and times: they are the submitter's own")
 _ERROR: Final = Field(Knowledge.BOUNDED, "whether the episodes in failures.jsonl failed for the reason that they name")
 
@@ -61,7 +61,7 @@ MANIFEST: Final[Mapping[str, Field]] = {
     **dict.fromkeys(("config.agent", "config.agent_args"), _ACTOR),
     "config.defences": Field(Knowledge.REPLAYED, "defences that neither the settings nor the records name"),
     **{f"config.{name}": _REPLAYED for name in ("env", "attack", "env_args", "tasks", "seed", "repeats", "limit")},
-    **{f"config.{name}": _PLACE for name in ("concurrency", "max_cost", "out")},
+    **{f"config.{name}": _PLACE for name in ("concurrency", "workers", "backend", "max_cost", "out")},
 }
 
 TASK: Final = ("schema", "key", "repeat", "task_id", "mode", "suite", "cluster", "attack", "metadata", "seed")

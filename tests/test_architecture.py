@@ -43,6 +43,7 @@ HEAVY = {
     "openai",
     "openenv",
     "peft",
+    "ray",
     "torch",
     "transformers",
     "trl",

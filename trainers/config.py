@@ -147,7 +147,8 @@ class TrainConfig:
             policy optimisation (`pfpo.steps` is then ignored), else repair, else the collection of successes.
         seed: Every other seed is derived from it.
         train: The tasks to fail on and to learn.
-        agent: Options of the policy as an agent (`LocalAgent`), such as `max_new_tokens` and `chat_template_kwargs`.
+        agent: Options of the policy as an agent (`LocalAgent`), such as `max_new_tokens` and `chat_template`; it learns
+            with the same chat template.
         sampler: A server that samples the policy; null to sample in this process.
         concurrency: Episodes that run at the same time.
         attention: transformers' `attn_implementation`.

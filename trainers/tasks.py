@@ -10,7 +10,8 @@ from fate_gym.agents import Agent
 from fate_gym.agents.scripted import NOOP
 from fate_gym.episode import Episode
 from fate_gym.evaluation.plan import Item, Plan, TaskSet
-from fate_gym.evaluation.pool import run_episodes
+from fate_gym.evaluation.playing import Player, run_episodes
+from fate_gym.evaluation.workers import InProcess
 
 
 def training_plan(task_sets: Sequence[TaskSet], seed: int) -> Plan:
@@ -46,7 +47,8 @@ async def sample(plan: Plan, agent: Agent, items: Sequence[Item], *, concurrency
     async def keep(item: Item, episode: Episode) -> None:
         episodes[place[id(item)]] = episode
 
-    await run_episodes(plan, items, agent, concurrency=min(concurrency, len(items)), on_done=keep)
+    workers = InProcess(Player(plan.environments, agent))
+    await run_episodes(items, workers, concurrency=min(concurrency, len(items)), on_done=keep)
     return [episodes[index] for index in range(len(items))]
 
 

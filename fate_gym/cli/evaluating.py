@@ -23,7 +23,9 @@ from fate_gym.errors import DiskError, UsageError
 from fate_gym.storage import make_folder
 
 if TYPE_CHECKING:
+    from fate_gym.evaluation.playing import Player
     from fate_gym.evaluation.run import Run
+    from fate_gym.evaluation.workers import Workers
 
 _DISK_TROUBLE: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 """What may be mended without another --out."""
@@ -58,6 +60,14 @@ def add_commands(commands: Any) -> None:
     )
     group.add_argument("--limit", type=int, metavar="N", help="Run at most N tasks for each attack, drawn by the seed.")
     group.add_argument("--concurrency", type=int, metavar="N", help="Episodes that run at once (default: 8).")
+    group.add_argument(
+        "--workers", type=int, metavar="N", help="Processes that play them, each with an agent of its own (default: 1)."
+    )
+    group.add_argument(
+        "--backend",
+        metavar="NAME",
+        help="Where the processes are: on this machine (`local`, the default), or on a Ray cluster (`ray`).",
+    )
     group.add_argument(
         "--max-cost",
         type=float,
@@ -103,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
             _print_remarks(runs)
     if stop is not None:
         raise stop
-    if exhausted := [job.agent.exhausted for job in jobs if job.agent.exhausted is not None]:
+    if exhausted := [run.exhausted for run in runs if run.exhausted is not None]:
         err.line(f"The run ended early: {exhausted[0].rstrip('.')}. The same command completes it.")
         return 1
     if any(each.summary["episodes"]["missing"] for each in runs):
@@ -113,24 +123,29 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _evaluate_and_close(job: Job) -> tuple[Run, Stopped | None]:
+    from fate_gym.evaluation.playing import Player
+    from fate_gym.evaluation.workers import engage
+
+    workers = engage(Player(job.plan.environments, job.agent), job.config.workers, job.config.backend)
     try:
-        return await _evaluate(job)
+        return await _evaluate(job, workers)
     finally:
-        await job.agent.aclose()
+        await workers.aclose()
 
 
-async def _evaluate(job: Job) -> tuple[Run, Stopped | None]:
+async def _evaluate(job: Job, workers: Workers[Player]) -> tuple[Run, Stopped | None]:
     """Runs one evaluation with a progress bar; the first Ctrl-C ends it gently, the second and SIGTERM at once.
 
     Returns:
         The run, and the signal that left episodes to run, if one did.
     """
     from fate_gym.evaluation.evaluate import run_evaluation
+    from fate_gym.evaluation.playing import Player
     from fate_gym.evaluation.run import load_run
 
     config, agent, plan = job.config, job.agent, job.plan
     with _made_folder(config.out), err.status(f"Asking {agent.name}"), usage_errors():
-        await agent.check(tools=plan.has_tools())
+        await workers.do(Player.check, plan.has_tools())
     stop = asyncio.Event()
     signals: list[int] = []
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
@@ -143,7 +158,9 @@ async def _evaluate(job: Job) -> tuple[Run, Stopped | None]:
             errors += episode.status != "ok"
             bar.update(task, advance=1, errors=f"{errors} errors" if errors else "")
 
-        work = asyncio.ensure_future(run_evaluation(config, agent, plan=plan, stop=stop, on_done=on_done))
+        work = asyncio.ensure_future(
+            run_evaluation(config, agent, plan=plan, workers=workers, stop=stop, on_done=on_done)
+        )
 
         def on_signal(number: int) -> None:
             stop.set()

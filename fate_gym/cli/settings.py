@@ -44,6 +44,8 @@ _KINDS: Final[dict[str, tuple[Callable[[object], bool], str]]] = {
     "repeats": (lambda value: type(value) is int, "a whole number"),
     "limit": (lambda value: value is None or type(value) is int, "a whole number"),
     "concurrency": (lambda value: type(value) is int, "a whole number"),
+    "workers": (lambda value: type(value) is int, "a whole number"),
+    "backend": (lambda value: _is_text(value), "a name"),
     "max_cost": (lambda value: value is None or is_finite(value), "a finite number"),
     "out": (lambda value: _is_text(value), "the path of a folder"),
 }

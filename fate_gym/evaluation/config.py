@@ -9,16 +9,17 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from fate_gym.attack import Attack, attack_label, is_attack
 from fate_gym.benchmark import disclosure
 from fate_gym.chat import Json
 from fate_gym.evaluation.plan import DEFAULT_ENV, Plan, TaskSet
+from fate_gym.evaluation.workers import Backend
 from fate_gym.serving import public_url
 from fate_gym.storage import digest, is_finite, read_yaml
 
-NOT_IN_DIGEST = ("limit", "concurrency", "max_cost", "out")
+NOT_IN_DIGEST = ("limit", "concurrency", "workers", "backend", "max_cost", "out")
 """Settings that a resumed run may change."""
 
 
@@ -37,7 +38,9 @@ class EvalConfig:
         seed: Every episode's seed is derived from it.
         repeats: Episodes for each task and attack.
         limit: At most so many tasks for each attack, drawn by the seed; a larger limit adds to a smaller one's.
-        concurrency: Episodes under way at once.
+        concurrency: Episodes under way at once, over all workers.
+        workers: Processes that play episodes.
+        backend: Where they are: "local" on this machine, "ray" on a Ray cluster.
         max_cost: No further episode begins once so many USD are spent, those of earlier starts included.
         out: The run folder.
     """
@@ -53,6 +56,8 @@ class EvalConfig:
     repeats: int = 1
     limit: int | None = None
     concurrency: int = 8
+    workers: int = 1
+    backend: Backend = "local"
     max_cost: float | None = None
     out: Path = Path("runs/eval")
 
@@ -147,6 +152,8 @@ _RULES: dict[str, tuple[Callable[[object], bool], str]] = {
     ),
     "limit": (lambda value: value is None or _is_count(value), "a positive whole number"),
     "concurrency": (_is_count, "a positive whole number"),
+    "workers": (_is_count, "a positive whole number"),
+    "backend": (lambda value: value in get_args(Backend), " or ".join(get_args(Backend))),
     "max_cost": (lambda value: value is None or (is_finite(value) and value > 0), "above 0"),
     "out": (lambda value: isinstance(value, str | Path) and str(value) != "", "the path of a folder"),
 }

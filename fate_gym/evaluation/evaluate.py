@@ -14,9 +14,10 @@ from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
 from fate_gym.evaluation.faults import Faults
 from fate_gym.evaluation.manifest import make_manifest
 from fate_gym.evaluation.plan import Item, Plan
-from fate_gym.evaluation.pool import run_episodes
+from fate_gym.evaluation.playing import Player, run_episodes
 from fate_gym.evaluation.run import Run, load_run
 from fate_gym.evaluation.store import RunFolder
+from fate_gym.evaluation.workers import InProcess, Workers
 from fate_gym.rollout import ActFunction, Agent, as_agent
 
 
@@ -25,6 +26,7 @@ async def run_evaluation(
     agent: Agent | ActFunction,
     *,
     plan: Plan | None = None,
+    workers: Workers[Player] | None = None,
     stop: asyncio.Event | None = None,
     on_done: Callable[[Episode], None] = lambda episode: None,
 ) -> Run:
@@ -38,6 +40,7 @@ async def run_evaluation(
         config: The settings.
         agent: An agent, or a function from observation to message.
         plan: Made from `config` if it is not given.
+        workers: Who plays the plan's episodes with such an agent, and where (`engage`); this process if not given.
         stop: Once set, no further episode begins.
         on_done: Called with each episode when it has ended and is stored.
 
@@ -45,11 +48,13 @@ async def run_evaluation(
         ValueError: The settings make no sense.
         UsageError: There is a budget, and nobody knows what the agent costs.
         RunError: The folder belongs to another run, is in use, or is damaged; or an episode could not be written.
+        WorkerError: No worker is left.
         PluginError: Nothing was scored, and the first episodes failed by the same exception; they are stored as errors.
     """
     plan = plan or config.plan()
     stop = stop or asyncio.Event()
     agent = as_agent(agent)
+    workers = workers or InProcess(Player(plan.environments, agent))
     check_budget(config.max_cost, agent)
     with RunFolder.open(config.out, make_manifest(config, plan, agent), ignore=NOT_IN_DIGEST) as folder:
         planned = _planned(config, plan, folder)
@@ -64,8 +69,8 @@ async def run_evaluation(
 
         try:
             items = [item for item in plan.items if item.key not in folder.done]
-            await run_episodes(
-                plan, items, agent, concurrency=config.concurrency, on_done=keep, stop=stop, on_fault=faults.note
+            exhausted = await run_episodes(
+                items, workers, concurrency=config.concurrency, on_done=keep, stop=stop, on_fault=faults.note
             )
         except BaseException:
             with contextlib.suppress(RunError):  # What ended the run is what its user must hear of.
@@ -73,7 +78,7 @@ async def run_evaluation(
             raise
         run = _conclude(folder, planned)
         faults.check()
-    return run
+    return dataclasses.replace(run, exhausted=exhausted)
 
 
 def _conclude(folder: RunFolder, planned: list[str]) -> Run:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import traceback
 from collections import Counter
+from dataclasses import dataclass
 from typing import Final
 
 from fate_gym.episode import Episode
@@ -17,6 +18,27 @@ MOST_ALIKE: Final = 5
 """Failures of one bug after which a run ends, if nothing has been scored."""
 
 _log = logging.getLogger("fate_gym")
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An exception as it is told where it cannot be: its traceback is lost on the way to another process.
+
+    Attributes:
+        place: What failures of one bug have in common (`fate_gym.plugins.place`).
+        words: What the exception says of itself.
+        trace: Its traceback as visible text: a model may have a part in it, so no log or terminal gets it raw.
+    """
+
+    place: str
+    words: str
+    trace: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Fault:
+        """Describes an exception."""
+        *frames, last = traceback.format_exception(type(error), error, user_frames(error))
+        return cls(place(error), str(error), f"{visible(''.join(frames))}{visible_line(last.rstrip())}")
 
 
 class Faults:
@@ -35,21 +57,18 @@ class Faults:
         self._stop = stop
         self._scored = scored
         self._alike: Counter[str] = Counter()
-        self._fatal: BaseException | None = None
+        self._fatal: Fault | None = None
 
-    def note(self, error: BaseException) -> None:
-        """Shows an exception the first time that it comes from its place, and counts it."""
-        where = place(error)
-        self._alike[where] += 1
-        if self._alike[where] == 1:
+    def note(self, fault: Fault) -> None:
+        """Shows a fault the first time that it comes from its place, and counts it."""
+        self._alike[fault.place] += 1
+        if self._alike[fault.place] == 1:
             said = "%s: the episode counts as an error; others of its kind are not shown"
-            record = _log.makeRecord(_log.name, logging.ERROR, __file__, 0, said, (where,), None)
-            # As visible text, since a model may have a part in it: no log or terminal gets the exception raw.
-            *frames, last = traceback.format_exception(type(error), error, user_frames(error))
-            record.exc_text = f"{visible(''.join(frames))}{visible_line(last.rstrip())}"
+            record = _log.makeRecord(_log.name, logging.ERROR, __file__, 0, said, (fault.place,), None)
+            record.exc_text = fault.trace
             _log.handle(record)
-        if self._alike[where] >= MOST_ALIKE and not self._scored and self._fatal is None:
-            self._fatal = error
+        if self._alike[fault.place] >= MOST_ALIKE and not self._scored and self._fatal is None:
+            self._fatal = fault
             self._stop.set()
 
     def ended(self, episode: Episode) -> None:
@@ -64,6 +83,6 @@ class Faults:
         """
         if self._fatal is not None:
             raise PluginError(
-                f"the run ended early: its first {self._alike[place(self._fatal)]} episodes failed alike "
-                f"({place(self._fatal)}: {self._fatal})"
+                f"the run ended early: its first {self._alike[self._fatal.place]} episodes failed alike "
+                f"({self._fatal.place}: {self._fatal.words})"
             )

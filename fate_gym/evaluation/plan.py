@@ -100,20 +100,18 @@ class Plan:
         self.items = tuple(items.values())
 
     @property
+    def environments(self) -> tuple[ToolEnv, ...]:
+        """One environment for each attack of each task set."""
+        return tuple(self._envs)
+
+    @property
     def benchmarks(self) -> tuple[Benchmark, ...]:
         """The benchmark of each environment."""
         return tuple(env.benchmark for env in self._envs)
 
     def make_env(self, env_index: int) -> ToolEnv:
         """Makes one more environment; it shares the benchmark and its caches with the others, so this is cheap."""
-        first = self._envs[env_index]
-        return ToolEnv(
-            first.benchmark,
-            max_turns=first.max_turns,
-            max_messages=first.max_messages,
-            system_prompt=first.system_prompt,
-            verbatim=first.verbatim,
-        )
+        return another(self._envs[env_index])
 
     def task(self, item: Item) -> Task:
         """Returns an item's task, without its ground truth."""
@@ -150,6 +148,17 @@ class Plan:
             for repeat in range(task_set.repeats):
                 episode_seed = _hash(seed, task.attack or "none", task_id, repeat) % 2**31
                 yield Item(episode_key(task, repeat), env_index, task_id, repeat, episode_seed)
+
+
+def another(env: ToolEnv) -> ToolEnv:
+    """Makes an environment like a given one, without its episode; they share the benchmark."""
+    return ToolEnv(
+        env.benchmark,
+        max_turns=env.max_turns,
+        max_messages=env.max_messages,
+        system_prompt=env.system_prompt,
+        verbatim=env.verbatim,
+    )
 
 
 def _matches(task_id: str, patterns: Sequence[str]) -> bool:

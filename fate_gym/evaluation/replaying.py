@@ -12,7 +12,8 @@ from fate_gym.env import Observation
 from fate_gym.episode import Episode
 from fate_gym.errors import CUTS, CallsLeftError, NoReplyError, ProviderError
 from fate_gym.evaluation.plan import Item, Plan
-from fate_gym.evaluation.pool import run_episodes
+from fate_gym.evaluation.playing import Player, run_episodes
+from fate_gym.evaluation.workers import InProcess
 from fate_gym.rollout import Agent, Reply, Session
 from fate_gym.task import Task
 
@@ -87,4 +88,5 @@ async def replay(
     async def done(item: Item, episode: Episode) -> None:
         on_done(under_way.pop(id(item)), episode)
 
-    await run_episodes(plan, items(), lambda item: under_way[id(item)], concurrency=concurrency, on_done=done)
+    workers = InProcess(Player(plan.environments, lambda item: under_way[id(item)]))
+    await run_episodes(items(), workers, concurrency=concurrency, on_done=done)

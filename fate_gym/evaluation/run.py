@@ -93,6 +93,8 @@ class Run:
             `missing` there are None where nobody knows how many there should be.
         episodes: The scored episodes.
         failures: The episodes that ended in an error and were never scored, each as its last attempt left it.
+        exhausted: Why the evaluation that returned this run began no further episode (the agent's daily quota is
+            spent); None where there was no such reason, and of a run that was read.
     """
 
     path: Path
@@ -100,6 +102,7 @@ class Run:
     summary: dict[str, Any]
     episodes: Episodes = field(compare=False)
     failures: Episodes = field(compare=False)
+    exhausted: str | None = field(default=None, compare=False, kw_only=True)
 
     @property
     def metrics(self) -> dict[str, dict[str, Estimate]]:

@@ -6,6 +6,7 @@ plan of an imported run holds whole attacks: a task that no log was found for is
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,10 +24,10 @@ from fate_gym.evaluation.recorded import Origin
 from fate_gym.evaluation.replaying import Recording
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import summarise
-from fate_gym.evaluation.workers import spread
+from fate_gym.evaluation.workers import Workers, engage, keep_busy
 from fate_gym.importing.comparing import OTHERWISE
 from fate_gym.importing.logs import Header, LeftOut, Reader, Settings
-from fate_gym.importing.playing import Piece, Player
+from fate_gym.importing.playing import LogPlayer, Piece
 from fate_gym.storage import encode_line, make_folder, replace_file
 
 LEFT_OUT_FILE: Final = "left_out.jsonl"
@@ -40,6 +41,9 @@ _MOST_OTHERWISE: Final = 0.1
 
 _PIECE: Final = 16
 """Logs that a process plays before it hands the episodes over."""
+
+_AHEAD: Final = 2
+"""Pieces under way for each process: one that it works on, and one that waits."""
 
 
 @dataclass(slots=True)
@@ -155,10 +159,7 @@ class _Import:
             for _ in range(len(self._pieces) - len(waiting)):
                 on_done()
             try:
-                for played in spread(Player(self._reader, self._config), _chunks(waiting), workers):
-                    folder.append_imported(played)
-                    for _ in played:
-                        on_done()
+                asyncio.run(self._play(_chunks(waiting), workers, folder, on_done))
             finally:
                 keys = [item.key for item in self._plan.items]
                 summary = summarise(folder.episodes(), folder.failures(), folder.manifest, keys)
@@ -166,6 +167,24 @@ class _Import:
         lines: list[Mapping[str, Json]] = [{"source": entry.source, "reason": entry.reason} for entry in self._left]
         _write_left_out(self._path, [*lines, *({"key": key, "reason": NO_LOG} for key in self._missing)])
         return self._count(folder, summary)
+
+    async def _play(
+        self, chunks: Iterator[list[Piece]], count: int, folder: RunFolder, on_done: Callable[[], None]
+    ) -> None:
+        """Has chunks of logs played, and stores what comes of each as soon as it is there."""
+        workers: Workers[LogPlayer] = engage(LogPlayer(self._reader, self._config), count)
+
+        async def play_one_by_one() -> None:
+            for chunk in chunks:
+                played = await workers.do(LogPlayer.play, chunk)
+                folder.append_imported(played)
+                for _ in played:
+                    on_done()
+
+        try:
+            await keep_busy(count * _AHEAD if count > 1 else 1, play_one_by_one)
+        finally:
+            await workers.aclose()
 
     def _count(self, folder: RunFolder, summary: Mapping[str, Any]) -> Imported:
         result = Imported(self._path, summary, len(self._pieces))

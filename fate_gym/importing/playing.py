@@ -25,8 +25,8 @@ class Piece:
     header: Header
 
 
-class Player:
-    """Plays logs.
+class LogPlayer:
+    """Plays logs. It is a worker (`fate_gym.evaluation.workers`).
 
     Args:
         reader: Reads them.
@@ -40,11 +40,12 @@ class Player:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_plan": None}
 
-    def __call__(self, pieces: Sequence[Piece]) -> list[tuple[Episode, Recorded]]:
+    async def play(self, pieces: Sequence[Piece]) -> list[tuple[Episode, Recorded]]:
         """Returns the episode of each log with what the log said of it."""
         if self._plan is None:
             self._plan = self._config.plan()
-        logs = [self._reader.read(piece.header) for piece in pieces]
+        # In a thread, since a reader may have an event loop of its own.
+        logs = await asyncio.to_thread(lambda: [self._reader.read(piece.header) for piece in pieces])
         played: dict[int, dict[str, Episode]] = {i: {} for i in range(len(pieces))}
         places: dict[Recording, tuple[int, str]] = {}
 
@@ -66,8 +67,11 @@ class Player:
             i, name = places.pop(recording)
             played[i][name] = episode
 
-        asyncio.run(replay(self._plan, recordings(), keep, concurrency=1))
+        await replay(self._plan, recordings(), keep, concurrency=1)
         return [_finished(log, played[i]) for i, log in enumerate(logs)]
+
+    async def aclose(self) -> None:
+        """Holds nothing that would have to be freed."""
 
 
 def _finished(log: Log, played: dict[str, Episode]) -> tuple[Episode, Recorded]:

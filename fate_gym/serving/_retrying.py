@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from fate_gym.errors import NoReplyError, ProviderError
 from fate_gym.serving._failures import LONGEST_ASKED_WAIT, TransientError
+from fate_gym.share import own_share
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -79,15 +80,16 @@ class RetryPolicy:
 
 
 class Pacer:
-    """Spaces requests evenly, over all sessions.
+    """Spaces requests evenly, over all sessions. Processes that share a run take turns, so that its limit holds.
 
     Args:
-        per_minute: Requests a minute, or None for no limit.
+        per_minute: Requests a minute of the whole run, or None for no limit.
     """
 
     def __init__(self, per_minute: float | None) -> None:
-        self._gap = 60 / per_minute if per_minute else 0.0
-        self._next = 0.0
+        share, gap = own_share(), 60 / per_minute if per_minute else 0.0
+        self._gap = gap * share.of
+        self._next = time.monotonic() + gap * share.index
 
     async def turn(self) -> None:
         """Waits for the next free slot."""

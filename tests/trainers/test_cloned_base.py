@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from fate_gym.actions import read_action
-from fate_gym.agents.chat_format import ChatFormat
+from fate_gym.agents.chat_format import ChatFormat, read_chat_template
 from fate_gym.agents.local import LocalAgent
 from fate_gym.agents.marks import MARK
 from fate_gym.env import ToolEnv
@@ -303,12 +303,17 @@ def test_a_given_policy_that_cannot_be_cloned_is_told_why(toolless: Path, tmp_pa
     settings = from_folder(GIVEN, toolless)
     with pytest.raises(UsageError, match=r"takes no tools; chat_template=hermes or hermes_compact"):
         build(tmp_path / "base", dataclasses.replace(settings, chat_template=None))
-    forgetful = tmp_path / "forgetful.jinja"
-    forgetful.write_text(
-        "{% for t in tools %}{{ t.function.name }}{% endfor %}{{ messages[-1].content }}<|im_start|>assistant\n"
-    )
-    with pytest.raises(UsageError, match="no response template"):
-        build(tmp_path / "base", dataclasses.replace(settings, chat_template=str(forgetful)))
+    # A template that begins otherwise with each turn, and one that no response template reads.
+    for text, problem in (
+        (
+            "{{ '<|im_start|>system\n' ~ messages | length }}" + read_chat_template("hermes_compact"),
+            "appends each turn",
+        ),
+        ("{% for t in tools %}{{ t.function.name }}{% endfor %}<|im_start|>assistant\n", "no response template"),
+    ):
+        (tmp_path / "other.jinja").write_text(text)
+        with pytest.raises(UsageError, match=problem):
+            build(tmp_path / "base", dataclasses.replace(settings, chat_template=str(tmp_path / "other.jinja")))
     with pytest.raises(UsageError, match="policy nowhere"):
         build(tmp_path / "base", dataclasses.replace(settings, start="nowhere"))
 

@@ -19,7 +19,7 @@ from fate_gym.episode import Sample
 from fate_gym.errors import DiskError, UsageError
 from fate_gym.storage import native_disk_errors
 from fate_gym.task import Task
-from fate_gym.trainers.policy import ADAPTER, LoraSettings, load_policy, lora_config, save_policy
+from fate_gym.trainers.policy import ADAPTER, LoraSettings, load_policy, lora_config, save_policy, with_adapters
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -92,6 +92,23 @@ def test_merged_and_adapter_checkpoints_play_to_the_same_numbers(base: Path, tmp
     assert greedy(LocalAgent(str(base), max_new_tokens=12)) != learned
     again, _ = load_policy(tmp_path, lora=None)
     assert not any("lora" in name for name, _ in again.named_parameters())
+
+
+def test_adapters_lie_on_the_last_layers_alone_and_frozen_weights_have_the_type_that_is_asked_for(base: Path) -> None:
+    settings = LoraSettings(rank=4, last_layers=1, dtype="bfloat16")
+    model, _ = load_policy(base, lora=settings)
+    model = with_adapters(model, settings, seed=0)
+    learned = {name: weight.dtype for name, weight in model.named_parameters() if weight.requires_grad}
+    assert learned
+    assert all(".layers.1." in name for name in learned), "the model has two layers"
+    assert set(learned.values()) == {torch.float32}
+    assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
+    with pytest.raises(ValueError, match="last_layers must be at least 1"):
+        LoraSettings(last_layers=0)
+
+
+def test_settings_of_adapters_that_are_not_given_change_no_folder_that_existed_before_them() -> None:
+    assert LoraSettings().to_json() == {"rank": 16, "alpha": 32, "dropout": 0.0}
 
 
 def test_whole_weights_are_saved_exactly(base: Path, tmp_path: Path) -> None:

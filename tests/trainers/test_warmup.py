@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import shop_policy
+import tiny_model
 import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fate_gym.errors import FateGymError, RunMismatchError
+from fate_gym.agents.chat_format import read_chat_template
+from fate_gym.agents.local import load_tokenizer
+from fate_gym.errors import FateGymError, RunMismatchError, UsageError
 from fate_gym.trainers.algorithms.dpo import Pair, dpo
 from fate_gym.trainers.algorithms.sequences import Example, collate, digest, log_probs, token_batches
 from fate_gym.trainers.algorithms.settings import DPOSettings, SupervisedSettings
@@ -262,6 +265,19 @@ def test_nothing_to_learn_from_is_an_error(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no pairs"):
         dpo(base, [], DPOSettings(), tmp_path / "out", lora=None)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_policy_without_tools_learns_with_the_chat_template_that_is_named(tmp_path: Path) -> None:
+    chatml = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    toolless = tiny_model.make_tiny_model(tmp_path / "toolless", chat_template=chatml)
+    known = Example([1, 2], [3, 4], [1, 1])
+    with pytest.raises(UsageError, match="takes no tools; chat_template="):
+        learn_examples(str(toolless), [known], SupervisedSettings(), tmp_path / "none", lora=None)
+    once = {"lora": None, "chat_template": "hermes"}
+    learn_examples(str(toolless), [known], SupervisedSettings(epochs=1), tmp_path / "supervised", **once)
+    pair = Pair(known, Example([1, 2], [5], [1]))
+    dpo(str(tmp_path / "supervised"), [pair], DPOSettings(epochs=1), tmp_path / "dpo", lora=None)
+    assert load_tokenizer(str(tmp_path / "dpo")).chat_template == read_chat_template("hermes")
 
 
 # DPO.

@@ -47,6 +47,7 @@ def dpo(
     *,
     lora: LoraSettings | None,
     attention: str | None = None,
+    chat_template: str | None = None,
     on_step: OnStep | None = None,
 ) -> Numbers:
     """Learns from pairs and saves the policy (see `save_policy`). An interrupted call is resumed by the same call.
@@ -58,6 +59,7 @@ def dpo(
         out: The update's folder.
         lora: Adapters, or None to learn all weights.
         attention: transformers' `attn_implementation`.
+        chat_template: As in `LocalAgent`; the new policy keeps it.
         on_step: Called after each step.
 
     Returns:
@@ -99,7 +101,17 @@ def dpo(
 
     # Both sequences of a pair stand in one batch, padded to the longer one.
     lengths = [2 * max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
-    numbers = fit(policy, lengths, objective, settings, folder, lora=lora, attention=attention, on_step=on_step)
+    numbers = fit(
+        policy,
+        lengths,
+        objective,
+        settings,
+        folder,
+        lora=lora,
+        attention=attention,
+        chat_template=chat_template,
+        on_step=on_step,
+    )
     numbers["pairs"] = len(pairs)
     numbers["tokens"] = settings.epochs * sum(map(len, examples))
     folder.finish(numbers)

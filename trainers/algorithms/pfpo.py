@@ -86,7 +86,8 @@ def optimise_policy(
     folder = UpdateFolder(out, {**data, **given_settings, "agent": dict(agent_options or {})})
     if folder.finished is not None:
         return folder.finished
-    model, tokenizer = load_policy(policy, lora=lora, attention=attention)
+    chat_template = (agent_options or {}).get("chat_template")
+    model, tokenizer = load_policy(policy, lora=lora, attention=attention, chat_template=chat_template)
 
     from fate_gym.trainers.algorithms._transformers import save_trained, train_to_end
     from fate_gym.trainers.algorithms.trl_trainer import PFPOTrainer, Rollouts, by_rule, trl_config

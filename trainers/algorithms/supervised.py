@@ -40,6 +40,7 @@ def learn_examples(
     *,
     lora: LoraSettings | None,
     attention: str | None = None,
+    chat_template: str | None = None,
     on_step: OnStep | None = None,
 ) -> Numbers:
     """Learns from examples and saves the policy (see `save_policy`). An interrupted call is resumed by the same call.
@@ -51,6 +52,7 @@ def learn_examples(
         out: The update's folder.
         lora: Adapters, or None to learn all weights.
         attention: transformers' `attn_implementation`.
+        chat_template: As in `LocalAgent`; the new policy keeps it.
         on_step: Called after each step.
 
     Returns:
@@ -81,7 +83,17 @@ def learn_examples(
         return Objective(lambda batch: collate([examples[index] for index in batch]), loss)
 
     lengths = [len(example) for example in examples]
-    numbers = fit(policy, lengths, objective, settings, folder, lora=lora, attention=attention, on_step=on_step)
+    numbers = fit(
+        policy,
+        lengths,
+        objective,
+        settings,
+        folder,
+        lora=lora,
+        attention=attention,
+        chat_template=chat_template,
+        on_step=on_step,
+    )
     numbers["examples"] = len(examples)
     numbers["tokens"] = settings.epochs * sum(lengths)
     numbers["written"] = settings.epochs * sum(example.policy_tokens for example in examples)
@@ -130,6 +142,7 @@ def fit(
     *,
     lora: LoraSettings | None,
     attention: str | None,
+    chat_template: str | None,
     on_step: OnStep | None,
 ) -> Numbers:
     """Minimises an objective to the last step, from the last checkpoint on, and saves the policy.
@@ -142,12 +155,13 @@ def fit(
         folder: The update's folder; it must not be complete.
         lora: Adapters, or None to learn all weights.
         attention: transformers' `attn_implementation`.
+        chat_template: As in `LocalAgent`; the new policy keeps it.
         on_step: Called after each step.
 
     Returns:
         `steps`, `losses` (mean of each epoch), `loss` (of the last), `seconds` (in steps).
     """
-    model, tokenizer = load_policy(policy, lora=lora, attention=attention)
+    model, tokenizer = load_policy(policy, lora=lora, attention=attention, chat_template=chat_template)
 
     import torch
     import transformers

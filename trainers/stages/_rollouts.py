@@ -12,7 +12,8 @@ from fate_gym.chat import Json
 from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError
 from fate_gym.evaluation.plan import Item
-from fate_gym.evaluation.pool import run_episodes
+from fate_gym.evaluation.playing import Player, run_episodes
+from fate_gym.evaluation.workers import InProcess
 from fate_gym.storage import Fields
 from fate_gym.trainers.episodes import mask, policy_tokens, read_episode, vector
 from fate_gym.trainers.progress import RunningMeans
@@ -72,10 +73,11 @@ def roll_out(
 
     concurrency, tokens = this_round.config.concurrency, this_round.tokens_for(stage)
     total = len(items) if tokens is None else 0
+    workers = InProcess(Player(this_round.plan.environments, agent))
     with this_round.progress.stage(stage, total, len(file.done)):
         for chunk in [items] if tokens is None else within(tokens, items, file, concurrency):
             waiting = [item for item in chunk if item.key not in file.done]
-            asyncio.run(run_episodes(this_round.plan, waiting, agent, concurrency=concurrency, on_done=keep))
+            asyncio.run(run_episodes(waiting, workers, concurrency=concurrency, on_done=keep))
     if items and not file.done:
         raise FateGymError(f"not one episode of stage {stage} could be scored; one of them: {problem}")
     return dict(errors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
+from typing import Any
 
 from fate_gym.episode import Episode, Trajectory
 from fate_gym.trainers.algorithms.dpo import Pair, dpo
@@ -49,15 +50,18 @@ def warm_up(policy: str, chosen: Sequence[Repair], successes: Sequence[Episode],
         this_round.skip("warmup", "nothing was there to learn from")
         return policy
     out = this_round.path / "warmup"
+    loading: dict[str, Any] = {
+        "lora": config.lora,
+        "attention": config.attention,
+        "chat_template": config.agent.get("chat_template"),
+    }
     with this_round.update("warmup") as on_step:
         if pairs:
             settings = dataclasses.replace(config.dpo, seed=seed)
-            dpo(policy, pairs, settings, out, lora=config.lora, attention=config.attention, on_step=on_step)
+            dpo(policy, pairs, settings, out, **loading, on_step=on_step)
         elif config.warmup is not None:
             supervised = dataclasses.replace(config.warmup, seed=seed)
-            learn_examples(
-                policy, examples, supervised, out, lora=config.lora, attention=config.attention, on_step=on_step
-            )
+            learn_examples(policy, examples, supervised, out, **loading, on_step=on_step)
     # All successes, also those that were not drawn as anchors: a mark may say too much, never too little.
     learned = [*(repair.attempt for repair in chosen), *successes]
     mark(

@@ -1,0 +1,71 @@
+"""Agents for tests of worker processes: they end their process, fail, run out of what they need, or talk."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import shop_plugin
+
+from fate_gym.rollout import Agent, Reply, Session
+from fate_gym.task import Task
+
+
+class Clerk(Agent):
+    """Ships the parcel."""
+
+    name = "clerk"
+
+    def start(self, task: Task, seed: int) -> Session:
+        return self
+
+    async def act(self, observation: dict[str, Any]) -> Reply:
+        return Reply(await shop_plugin.clerk(observation))
+
+
+class Deadly(Clerk):
+    """Ends its process at the attacked task: as often as the file says, which it counts down."""
+
+    def __init__(self, lives: Path) -> None:
+        self._lives = lives
+
+    def start(self, task: Task, seed: int) -> Session:
+        if task.mode == "attacked" and (left := int(self._lives.read_text())):
+            self._lives.write_text(str(left - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self
+
+
+class Spent(Clerk):
+    """Has a quota of one episode."""
+
+    def start(self, task: Task, seed: int) -> Session:
+        self.exhausted = "no more today"
+        return self
+
+
+class Talker(Clerk):
+    """Says the same in every episode."""
+
+    def start(self, task: Task, seed: int) -> Session:
+        logging.getLogger("fate_gym").warning("the clerk is %s", "busy")
+        return self
+
+
+class Unmakeable(Clerk):
+    """Can be made in one process only."""
+
+    def __init__(self, home: int) -> None:
+        if os.getpid() != home:
+            raise ValueError("no such clerk here")
+
+
+def buggy(observation: dict[str, Any]) -> Any:
+    """Has a slip in its code."""
+    return observation["nothing"]
+
+
+nameless = lambda observation: "Done."  # noqa: E731
