@@ -204,7 +204,7 @@ def _dry_run(config: TrainConfig) -> int:
     with _Bars() as progress, usage_errors():
         report = rehearse(config, progress=progress)
     if is_first_process():
-        err.text("\n".join(["What trains here ran once on a tiny random model:", *report]))
+        err.text("\n".join(["Rehearsed on a tiny random model:", *report]))
     return 0
 
 
