@@ -1,4 +1,4 @@
-"""A supervised update, then PFPO, for tests that start it in several processes: POLICY OUT [STEP AT WHICH IT DIES].
+"""A supervised update of all weights, then PFPO of adapters, for tests that start it in several processes: POLICY OUT [STEP AT WHICH IT DIES].
 
 accelerate shards on accelerators alone. Here it is made to do so on a CPU too; all else is what `accelerate launch`
 with the shipped configuration does.
@@ -81,7 +81,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     shard_on_a_cpu()
     Path(out).mkdir(exist_ok=True)
-    learn_examples(policy, examples(Path(policy)), WARMUP, Path(out, "warmup"), lora=LORA)
+    learn_examples(policy, examples(Path(policy)), WARMUP, Path(out, "warmup"), lora=None)
 
     def die(step: dict[str, Any]) -> None:
         if dies and step["step"] == int(dies[0]):
