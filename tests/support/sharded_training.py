@@ -1,4 +1,4 @@
-"""A supervised update of all weights, then PFPO of adapters, for tests that start it in several processes: POLICY OUT [STEP AT WHICH IT DIES].
+"""Updates of all weights, then of adapters by PFPO, for tests that start them in processes: POLICY OUT [LAST STEP].
 
 accelerate shards on accelerators alone. Here it is made to do so on a CPU too; all else is what `accelerate launch`
 with the shipped configuration does.
