@@ -105,12 +105,21 @@ SUMMARY: Final[Mapping[str, Field]] = dict.fromkeys(
     ("schema", "agent", "env", "config", "digest", "episodes", "groups"), _RECOMPUTED
 )
 
+_SUBMITTER: Final = Field(Knowledge.UNKNOWN, "who made the run with which model, and when: submission.yaml says it")
+
+SUBMISSION: Final[Mapping[str, Field]] = {
+    "schema": _RECOMPUTED,
+    **dict.fromkeys(("who", "model", "date", "notes"), _SUBMITTER),
+    "contaminated_by": MANIFEST["contaminated_by"],
+}
+
 FILES: Final[Mapping[str, Mapping[str, Field]]] = {
     "manifest.json": MANIFEST,
     "episodes.jsonl": EPISODE,
     "failures.jsonl": FAILURE,
     "recorded.jsonl": RECORDED,
     "summary.json": SUMMARY,
+    "submission.yaml": SUBMISSION,
 }
 
 ALWAYS: Final = "whether these traces are the first attempt or the best of many"

@@ -28,6 +28,7 @@ from fate_gym.evaluation.manifest import make_manifest, run_digest
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.recorded import CLASSES, Origin, differences
 from fate_gym.evaluation.replaying import Recording, replay
+from fate_gym.evaluation.settings import Settings, read_settings
 from fate_gym.evaluation.store import SCHEMA as RUN_SCHEMA
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import SCHEMA as SUMMARY_SCHEMA
@@ -37,7 +38,7 @@ from fate_gym.leaderboards.groups import strange_name
 from fate_gym.leaderboards.judgements import as_judged, is_judged
 from fate_gym.leaderboards.replay import ABSENT, Change, changes, leaves
 from fate_gym.leaderboards.runs import refuse_links
-from fate_gym.leaderboards.settings import Settings, read_settings
+from fate_gym.leaderboards.site.training import MARK, STEPS
 from fate_gym.leaderboards.submissions import FILE, read_submission
 from fate_gym.rewards import Verdict
 from fate_gym.storage import encode_line, parse, read_object
@@ -159,7 +160,8 @@ def verify(path: Path, *, trusted: str | None = None, concurrency: int = 4) -> V
     if imported:
         _check_recorded(path, report)
     _check_marks(manifest, declared, report)
-    asyncio.run(_check_replays(path, plan, planned, settings, report, concurrency))
+    defences = _defences(settings, report, imported=imported)
+    asyncio.run(_check_replays(path, plan, planned, settings, defences, report, concurrency))
     _check_summary(path, manifest, planned, report)
     _list_unknown(path, report)
     return report
@@ -219,7 +221,7 @@ def _check_manifest(manifest: Mapping[str, Any], plan: Plan, settings: Settings,
         report.notes.append(f"a part of the benchmark: limit {settings.config.limit}, tasks {tasks}")
     if settings.config.env_args.get("split") is not None:
         report.notes.append(f"split: {_brief(settings.config.env_args['split'])}")
-    stored = manifest.get("model_name", fresh["model_name"])
+    stored = manifest.get("model_name", ABSENT)
     report.add_changes("manifest.json", leaves(stored, fresh["model_name"], "model_name"))
     if (strange := strange_name(manifest)) is not None:
         agent = _brief(manifest["config"]["agent"])
@@ -306,16 +308,21 @@ def _check_marks(manifest: Mapping[str, Any], declared: set[str] | None, report:
         report.add(FILE, f"contaminated_by does not declare what the run is marked with: {', '.join(sorted(marks))}")
     if every := sorted(marks | (declared or set())):
         report.notes.append(f"trained on {', '.join(every)}: the board says so, and no front has this run")
-    stored, known = manifest.get("privileged", False), is_privileged(manifest["config"]["agent"])
-    if known is not None and stored is not known:
-        report.add("manifest.json", f"privileged: stored {_brief(stored)}, of this agent it is {_brief(known)}")
+    stored, known = manifest.get("privileged", ABSENT), is_privileged(manifest["config"]["agent"])
+    if not isinstance(stored, bool) or known not in (None, stored):
+        true = "true or false" if known is None else _brief(known)
+        report.add("manifest.json", f"privileged: stored {_brief(stored)}, of this agent it is {true}")
 
 
 async def _check_replays(
-    path: Path, plan: Plan, planned: Items, settings: Settings, report: Verification, concurrency: int
+    path: Path,
+    plan: Plan,
+    planned: Items,
+    settings: Settings,
+    defences: tuple[str, ...] | None,
+    report: Verification,
+    concurrency: int,
 ) -> None:
-    defences = _defences(settings, report)
-
     def compare(agent: Agent, again: Episode) -> None:
         episode = under_way.pop(agent)
         report.replayed += 1
@@ -350,9 +357,12 @@ async def _check_replays(
         report.add_changes(key, differing, _MOST)
 
 
-def _defences(settings: Settings, report: Verification) -> tuple[str, ...] | None:
-    """Returns the defences of a run; None if one of them is not known here, so that nothing is known of any."""
+def _defences(settings: Settings, report: Verification, *, imported: bool) -> tuple[str, ...] | None:
+    """Returns the defences of a run; None where nobody knows what they showed the agent."""
     defences = settings.config.defences
+    if defences and imported:
+        report.unknown.append("what the defences showed the agent: the logs do not say")
+        return None
     if len(defences) > _MOST_DEFENCES:
         report.add("manifest.json", f"config.defences: {len(defences)} are more than anybody would put around an agent")
         return ()
@@ -402,6 +412,10 @@ def _list_unknown(path: Path, report: Verification) -> None:
     lines = [fields.ALWAYS, *report.unknown, *fields.doubts(fields.MANIFEST), *fields.doubts(fields.EPISODE)]
     if (path / "recorded.jsonl").exists():
         lines += fields.doubts(fields.RECORDED)
+    if (path / FILE).exists():
+        lines += fields.doubts(fields.SUBMISSION)
+    if any((path / name).exists() for name in (MARK, STEPS)):
+        lines.append(f"the curves of a training: {MARK} and {STEPS} are the submitter's own")
     for axis, count in sorted(report.not_rescored.items()):
         lines.append(f"{axis} of {count} episodes: a judge scored it; what holds whatever a judge says was checked")
     if cut := sum(episode.ended in CUTS for episode in scanning.episodes(path)):

@@ -122,6 +122,12 @@ def _add_export(commands: Any) -> None:
         action="store_true",
         help="With `messages`: write conversations that the benchmark's authors ask not to train on, each marked.",
     )
+    export.add_argument(
+        "--trust",
+        metavar="MODULE",
+        help="With `messages`: import this Python module, which registers the run's environment. Give only code that "
+        "you trust.",
+    )
 
 
 def run_agentdojo(options: argparse.Namespace) -> int:
@@ -231,6 +237,8 @@ def run_export(options: argparse.Namespace) -> int:
         chosen["only"] = dict(_least(entry) for entry in options.only)
     if options.despite_policy:
         chosen["despite_policy"] = True
+    if options.trust is not None:
+        chosen["trust"] = options.trust
     written = export_run(options.run_folder, options.to, options.out, **chosen)
     for reason, count in written.left_out.items():
         out.line(f"left out: {count} {reason}")

@@ -42,7 +42,7 @@ FORMATS: Final[Mapping[str, Format]] = {
         "JSON lines of conversations with tools and masks, for supervised fine-tuning with TRL",
         ".jsonl",
         "fate_gym.exporting.messages",
-        ("only", "despite_policy"),
+        ("only", "despite_policy", "trust"),
     ),
     "parquet": Format("a table of one row an episode, for dataframes", ".parquet", "fate_gym.exporting.parquet"),
     "inspect": Format("a log that `inspect view` shows", ".eval", "fate_gym.exporting.inspect"),

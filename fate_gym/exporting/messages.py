@@ -15,6 +15,7 @@ wrote it (it could not be read, or was empty) are left out, because the mask wou
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,8 +23,9 @@ from typing import Any, Final
 
 from fate_gym.chat import EMPTY_ANSWER, Json, Message
 from fate_gym.episode import Episode
-from fate_gym.errors import UsageError
-from fate_gym.evaluation.plan import Item, Plan, TaskSet
+from fate_gym.errors import FateGymError, UsageError
+from fate_gym.evaluation.plan import Item, Plan
+from fate_gym.evaluation.settings import read_settings
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.exporting import Exported
 from fate_gym.rewards import AXES
@@ -33,7 +35,12 @@ _ALL: Final = "all"
 
 
 def export(
-    run: RunFolder, out: Path, *, only: Mapping[str, float] | None = None, despite_policy: bool = False
+    run: RunFolder,
+    out: Path,
+    *,
+    only: Mapping[str, float] | None = None,
+    despite_policy: bool = False,
+    trust: str | None = None,
 ) -> Exported:
     """Writes a line for each scored episode into the file `out`.
 
@@ -42,14 +49,17 @@ def export(
         out: The file.
         only: Axis -> least value, or "all" for every axis; an axis that is not active is passed over.
         despite_policy: Whether to write conversations that their authors ask not to train on; each is marked then.
+        trust: Module that registers a third party's environment; imported. The run may be a stranger's, so that its
+            own word is not enough to import anything, to make a judge or to open a folder.
 
     Raises:
-        UsageError: The benchmark's authors ask not to train on it, or `only` names no axis.
+        UsageError: The benchmark's authors ask not to train on it, `only` names no axis, or the environment is not
+            registered here, or cannot be made as the run says.
         DataError: The benchmark's data, from which the tools are read, are not at hand.
     """
     least = _least(only or {})
     config = run.manifest["config"]
-    plan = _plan(config)
+    plan = _plan(run.manifest, trust)
     contaminated = list(run.manifest.get("contaminated_by", ()))
     policy = plan.benchmarks[0].data_policy
     if not policy.training:
@@ -71,10 +81,15 @@ def export(
     return written
 
 
-def _plan(config: Mapping[str, Any]) -> Plan:
-    attacks = None if config["attack"] is None else tuple(config["attack"])
-    task_set = TaskSet(config["env"], attacks, config["env_args"], repeats=config["repeats"])
-    return Plan([task_set], config["seed"])
+def _plan(manifest: Mapping[str, Any], trust: str | None) -> Plan:
+    try:
+        # Episodes of an earlier, larger limit may be there.
+        return dataclasses.replace(read_settings(manifest, trust).config, limit=None, tasks=None).plan()
+    except FateGymError:
+        raise
+    except Exception as error:
+        # A stranger's settings may make a benchmark raise anything.
+        raise UsageError(f"no environment can be made from the settings of this run: {error}") from error
 
 
 class _Tools:

@@ -31,7 +31,9 @@ def files_below(paths: Sequence[Path], suffixes: Sequence[str]) -> Iterator[tupl
 
 def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     for where, _, names in os.walk(folder):
-        yield from (Path(where, name) for name in names if name.endswith(suffixes))
+        paths = (Path(where, name) for name in names if name.endswith(suffixes))
+        # A pipe would keep its reader waiting for ever.
+        yield from (path for path in paths if path.is_file())
 
 
 def run_names(sources: Iterable[str]) -> Mapping[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,14 @@ from fate_gym.storage import file_digest
 AGENTHARM: Final = "fate/AgentHarm-v0"
 AGENTDOJO_VERSION: Final = "v1.2.1"
 """The version at which inspect_evals keeps AgentDojo's tasks."""
+
+STRANGE: Final = "not what the harness writes"
+
+_MOST_EPOCHS: Final = 1000
+"""A plan has a place for each epoch up to the last, whether there is a sample of it or not."""
+
+_LARGEST: Final = 2**29
+"""Bytes of a sample, unpacked."""
 
 _CONFIGS: Final = (("benign", "harmless_benign"), ("chat", "chat"))
 _INTERIM: Final = "text without calls before the end"
@@ -48,17 +57,14 @@ class InspectReader(Reader):
 
     def survey(self) -> Iterator[Header | LeftOut]:
         """Yields what there is, in the order of the paths."""
-        from inspect_ai.log import read_eval_log
-
         for source, path in self._files.items():
             try:
-                spec = read_eval_log(str(path), header_only=True).eval
+                yield from self._survey(source, path)
+            except DataError:
+                raise
             except Exception as error:
                 # A stranger's file may make Inspect's reader raise anything.
                 yield LeftOut(source, "", f"Inspect cannot read it: {type(error).__name__}")
-                continue
-            for sample in _samples(path):
-                yield self._header(source, path, spec, sample)
 
     def settings(self, headers: Sequence[Header]) -> Settings:
         """Returns the environment of the samples of one model."""
@@ -109,10 +115,21 @@ class InspectReader(Reader):
             ),
         )
 
-    def _header(self, source: str, path: Path, spec: Any, sample: Any) -> Header | LeftOut:
-        where, run = f"{source}:{sample.id}#{sample.epoch}", str(spec.model).rpartition("/")[2]
+    def _survey(self, source: str, path: Path) -> Iterator[Header | LeftOut]:
+        from inspect_ai.log import read_eval_log
+
+        _check_size(path)
+        spec = read_eval_log(str(path), header_only=True).eval
+        for sample in _samples(path):
+            where, run = f"{source}:{sample.id}#{sample.epoch}", str(spec.model).rpartition("/")[2] or "unknown"
+            try:
+                yield self._header(where, run, path, spec, sample)
+            except (AttributeError, KeyError, TypeError, ValueError):
+                yield LeftOut(where, run, STRANGE)
+
+    def _header(self, where: str, run: str, path: Path, spec: Any, sample: Any) -> Header | LeftOut:
         env, variant, task_id, injections, problem = _identify(spec, sample)
-        problem = problem or _problem(sample)
+        problem = problem or _problem(sample, task_id)
         if problem:
             return LeftOut(where, run, problem)
         attack = str(spec.task_args.get("attack", "important_instructions")) if injections else None
@@ -135,7 +152,10 @@ def _samples(path: Path) -> Iterator[Any]:
     from inspect_ai.log import read_eval_log_sample, read_eval_log_sample_summaries
 
     for summary in read_eval_log_sample_summaries(str(path)):
-        yield read_eval_log_sample(str(path), id=summary.id, epoch=summary.epoch)
+        sample = read_eval_log_sample(str(path), id=summary.id, epoch=summary.epoch)
+        if (sample.id, sample.epoch) != (summary.id, summary.epoch):
+            raise ValueError(f"{path} holds another sample in the place of {summary.id}")
+        yield sample
 
 
 @functools.cache
@@ -143,7 +163,14 @@ def _digest(path: Path) -> str:
     return file_digest(path)
 
 
-def _problem(sample: Any) -> str:
+def _check_size(path: Path) -> None:
+    """Raises `ValueError` for a file of which a part would fill the memory when it is unpacked."""
+    with zipfile.ZipFile(path) as archive:
+        if any(part.file_size > _LARGEST for part in archive.infolist()):
+            raise ValueError(f"{path} unpacks to more than {_LARGEST} bytes")
+
+
+def _problem(sample: Any, task_id: str) -> str:
     """Says why a sample cannot be played or has no verdict; "" where it can and has."""
     if sample.error is not None:
         return "an error of the harness or of a server"
@@ -151,6 +178,11 @@ def _problem(sample: Any) -> str:
         return "no assistant message"
     if sample.messages[-1].role == "user" and sample.limit is None:
         return "unfinished: the last message is the user's"
+    if not 1 <= sample.epoch <= _MOST_EPOCHS:
+        return f"an epoch that does not lie between 1 and {_MOST_EPOCHS}"
+    scores, _ = _scores(sample, task_id)
+    if not all(0 <= score <= 1 for score in scores.values()):
+        return STRANGE
     return "" if sample.scores else "no verdict"
 
 

@@ -105,12 +105,13 @@ def _table() -> dict[Kind, _Entry]:
 def kind_of_finish(finish_reason: str) -> Kind | None:
     """Returns what an unusual `finish_reason` means, or None for a usual one.
 
-    Some gateways append a category, as in "content_filter: PROHIBITED_CONTENT".
+    Some gateways append a category ("content_filter: PROHIBITED_CONTENT"), or put one of their own before it
+    ("function_call_filter: MALFORMED_FUNCTION_CALL").
     """
-    reason = finish_reason.lower()
-    for kind, entry in _table().items():
-        if reason.partition(":")[0].strip() in entry.finish_reasons:
-            return kind
+    for part in finish_reason.lower().split(":", 2)[:2]:
+        for kind, entry in _table().items():
+            if part.strip() in entry.finish_reasons:
+                return kind
     return None
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import pytest
 import trajectories
+from small_runs import edit_json
 
 from fate_gym.agents import load_agent
 from fate_gym.cli.main import main
@@ -80,7 +82,11 @@ def test_turns_that_are_not_the_policy_s_own_words_are_left_out(tmp_path: Path) 
     assert written.left_out == {"episodes with a turn that could not be read": 3}
 
 
-def test_what_is_not_to_be_trained_on_is_refused_or_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_to_be_trained_on_is_refused_or_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # No folder is opened because a run names it.
+    monkeypatch.setenv("FATE_GYM_ATBENCH_DIR", trajectories.folder())
     options = {"env": "fate/ATBench-v0", "env_args": {"data_dir": trajectories.folder()}, "attack": None}
     run = run_of(tmp_path / "run", "always-unsafe", **options)
     assert main(["export", str(run.path), "--to", "messages"]) == 2
@@ -90,6 +96,32 @@ def test_what_is_not_to_be_trained_on_is_refused_or_marked(tmp_path: Path, capsy
     rows = rows_of(tmp_path / "run.jsonl")
     assert [row["contaminated_by"] for row in rows] == [["fate/ATBench-v0"]] * 3
     assert [row["tools"] for row in rows] == ["[]"] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "works"),
+    [
+        (lambda config: config.update(env="a_strangers_module:fate/AgentDojo-v0"), True),
+        (lambda config: config["env_args"].update(refusal_judge="a_strangers_module:judge"), True),
+        (lambda config: config["env_args"].update(benchmark="a_strangers_module:judge"), False),
+        (lambda config: config["env_args"].update(version="v999"), False),
+        (lambda config: config.update(env="strange/Env-v0"), False),
+        (lambda config: config.update(repeats="many"), False),
+        (lambda config: config.pop("seed"), False),
+    ],
+)
+def test_a_strangers_run_imports_nothing(
+    change: Any, works: bool, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a_strangers_module.py").write_text("raise SystemExit('imported')\ndef judge(): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    strange = Path(shutil.copytree(run.path, tmp_path / "strange"))
+    edit_json(strange / "manifest.json", lambda manifest: change(manifest["config"]))
+    if works:
+        assert export_run(strange, "messages").episodes == 6
+    else:
+        with pytest.raises(UsageError):
+            export_run(strange, "messages")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +131,47 @@ def test_agentdojo_is_known_by_its_ids(turns: Messages, limit: Any, ended: str, 
     assert len(episode.injections) == 4
     assert not run.differences
     assert verify(run.path).ok
+
+
+BALANCE = [
+    asks("get_balance"),
+    ChatMessageTool(content="1810.0", tool_call_id="c", function="get_balance"),
+    says("Ok."),
+]
+OF_BANKING = {"task_suite_name": "banking", "task_id": 1}
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("metadata", "task_suite_name"), ["banking"]),
+        (("metadata",), {"task_suite_name": "banking"}),
+        (("epoch",), 10**9),
+        (("id",), "another"),
+        (("messages",), []),
+        (("scores", "scorer", "value"), {"score": "much"}),
+        (("scores", "scorer", "value"), {"score": float("nan")}),
+        (("scores", "security"), {"value": 10**400}),
+    ],
+)
+def test_a_strange_sample_is_left_out_and_the_others_are_imported(where: Any, value: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    score = {"utility": "C", "security": "I"}
+    write(folder / "a.eval", "agentdojo", sample("What did I spend?", BALANCE, score, metadata=OF_BANKING))
+    write(folder / "b.eval", "agentdojo", sample("What?", BALANCE, score, metadata={**OF_BANKING, "task_id": 2}))
+    with zipfile.ZipFile(folder / "b.eval") as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = (name for name in parts if name.startswith("samples/"))
+    record = json.loads(parts[name])
+    place = record
+    for key in where[:-1]:
+        place = place[key]
+    place[where[-1]] = value
+    with zipfile.ZipFile(folder / "b.eval", "w") as archive:
+        for part, content in {**parts, name: json.dumps(record).encode()}.items():
+            archive.writestr(part, content)
+    os.mkfifo(folder / "pipe.eval")
+    (run,), others = import_runs(InspectReader([folder]), tmp_path / "out")
+    assert run.logs == 1
+    assert run.left_out.total() + others.total() == 1
+    assert verify(run.path).differences == []

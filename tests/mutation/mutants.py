@@ -59,6 +59,12 @@ EXPLAINED: dict[str, str] = {
         "the three are None together; the line says so to the type checker"
     ),
     "@dataclass(frozen=True, slots=True)": "both keep programmers from mistakes that no test makes",
+    "while (left := ranks == 0).any():": "ranks are never negative",
+    "return nowhere_worse & somewhere_better": "of truth values, the product is the conjunction",
+    "if points.shape[1] == 1:": "points have one axis at least",
+    "one, other = (float(total[i] / total[i + 1]) if total[i + 1] else None for i in (0, 2))": (
+        "i is even: i + 1 is i | 1"
+    ),
     "re.IGNORECASE | re.VERBOSE,": "two different bits: or, exclusive or and the sum are the same",
     'elif call.outcome == "tool_error":': 'the other outcomes that come here are "ok", which is less than it',
 }

@@ -129,6 +129,20 @@ class Refusal(Exception):
         self.error = error
 
 
+class Raw(Exception):
+    """A policy raises it to have these bytes sent, whatever the request asked for.
+
+    Args:
+        body: Of the answer.
+        status: The HTTP status.
+        kind: The content type.
+    """
+
+    def __init__(self, body: bytes, status: int = 200, kind: str = _JSON) -> None:
+        super().__init__(body)
+        self.body, self.status, self.kind = body, status, kind
+
+
 @dataclass
 class Settings:
     """How a server behaves.
@@ -273,6 +287,8 @@ class Server:
             message = {"content": "x" * 10_000_000} if fault is Fault.HUGE else await settings.policy(request)
         except Refusal as refusal:
             return await _send(writer, refusal.status, json.dumps({"error": refusal.error}).encode())
+        except Raw as raw:
+            return await _send(writer, raw.status, raw.body, raw.kind)
         _spoil(message, fault)
         if fault is Fault.SWAPPED:
             request = {**request, "stream": not request.get("stream")}
