@@ -13,7 +13,9 @@ LOCKED := install --quiet --constraint $(LOCK) --no-build-isolation
 EDITABLE := --config-settings editable_mode=strict --editable
 FOLDERS := $(shell find fate_gym agents configs leaderboards trainers -type d -not -name __pycache__)
 
-PYTEST_FAST := -m "not slow and not bench" -n auto --dist loadscope
+# Workers take each other's tests at the end, so that none idles. A module whose tests two workers share makes its
+# fixtures twice, which happens once or twice in a run.
+PYTEST_FAST := -m "not slow and not bench" -n auto --dist worksteal
 
 .PHONY: demo train-demo test test-slow test-newest test-oldest test-vllm docs bench fuzz soak crashes mutants smollm2 lint typecheck lock clean
 
