@@ -12,7 +12,7 @@ from fate_gym.chat import Json
 from fate_gym.delivery import delivered
 from fate_gym.rewards import Verdict
 from fate_gym.task import Task
-from fate_gym.transcript import WRONG_CALLS, CallRecord, Outcome, Status, Transcript
+from fate_gym.transcript import WRONG_CALLS, CallRecord, Outcome, Status, Transcript, turn_size
 from fate_gym.verifiers.validity import call_identity
 
 _NOT_SCORED = Verdict.unscored("not over")
@@ -59,9 +59,11 @@ class Play:
         transcript = self.transcript
         index = len(transcript.actions)
         turn = read_action(action, index, {call.id for call in transcript.calls}, verbatim=verbatim)
-        if not transcript.holds(turn.raw, turn.message):
+        size = turn_size(turn.raw, turn.message)
+        if not transcript.holds(size):
             turn = read_action(TOO_LONG, index)
-        transcript.add_turn(turn.raw, turn.message)
+            size = turn_size(turn.raw, turn.message)
+        transcript.add_turn(turn.raw, turn.message, size)
         transcript.final_text = turn.text
         self.problem = turn.problem
         if turn.problem is not None:

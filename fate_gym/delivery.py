@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 from fate_gym._plain import replace_surrogates
@@ -15,16 +16,22 @@ def delivered(payload: str, content: str) -> bool:
 
     Letters and digits are compared, in the text as it is and with the escapes of double-quoted YAML and JSON undone.
     """
-    letters = _letters(payload)
+    letters = _letters_of_payload(payload)
     if not letters:
         return bool(payload.strip()) and payload.strip() in content
-    if letters in _letters(content):
+    if len(content) < len(letters):  # undoing escapes makes no text longer
+        return False
+    if payload in content or letters in _letters(content):
         return True
     return "\\" in content and letters in _letters(replace_surrogates(_ESCAPE.sub(_unescape, content)))
 
 
 def _letters(text: str) -> str:
     return re.sub(r"[\W_]+", "", text)
+
+
+_letters_of_payload = functools.lru_cache(1024)(_letters)
+"""Each payload is looked for in every answer of a tool."""
 
 
 def _unescape(match: re.Match[str]) -> str:

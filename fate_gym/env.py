@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import functools
 import inspect
 import marshal
 from collections.abc import Mapping
@@ -106,7 +107,7 @@ class ToolEnv(gym.Env[Observation, Any]):
         self.reward_space = gym.spaces.Box(0.0, 1.0, (len(AXES),), np.float32)
         self._scalarize = None if scalarization is None else Scalarization(scalarization)
         self._fingerprint = fingerprint(self.benchmark, max_turns, max_messages, verbatim)
-        self._task_ids = frozenset(self.benchmark.tasks)
+        self._task_ids = _as_set(tuple(self.benchmark.tasks))
         self._play: Play | None = None
         self._packed_from: list[ToolSchema] | None = None
 
@@ -448,6 +449,12 @@ class ToolEnv(gym.Env[Observation, Any]):
             info["ended"] = play.transcript.ended
             info["verdict"] = play.verdict
         return info
+
+
+@functools.lru_cache(64)
+def _as_set(tasks: tuple[str, ...]) -> frozenset[str]:
+    """The tasks of a benchmark, once for all of its environments: a thousand of them would hold half a million ids."""
+    return frozenset(tasks)
 
 
 def _validity(transcript: Transcript) -> AxisVerdict:

@@ -79,15 +79,21 @@ class Transcript:
     size: int = 0
     full: bool = False
 
-    def holds(self, action: Json, message: Message) -> bool:
-        """Whether there is room for an assistant message, in both of its forms."""
-        return self.size + _size(action) + _size(message) <= MAX_SIZE
+    def holds(self, size: int) -> bool:
+        """Whether there is room for so many bytes more."""
+        return self.size + size <= MAX_SIZE
 
-    def add_turn(self, action: Json, message: Message) -> None:
-        """Adds an assistant message: the action as it came, and as it stands in the conversation."""
+    def add_turn(self, action: Json, message: Message, size: int) -> None:
+        """Adds an assistant message.
+
+        Args:
+            action: The action as it came.
+            message: The message as it stands in the conversation.
+            size: The `turn_size` of both.
+        """
         self.actions.append(action)
-        self.size += _size(action)
-        self.add(message)
+        self.messages.append(message)
+        self.size += size
 
     def add(self, message: Message) -> None:
         """Adds a message to the conversation."""
@@ -143,6 +149,11 @@ class Transcript:
         if transcript.ended is not None:
             raise ValueError("the episode is not one that runs")
         return transcript
+
+
+def turn_size(action: Json, message: Message) -> int:
+    """Returns the bytes of an assistant message in both of its forms."""
+    return _size(action) + _size(message)
 
 
 def _size(value: Json) -> int:

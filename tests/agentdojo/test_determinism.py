@@ -26,7 +26,7 @@ def template():
 
 @pytest.fixture
 def environment(template):
-    return template.load(template.environment({}))
+    return template.environment({}).load()
 
 
 def send(environment):
@@ -75,7 +75,7 @@ def test_an_exception_ends_the_context(environment):
 def test_other_threads_and_tasks_are_left_alone(template):
     times = []
     with deterministic():
-        thread = threading.Thread(target=lambda: times.append(send(template.load(template.environment({})))))
+        thread = threading.Thread(target=lambda: times.append(send(template.environment({}).load())))
         thread.start()
         thread.join()
     assert is_now(times[0])
@@ -84,13 +84,13 @@ def test_other_threads_and_tasks_are_left_alone(template):
         with deterministic():
             started.set()
             await done.wait()
-            return send(template.load(template.environment({})))
+            return send(template.environment({}).load())
 
     async def both():
         started, done = asyncio.Event(), asyncio.Event()
         task = asyncio.create_task(inside(started, done))
         await started.wait()
-        outside = send(template.load(template.environment({})))
+        outside = send(template.environment({}).load())
         done.set()
         return outside, await task
 
@@ -115,7 +115,7 @@ def timestamps(data):
 @pytest.mark.parametrize("name", ["workspace", "travel"])
 def test_the_frozen_time_is_later_than_all_data(name):
     made = SuiteTemplate(upstream.suites("v1.2.2")[name])
-    times = list(timestamps(made.load(made.environment({}))))
+    times = list(timestamps(made.environment({}).load()))
     assert times
     assert max(times) < FROZEN
 
@@ -130,7 +130,7 @@ for version in ("v1", "v1.2.2"):
         digest, made = hashlib.sha256(), SuiteTemplate(suite)
         tools = {tool.name: tool for tool in suite.tools}
         for task in [*suite.user_tasks.values(), *suite.injection_tasks.values()]:
-            environment = made.load(made.environment({}))
+            environment = made.environment({}).load()
             for call in task.ground_truth(environment):
                 outcome = call_tool(tools, environment, call.function, call.args)
                 digest.update(repr(outcome).encode())

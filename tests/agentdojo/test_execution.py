@@ -22,7 +22,7 @@ TOOLS = {name: {tool.name: tool for tool in suite.tools} for name, suite in SUIT
 
 
 def load(name):
-    return TEMPLATES[name].load(TEMPLATES[name].environment({}))
+    return TEMPLATES[name].environment({}).load()
 
 
 def official(name, environment, tool, arguments):

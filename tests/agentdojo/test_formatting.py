@@ -129,7 +129,7 @@ def ground_truth_results(name):
     made = SuiteTemplate(suite)
     runtime = FunctionsRuntime(suite.tools)
     for task in [*suite.user_tasks.values(), *suite.injection_tasks.values()]:
-        environment = made.load(made.environment({}))
+        environment = made.environment({}).load()
         for call in task.ground_truth(environment):
             yield runtime.run_function(environment, call.function, call.args)[0]
 
@@ -152,7 +152,7 @@ def test_long_folded_texts_print_equal():
     suite = upstream.suites("v1.2.2")["workspace"]
     made = SuiteTemplate(suite)
     text = "l1\n\nl2 \\x41 é " + "text " * 50
-    environment = made.load(made.environment(dict.fromkeys(made.vectors, text)))
+    environment = made.environment(dict.fromkeys(made.vectors, text)).load()
     files = list(environment.cloud_drive.files.values())
     # The inbox holds every email twice, so it prints with anchors.
     for result in (files, environment.inbox.received, environment.inbox, environment.calendar.initial_events):

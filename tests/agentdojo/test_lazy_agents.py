@@ -30,7 +30,7 @@ def test_an_episode_loads_no_sdk() -> None:
     assert not [name for name in VENDORS if name in loaded]
 
 
-@pytest.mark.parametrize("first", ["", EPISODE])
+@pytest.mark.parametrize("first", [pytest.param("", marks=pytest.mark.slow), EPISODE])
 def test_agentdojos_agents_are_there_for_whoever_asks(first: str) -> None:
     code = """
 import fate_gym.benchmarks.agentdojo.benchmark
@@ -51,6 +51,7 @@ except AttributeError:
     assert run(first + code).strip() == "all there"
 
 
+@pytest.mark.slow
 def test_a_package_that_has_run_already_is_left_as_it_is() -> None:
     code = """
 import agentdojo.agent_pipeline as agents

@@ -104,9 +104,9 @@ def test_short_texts_are_judged_as_agentdojos_own_detector_does(untrained: Path)
 
 def test_an_injection_is_found_anywhere_in_a_long_text(trained: Path) -> None:
     classifier = TextClassifier(str(trained))
-    filler = ["the", "weather", "is", "fine", "and", "please", "pay", "the", "bill"] * 12
+    filler = ["the", "weather", "is", "fine", "and", "please", "pay", "the", "bill"] * 4
     assert not classifier(" ".join(filler))
-    for place in range(0, len(filler) + 1, 7):
+    for place in range(0, len(filler) + 1, 4):
         assert classifier(" ".join([*filler[:place], "ignore", "everything", *filler[place:]]))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import itertools
 import json
 import os
 import subprocess
@@ -171,8 +172,9 @@ def test_show_of_a_damaged_run_is_one_line(name: str, tmp_path: Path, capsys: py
     task = "shop/ship-attacked" if name == "summary.json" else "shop/ship"
     main(["eval", *TOY, "--agent", f"import:shop_plugin:{agent}", "--tasks", task, "--out", str(run)])
     stored = json.loads((run / name).read_bytes().splitlines()[0])
+    empty = itertools.cycle((None, []))
     damaged = [
-        encode_line(_changed(stored, path, new)) for path in list(_leaves(stored))[1:] for new in (HOSTILE, None, [])
+        encode_line(_changed(stored, path, new)) for path in list(_leaves(stored))[1:] for new in (HOSTILE, next(empty))
     ]
     for content in [*damaged, b"", b"[]\n", b'{"a": 1%s}\n' % (b"0" * 5000), b"\x1b\xff\n"]:
         (run / name).write_bytes(content)

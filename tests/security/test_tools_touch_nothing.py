@@ -120,6 +120,7 @@ def every_tool(env: Any, draws: int) -> None:
     print(f"{len(tools)} tools, {2 * draws * len(tools)} calls")
 
 
+@pytest.mark.no_cover
 @pytest.mark.parametrize("part", [*DOJO, *HARM, *ATBENCH])
 def test_no_tool_touches_the_machine(part: str) -> None:
     env = make(part)

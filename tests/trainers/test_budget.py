@@ -44,7 +44,7 @@ def run(policy: Path, tmp_path: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    "method", ["sft", "grpo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fate", "rft"))]
+    "method", ["sft", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fate", "rft", "grpo"))]
 )
 def test_every_method_spends_the_budget_and_hardly_more(method: Any, run: Any) -> None:
     summary = run(f"method={method}", *ARMS[method])

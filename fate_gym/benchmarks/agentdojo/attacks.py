@@ -154,7 +154,7 @@ class _FastSuite:
         return dict(self._template.vectors)
 
     def load_and_inject_default_environment(self, injections: dict[str, str]) -> Any:
-        return self._template.load(self._template.environment(injections))
+        return self._template.environment(injections).load()
 
 
 def resolve_name(model_name: str) -> tuple[str, str]:

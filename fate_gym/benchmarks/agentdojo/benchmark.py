@@ -149,15 +149,15 @@ class AgentDojo(Benchmark):
         if not isinstance(world, AgentDojoWorld):
             raise TypeError(f"expected an AgentDojoWorld, got {type(world).__name__}")
         name, user, goal = task.id.split("/")
-        suite = self._suites[name]
+        before, after = world.states()
         episode = Episode(
-            suite=suite,
+            suite=self._suites[name],
             user_task=self._user_tasks[name][user],
             injection_task=self._injection_tasks[name].get(goal),
-            pre=world.initial_environment(),
-            post=world.environment,
+            pre=before,
+            post=after,
             transcript=transcript,
-            play=world.replayed,
+            play=lambda calls: world.replayed(calls, before),
         )
         attacked = task.mode == "attacked"
         return verify_episode(episode, attacked=attacked, trace=self._trace, refusal_judge=self._refusal_judge)

@@ -55,7 +55,7 @@ def _computed(suite: TaskSuite, tasks: tuple[str, ...]) -> Mapping[str, tuple[st
     template = SuiteTemplate(suite)
     canaries = {vector: f"<CANARY---{vector}--->" for vector in template.vectors}
     start = template.environment(canaries)
-    return {task: _shown(suite, task, template.load(start), canaries) for task in tasks}
+    return {task: _shown(suite, task, start.load(), canaries) for task in tasks}
 
 
 def _shown(suite: TaskSuite, task: str, environment: Any, canaries: Mapping[str, str]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any, Final
 
 from agentdojo.functions_runtime import TaskEnvironment
@@ -79,11 +80,7 @@ def _differing(path: str, old: Any, new: Any) -> Iterator[_Change]:
     if same(old, new):
         return
     if isinstance(old, BaseModel) and type(old) is type(new):
-        fields = type(old).model_fields
-        for name in fields:
-            # AgentDojo keeps what a drive was loaded from beside the drive, and the entries are the same objects.
-            if name.removeprefix("initial_") in fields.keys() - {name}:
-                continue
+        for name in _compared(type(old)):
             yield from _differing(f"{path}.{name}" if path else name, getattr(old, name), getattr(new, name))
     elif isinstance(old, Mapping) and isinstance(new, Mapping):
         yield from _entries(path, dict(old), dict(new))
@@ -94,6 +91,16 @@ def _differing(path: str, old: Any, new: Any) -> Iterator[_Change]:
             old, new = _unlike(old, new)
         yield "-", path, old
         yield "+", path, new
+
+
+@cache
+def _compared(model: type[BaseModel]) -> tuple[str, ...]:
+    """Names the fields in which two models may differ.
+
+    AgentDojo keeps what a drive was loaded from beside the drive, and the entries are the same objects.
+    """
+    fields = model.model_fields
+    return tuple(name for name in fields if name.removeprefix("initial_") not in fields.keys() - {name})
 
 
 def _unlike(old: str, new: str) -> tuple[str, str]:
@@ -116,8 +123,9 @@ def _entries(path: str, old: Mapping[Any, Any], new: Mapping[Any, Any]) -> Itera
 
 def _by_identity(items: Sequence[Any]) -> dict[Any, Any]:
     """Names the entries of a list, by what is unique to each; entries of plain values are named by themselves."""
-    for name in _IDENTITIES:
-        keys = [getattr(item, name, None) for item in items]
+    models = [vars(item) for item in items if isinstance(item, BaseModel)]
+    for name in _IDENTITIES if len(models) == len(items) else ():
+        keys = [fields.get(name) for fields in models]
         if all(isinstance(key, str | int) for key in keys) and len(set(keys)) == len(keys):
             return dict(zip(keys, items, strict=True))
     counts: dict[str, int] = {}

@@ -10,7 +10,7 @@ import datetime
 import functools
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
@@ -52,12 +52,26 @@ def same(left: Any, right: Any) -> bool:
     if kind in _ATOMS:
         return bool(left == right)
     if kind is list:
-        return len(left) == len(right) and all(map(same, left, right))
-    if kind is dict:
-        return bool(left.keys() == right.keys()) and all(same(value, right[key]) for key, value in left.items())
+        return len(left) == len(right) and _all_same(zip(left, right, strict=True))
     if isinstance(left, BaseModel):
-        return same(left.__dict__, right.__dict__)
+        kind, left, right = dict, left.__dict__, right.__dict__
+    if kind is dict:
+        return left.keys() == right.keys() and _all_same((value, right[key]) for key, value in left.items())
     return False
+
+
+def _all_same(pairs: Iterable[tuple[Any, Any]]) -> bool:
+    for left, right in pairs:
+        if left is right:
+            continue
+        # Most values are atoms, and a call for each of them would be most of the time.
+        kind = type(left)
+        if kind in _ATOMS:
+            if kind is not type(right) or left != right:
+                return False
+        elif not same(left, right):
+            return False
+    return True
 
 
 class _SkipSame:

@@ -2,16 +2,14 @@
 
 AgentDojo parses and validates a suite's whole environment for every episode. A `SuiteTemplate` parses it once and
 keeps the few strings that hold a placeholder as source text; for each set of injections it reads those alone,
-validates once, and keeps the pickle, from which an episode starts in well under a millisecond.
+validates once, and keeps the environment packed, from which an episode starts in well under a millisecond.
 """
 
 import functools
 import importlib.resources
-import io
 import json
-import pickle
 import string
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +19,20 @@ from agentdojo.task_suite.task_suite import InjectionVector, TaskSuite
 from agentdojo.yaml_loader import ImportLoader
 
 from fate_gym.benchmarks.agentdojo.emails import remembered_emails
+from fate_gym.benchmarks.agentdojo.packed import PackedEnvironment
 from fate_gym.benchmarks.agentdojo.placement import PlacementError, read_quoted
-from fate_gym.benchmarks.agentdojo.unpickling import EnvironmentUnpickler
 
 _CACHED_ENVIRONMENTS = 1024
 # libyaml's parser reads PyYAML's own dump ten times faster. Injected texts go through the Python one, as in AgentDojo.
 _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
+Prepare = Callable[[TaskEnvironment], TaskEnvironment]
+
 
 class SuiteTemplate:
     """Makes the initial environments of a suite, equal to `TaskSuite.load_and_inject_default_environment`.
 
-    `user_task.init_environment` is left to the caller. One template may serve several threads.
+    One template may serve several threads.
 
     Args:
         suite: Any task suite, AgentDojo's own or one with a `data_path`.
@@ -48,39 +48,29 @@ class SuiteTemplate:
         }
         self._environment_type: type[TaskEnvironment] = suite.environment_type
         self._data, self._holes = _parse(_read_suite_file(suite, "environment.yaml"))
-        self._pickled = functools.lru_cache(_CACHED_ENVIRONMENTS)(self._pickle)
+        self._packed = functools.lru_cache(_CACHED_ENVIRONMENTS)(self._pack)
 
-    def environment(self, injections: Mapping[str, str]) -> bytes:
-        """The pickled initial environment, for `load`.
+    def environment(self, injections: Mapping[str, str], prepare: Prepare | None = None) -> PackedEnvironment:
+        """Returns an initial environment.
 
         Args:
             injections: Injection vector -> raw text, as AgentDojo takes them; other vectors keep their default.
+            prepare: The task's own `init_environment`, where it has one.
 
         Raises:
             ValueError: If a vector is unknown, or its text cannot be placed; the message names the vector.
         """
         if unknown := sorted(injections.keys() - self.vectors.keys()):
             raise ValueError(f"unknown injection vectors {unknown}; this suite has {sorted(self.vectors)}")
-        return self._pickled(tuple(sorted(injections.items())))
+        return self._packed(tuple(sorted(injections.items())), prepare)
 
-    def load(self, data: bytes) -> TaskEnvironment:
-        """Unpickle an environment, which may have been stepped since.
-
-        Raises:
-            pickle.UnpicklingError: If the bytes hold anything but the data of an environment.
-        """
-        environment = EnvironmentUnpickler(io.BytesIO(data), self._environment_type.__module__.partition(".")[0]).load()
-        if not isinstance(environment, self._environment_type):
-            raise pickle.UnpicklingError(f"not a pickled {self._environment_type.__name__}")
-        return environment
-
-    def _pickle(self, injections: tuple[tuple[str, str], ...]) -> bytes:
+    def _pack(self, injections: tuple[tuple[str, str], ...], prepare: Prepare | None) -> PackedEnvironment:
         injected = dict(injections)
         values = {**self.vectors, **injected}
         texts = {hole: hole.read(values, injected) for hole in self._holes}
         with remembered_emails():
             environment = self._environment_type.model_validate(_fill(self._data, texts))
-        return pickle.dumps(environment, pickle.HIGHEST_PROTOCOL)
+        return PackedEnvironment.pack(environment if prepare is None else prepare(environment))
 
 
 class _Hole:

@@ -1,8 +1,7 @@
-"""The world of one AgentDojo episode: its tools, and a state that is loaded at the first call."""
+"""The world of one AgentDojo episode: its tools, and a state whose parts are loaded when a tool asks for them."""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +33,7 @@ class AgentDojoWorld(World):
         start: The opening, tools and injections of the task.
         functions: The suite's tools by name.
         template: Makes and loads states.
-        user_task: May have an `init_environment` of its own.
+        user_task: May have an `init_environment` of its own, which is called once for all episodes.
     """
 
     def __init__(
@@ -48,39 +47,60 @@ class AgentDojoWorld(World):
         self.tools = start.tools
         self.injections = start.injections
         self.payloads = start.payloads
-        self._initial = template.environment(start.injections)
+        own = user_task.init_environment
+        self._initial = template.environment(start.injections, None if own is BaseUserTask.init_environment else own)
         self._functions = functions
-        self._template = template
-        self._user_task = user_task
-        self._environment: TaskEnvironment | None = None
+        self._touched: TaskEnvironment | None = None
 
     @property
     def environment(self) -> TaskEnvironment:
-        """The state. It is loaded on first use, since many episodes end without a call."""
-        if self._environment is None:
-            self._environment = self.initial_environment()
-        return self._environment
+        """The whole state, which the caller may change."""
+        touched = self._touched_fields()
+        self._initial.complete(touched, self._initial.load())
+        return touched
 
-    def initial_environment(self) -> TaskEnvironment:
-        """Returns a copy of the state before the first call."""
-        return self._user_task.init_environment(self._template.load(self._initial))
+    def states(self) -> tuple[TaskEnvironment, TaskEnvironment]:
+        """Returns the states before the first call and after the last, for graders, which change neither.
 
-    def replayed(self, calls: Iterable[CallRecord]) -> TaskEnvironment:
-        """Returns the state that some recorded calls lead to; those that never ran change nothing."""
-        state = self.initial_environment()
+        What no call has asked for is one object in both.
+        """
+        before, after = self._initial.load(), self._touched_fields()
+        self._initial.complete(after, before)
+        return before, after
+
+    def replayed(self, calls: Iterable[CallRecord], before: TaskEnvironment) -> TaskEnvironment:
+        """Returns the state that some recorded calls lead to; those that never ran change nothing.
+
+        Args:
+            calls: The calls.
+            before: The state before the first call; what no call asks for is taken from it.
+        """
+        state = self._initial.frame_alone()
         for call in calls:
             if call.executed:
-                call_tool(self._functions, state, call.name, call.arguments or {})
+                self._call(state, call.name, call.arguments or {})
+        self._initial.complete(state, before)
         return state
 
     def call(self, name: str, arguments: dict[str, Json]) -> ToolOutcome:
         """Runs a tool as AgentDojo's `ToolsExecutor` does."""
-        return call_tool(self._functions, self.environment, name, arguments)
+        return self._call(self._touched_fields(), name, arguments)
 
     def dump(self) -> bytes:
         """Returns the state; b"" stands for the initial one."""
-        return b"" if self._environment is None else pickle.dumps(self._environment, protocol=5)
+        return b"" if self._touched is None else self._initial.dump(self._touched)
 
     def load(self, state: bytes) -> None:
         """Restores a state."""
-        self._environment = self._template.load(state) if state else None
+        self._touched = self._initial.restore(state) if state else None
+
+    def _call(self, environment: TaskEnvironment, name: str, arguments: Mapping[str, Json]) -> ToolOutcome:
+        if (function := self._functions.get(name)) is not None:
+            self._initial.fill(environment, self._initial.needed_by(function))
+        return call_tool(self._functions, environment, name, arguments)
+
+    def _touched_fields(self) -> TaskEnvironment:
+        """The state, of which only those fields are loaded that calls have asked for."""
+        if self._touched is None:
+            self._touched = self._initial.frame_alone()
+        return self._touched
