@@ -39,7 +39,9 @@ def call(env: Any, name: str, **arguments: Any) -> None:
 @pytest.mark.parametrize("name", ["workspace", "travel", "banking", "slack"])
 def test_an_environment_loaded_field_by_field_is_the_whole_one(name: str) -> None:
     packed = SuiteTemplate(suites("v1.2.2")[name]).environment({})
-    assert len(set(packed.fields.values())) == len(packed.fields), "the fields of AgentDojo's environments share nothing"
+    assert len(set(packed.fields.values())) == len(packed.fields), (
+        "the fields of AgentDojo's environments share nothing"
+    )
     whole, filled = packed.load(), packed.frame_alone()
     packed.fill(filled, reversed(packed.fields))
     packed.complete(filled, whole)
