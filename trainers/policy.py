@@ -15,6 +15,7 @@ from fate_gym.agents.local import load_model, load_tokenizer
 from fate_gym.chat import Json
 from fate_gym.errors import UsageError
 from fate_gym.storage import native_disk_errors
+from fate_gym.trainers.processes import process_count
 
 Model: TypeAlias = Any
 """A causal language model of transformers, perhaps with adapters of PEFT. These libraries have no types."""
@@ -84,7 +85,9 @@ def load_policy(
         dtype = "float32" if lora is None else lora.dtype or ("bfloat16" if gpu else "float32")
         tokenizer = load_tokenizer(str(path), chat_template=chat_template)
         model = load_model(str(path), dtype=dtype, attn_implementation=attention)
-        return (model.to(f"cuda:{torch.cuda.current_device()}") if gpu else model), tokenizer
+        # Among several processes the trainer places it: whole weights may fit no device.
+        here = gpu and process_count() == 1
+        return (model.to(f"cuda:{torch.cuda.current_device()}") if here else model), tokenizer
     except ModuleNotFoundError as error:
         raise UsageError(f"training needs {error.name}: pip install 'fate-gym[train]'") from error
     except Exception as error:

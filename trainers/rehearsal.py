@@ -6,6 +6,7 @@ refuses, an architecture that adapters do not fit. It downloads nothing and keep
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -20,7 +21,9 @@ from fate_gym.errors import UsageError
 from fate_gym.evaluation.plan import Plan, TaskSet
 from fate_gym.trainers.config import TrainConfig
 from fate_gym.trainers.fate import train
+from fate_gym.trainers.processes import is_first_process, process_count
 from fate_gym.trainers.progress import ProgressReporter
+from fate_gym.trainers.tasks import training_plan
 
 _SIZES: Final = {
     "hidden_size": 64,
@@ -32,11 +35,14 @@ _SIZES: Final = {
     "max_position_embeddings": 65_536,
 }
 _TASKS: Final = 2
+_PREFIX: Final = "fate-gym-rehearsal-"
 _OF_THE_REAL_MODEL: Final = ("chat_template", "response_template", "max_context", "adapter", "dtype", "device")
 
 
 def rehearse(config: TrainConfig, *, progress: ProgressReporter | None = None) -> list[str]:
     """Runs one round of a training in a temporary folder, with few tasks and one step per update.
+
+    Among several processes, which train in the updates alone, only the updates are run.
 
     Args:
         config: The settings of the real training.
@@ -49,14 +55,11 @@ def rehearse(config: TrainConfig, *, progress: ProgressReporter | None = None) -
         UsageError: The architecture cannot be made small.
         Exception: Whatever the real training would have raised.
     """
-    with tempfile.TemporaryDirectory(prefix="fate-gym-rehearsal-") as folder:
-        policy = Path(folder) / "policy"
-        given = config.policy or (config.base and config.base.start)
-        kind = model_type(given) if given else "qwen3"
-        make_random_model(kind, policy)
-        small = reduced(config)
-        agent = {name: value for name, value in small.agent.items() if name not in _OF_THE_REAL_MODEL}
-        small = dataclasses.replace(small, policy=str(policy), base=None, sampler=None, agent=agent, attention=None)
+    if process_count() > 1:
+        return _rehearse_updates(config)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
+        kind, small = _on_a_random_model(config, Path(folder) / "policy")
+        make_random_model(kind, Path(folder) / "policy")
         summary = train(small, Path(folder) / "run", progress=progress)
         row = summary["rounds"][1]
         stages = {
@@ -68,6 +71,52 @@ def rehearse(config: TrainConfig, *, progress: ProgressReporter | None = None) -
             "score": f"{', '.join(['dev', *small.evaluate.test])}",
         }
         return [f"  {name:<8} {what}" for name, what in {"model": kind, **stages}.items()]
+
+
+def _on_a_random_model(config: TrainConfig, policy: Path) -> tuple[str, TrainConfig]:
+    """Returns the architecture of a training's policy, and the settings that rehearse it on the model in a folder."""
+    given = config.policy or (config.base and config.base.start)
+    small = reduced(config)
+    agent = {name: value for name, value in small.agent.items() if name not in _OF_THE_REAL_MODEL}
+    small = dataclasses.replace(small, policy=str(policy), base=None, sampler=None, agent=agent, attention=None)
+    return model_type(given) if given else "qwen3", small
+
+
+def _rehearse_updates(config: TrainConfig) -> list[str]:
+    """Runs the updates once in all processes that a launcher has started on this machine."""
+    import accelerate
+    import torch
+
+    from fate_gym.trainers.algorithms.pfpo import optimise_policy
+    from fate_gym.trainers.algorithms.sequences import Example
+    from fate_gym.trainers.algorithms.supervised import learn_examples
+
+    state = accelerate.PartialState(cpu=not torch.cuda.is_available())
+    with contextlib.ExitStack() as held:
+        made = held.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX)) if is_first_process() else ""
+        folder = Path(str(accelerate.utils.broadcast_object_list([made])[0]))
+        policy = str(folder / "policy")
+        kind, small = _on_a_random_model(config, folder / "policy")
+        if is_first_process():
+            make_random_model(kind, folder / "policy")
+        state.wait_for_everyone()
+        steps = {}
+        if small.warmup:
+            # Bytes of any text: what matters is that the update runs.
+            examples = [Example([1, 2, 3], [4, 5, 6], [1, 0, 1])] * process_count()
+            numbers = learn_examples(policy, examples, small.warmup, folder / "warmup", lora=small.lora)
+            policy, steps["warmup"] = str(folder / "warmup"), numbers["steps"]
+        if small.pfpo:
+            settings, plan = dataclasses.replace(small.pfpo, groups=process_count()), training_plan(small.train, 0)
+            numbers = optimise_policy(
+                policy, plan, plan.items, settings, folder / "pfpo", lora=small.lora, agent_options=small.agent
+            )
+            steps["pfpo"] = numbers["steps"]
+        state.wait_for_everyone()
+    lines = {"model": kind, "processes": state.num_processes} | {
+        name: f"{count} steps" for name, count in steps.items()
+    }
+    return [f"  {name:<9} {what}" for name, what in lines.items()]
 
 
 def model_type(policy: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 from fate_gym.agents import Agent
-from fate_gym.trainers.policy import Options
+from fate_gym.trainers.policy import Model, Options
 
 
 class Sampler(Protocol):
@@ -73,11 +73,15 @@ class LocalSampler:
 
         from fate_gym.agents.local import LocalAgent
 
-        with unwrap_model_for_generation(
-            trainer.model_wrapped,
-            trainer.accelerator,
-            gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
-        ) as model:
+        with contextlib.ExitStack() as held:
+            model = held.enter_context(
+                unwrap_model_for_generation(
+                    trainer.model_wrapped,
+                    trainer.accelerator,
+                    gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
+                )
+            )
+            held.enter_context(whole_weights(model, trainer.accelerator))
             # Dropout would sample from another distribution than the one whose log-probabilities the loss takes.
             model.eval()
             agent = LocalAgent.over(model, trainer.processing_class, **{**self._options, **options})
@@ -86,3 +90,24 @@ class LocalSampler:
             finally:
                 asyncio.run(agent.aclose())
         trainer.model.train()
+
+
+@contextlib.contextmanager
+def whole_weights(model: Model, accelerator: Any) -> Iterator[None]:
+    """Lets every process hold all weights of a model that FSDP2 has sharded; other models are left as they are.
+
+    Sampling must not gather weights layer by layer, as training does: episodes have different lengths, and a process
+    whose episodes have ended would no longer take part. Gathered once, every process samples as long as it needs.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in shards:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in shards:
+            module.set_reshard_after_forward(accelerator.state.fsdp_plugin.reshard_after_forward, recurse=False)
+            module.reshard()

@@ -81,7 +81,7 @@ class ServerSampler:
 
     def __init__(self, settings: ServerSettings, base: str, options: Options, out: Path) -> None:
         self._settings, self._base, self._out = settings, base, out.resolve() / "served"
-        self._options = {name: value for name, value in options.items() if name not in _OF_THIS_PROCESS}
+        self._options = options
         self._retry = RetryPolicy(settings.max_attempts)
 
     def agent(self, policy: str, **options: Any) -> Agent:
@@ -114,7 +114,8 @@ class ServerSampler:
 
         accelerator = trainer.accelerator
         # The shards of all processes, put together; a plain model gives its own tensors.
-        state = accelerator.get_state_dict(trainer.model_wrapped) if accelerator.num_processes > 1 else None
+        alone = accelerator.distributed_type == accelerate.utils.DistributedType.NO
+        state = None if alone else accelerator.get_state_dict(trainer.model_wrapped)
         model = accelerator.unwrap_model(trainer.model)
         fresh = self._out / "new"
         if is_first_process():
@@ -145,9 +146,8 @@ class ServerSampler:
             asyncio.run(weights.load())
         settings = self._settings
         client = ChatClient(settings.base_url, api_key_env=settings.api_key_env, timeout=settings.timeout)
-        return ServedAgent(
-            policy, client, weights.name, restore=weights.load, retry=self._retry, **{**self._options, **options}
-        )
+        given = {name: value for name, value in {**self._options, **options}.items() if name not in _OF_THIS_PROCESS}
+        return ServedAgent(policy, client, weights.name, restore=weights.load, retry=self._retry, **given)
 
 
 class Weights:

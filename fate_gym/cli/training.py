@@ -125,6 +125,7 @@ def _train(config: TrainConfig, options: argparse.Namespace, folder: Path) -> in
 
 def _stage(config: TrainConfig, stage: str, options: argparse.Namespace, folder: Path) -> int:
     from fate_gym.trainers.folder import TrainingFolder
+    from fate_gym.trainers.processes import is_first_process
     from fate_gym.trainers.single_stage import run_stage
 
     if options.round < 1:
@@ -132,6 +133,8 @@ def _stage(config: TrainConfig, stage: str, options: argparse.Namespace, folder:
     _quiet()
     with _Bars() as progress, usage_errors(), TrainingFolder(config, folder, progress) as training:
         counts = run_stage(cast("StageName", stage), options.round, training)
+    if not is_first_process():
+        return 0
     if counts is None:
         err.line(f"Method {config.method} has no stage {stage} with these settings and results.")
         return 0
@@ -192,13 +195,16 @@ def _report(options: argparse.Namespace, folder: Path) -> int:
 
 
 def _dry_run(config: TrainConfig) -> int:
+    from fate_gym.trainers.processes import is_first_process
     from fate_gym.trainers.rehearsal import rehearse
 
-    out.text(_yaml(config.to_json()))
+    if is_first_process():
+        out.text(_yaml(config.to_json()))
     _quiet()
     with _Bars() as progress, usage_errors():
         report = rehearse(config, progress=progress)
-    err.text("\n".join(["Every stage ran once on a tiny random model:", *report]))
+    if is_first_process():
+        err.text("\n".join(["Rehearsed on a tiny random model:", *report]))
     return 0
 
 

@@ -311,7 +311,7 @@ def test_several_processes_train_in_one_stage_alone(
     config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="under torchrun"):
+    with pytest.raises(UsageError, match="under accelerate launch"):
         train(config(), tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -246,9 +247,16 @@ def test_a_slot_decides_its_samples_whoever_samples_it(base: Path, sampler: Grou
     assert [g.vectors.tolist() for g in other_step] != [g.vectors.tolist() for g in together]
 
 
-def test_rollouts_that_cannot_be_scored_teach_nothing(base: Path, sampler: GroupSampler) -> None:
-    with pytest.raises(FateGymError, match=r"no rollout of step 3 could be scored; one of them: .*no weights today"):
-        sampler.draw(Broken(), [0, 1], step=2, first_slot=0)
+def test_rollouts_that_cannot_be_scored_teach_nothing(base: Path, sampler: GroupSampler, tmp_path: Path) -> None:
+    class Silent(LocalSampler):
+        """Samples with an agent that never answers."""
+
+        def learner(self, trainer: Any, policy: str, **options: Any) -> contextlib.AbstractContextManager[Agent]:
+            return contextlib.nullcontext(Broken())
+
+    plan = shop_policy.shop()
+    with pytest.raises(FateGymError, match=r"no rollout of step 1 could be scored; one of them: .*no weights today"):
+        optimise_policy(str(base), plan, plan.items, small(), tmp_path, lora=None, sampler=Silent(AGENT))
 
     class Moody(Agent):
         """Answers in every other episode."""
@@ -369,7 +377,9 @@ def test_a_killed_training_ends_as_an_unbroken_one(
         train("killed", on_step=kill)
     resumed: list[dict[str, Any]] = []
     with monkeypatch.context() as patch:
-        patch.setattr("fate_gym.trainers.algorithms.pfpo.save_policy", lambda *args: kill({"step": 2 * passes}))
+        patch.setattr(
+            "fate_gym.trainers.algorithms._transformers.save_policy", lambda *args: kill({"step": 2 * passes})
+        )
         with pytest.raises(Killed):
             train("killed", on_step=resumed.append)
     assert resumed[0]["step"] == passes + 1

@@ -230,7 +230,7 @@ def test_a_kill_before_the_policy_is_saved_repeats_no_step(
 
     examples, settings = [example(tokenizer, RIGHT)], SupervisedSettings(epochs=3, learning_rate=1e-2)
     with monkeypatch.context() as patch:
-        patch.setattr("fate_gym.trainers.algorithms.supervised.save_policy", killed)
+        patch.setattr("fate_gym.trainers.algorithms._transformers.save_policy", killed)
         with pytest.raises(Killed):
             learn_examples(base, examples, settings, tmp_path / "killed", lora=LORA)
     seen: list[dict[str, Any]] = []

@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+import peft
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from fate_gym.agents.local import load_model
 from fate_gym.errors import FateGymError
 from fate_gym.storage import AppendLog, encode_line, native_disk_errors
 from fate_gym.trainers.algorithms.sequences import Batch
 from fate_gym.trainers.algorithms.update_folder import OnStep, UpdateFolder
-from fate_gym.trainers.policy import Model, quiet
+from fate_gym.trainers.policy import Model, Tokenizer, quiet, save_policy
 
 
 def make_arguments(kind: Callable[..., Any], folder: UpdateFolder, *, report_to: Sequence[str], **own: Any) -> Any:
@@ -52,7 +56,7 @@ class BatchTrainer(Trainer):  # type: ignore[misc]
     """A trainer whose dataset holds whole batches, with a loss of ours.
 
     Args:
-        loss: (model, tensors of a batch) -> the loss.
+        loss: (model, tensors of a batch) -> the loss, which is multiplied by the tensor "counts".
         **settings: Arguments of transformers' `Trainer`.
     """
 
@@ -62,7 +66,7 @@ class BatchTrainer(Trainer):  # type: ignore[misc]
 
     def compute_loss(self, model: Model, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
         """Returns the loss of a batch."""
-        return self._loss(model, inputs)
+        return self._loss(model, inputs) * inputs["counts"]
 
 
 class StepLog(TrainerCallback):  # type: ignore[misc]
@@ -159,3 +163,35 @@ def train_to_end(
     folder.rewind()
     with quiet(), native_disk_errors(folder.checkpoints):
         trainer.train(resume_from_checkpoint=str(folder.checkpoint) if folder.checkpoint else None)
+
+
+def save_trained(trainer: Any, policy: str, tokenizer: Tokenizer, out: Path) -> None:
+    """Saves what a trainer has learned (see `save_policy`), whatever its processes hold of it; all must call this.
+
+    Args:
+        trainer: The trainer, at its end.
+        policy: The weights that it started from.
+        tokenizer: The policy's tokenizer.
+        out: The folder.
+    """
+    accelerator = trainer.accelerator
+    model = accelerator.unwrap_model(trainer.model)
+    if accelerator.distributed_type != DistributedType.NO:
+        state = accelerator.get_state_dict(trainer.model_wrapped)
+        model = _rebuilt(model, policy, state) if trainer.is_world_process_zero() else model
+    if trainer.is_world_process_zero():
+        save_policy(model, tokenizer, out)
+    accelerator.wait_for_everyone()
+
+
+def _rebuilt(model: Model, policy: str, state: dict[str, Tensor]) -> Model:
+    """Makes a model of its whole state, on the CPU: the parameters of `model` may be shards."""
+    whole = load_model(policy, dtype=model.dtype)
+    if not isinstance(model, peft.PeftModel):
+        whole.load_state_dict(state)
+        return whole
+    with quiet():
+        whole = peft.get_peft_model(whole, model.peft_config["default"])
+    adapter = peft.get_peft_model_state_dict(model, state_dict=state, adapter_name="default")
+    peft.set_peft_model_state_dict(whole, adapter)
+    return whole

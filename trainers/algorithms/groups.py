@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fate_gym.episode import Episode, Trajectory
-from fate_gym.errors import FateGymError
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.rewards import AXES
 from fate_gym.rollout import Agent
@@ -105,9 +104,6 @@ class GroupSampler:
             tasks: Indices of the items that the groups are first sampled from, (n,).
             step: The step of the update, from 0.
             first_slot: The slot of the first of these groups in the whole batch.
-
-        Raises:
-            FateGymError: Not one rollout could be scored.
         """
         tally = Tally()
         groups: dict[int, Group] = {}
@@ -130,8 +126,6 @@ class GroupSampler:
                 break
         # In the order of slots, since TRL expects the rows in the order of the prompts that it passed.
         made = [groups[slot] for slot in sorted(groups)]
-        if all(np.isnan(group.vectors).all() for group in made):
-            raise FateGymError(f"no rollout of step {step + 1} could be scored; one of them: {made[0].problem}")
         tally.signal = sum(group.signal for group in made)
         kept = [trajectory for group in made for trajectory in group.trajectories if trajectory]
         tally.learned = sum(len(one.prompt_ids) + len(one.completion_ids) for one in kept)

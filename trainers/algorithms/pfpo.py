@@ -22,7 +22,7 @@ from fate_gym.trainers.algorithms.advantages import RULES
 from fate_gym.trainers.algorithms.groups import GroupSampler
 from fate_gym.trainers.algorithms.settings import PFPOSettings
 from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, UpdateFolder
-from fate_gym.trainers.policy import LoraSettings, Options, load_policy, lora_config, save_policy
+from fate_gym.trainers.policy import LoraSettings, Options, load_policy, lora_config
 from fate_gym.trainers.sampling import LocalSampler, Sampler
 
 _COUNTS: Final = ("rollouts", "tokens", "learned", "unscored", "refilled")
@@ -89,7 +89,7 @@ def optimise_policy(
     chat_template = (agent_options or {}).get("chat_template")
     model, tokenizer = load_policy(policy, lora=lora, attention=attention, chat_template=chat_template)
 
-    from fate_gym.trainers.algorithms._transformers import train_to_end
+    from fate_gym.trainers.algorithms._transformers import save_trained, train_to_end
     from fate_gym.trainers.algorithms.trl_trainer import PFPOTrainer, Rollouts, by_rule, trl_config
 
     groups = GroupSampler(
@@ -108,8 +108,7 @@ def optimise_policy(
         rollout_func=rollouts,
     )
     train_to_end(trainer, folder, on_step, rollouts.describe, _TokenLimit(settings.tokens, folder))
-    if trainer.is_world_process_zero():
-        save_policy(trainer.accelerator.unwrap_model(trainer.model), tokenizer, out)
+    save_trained(trainer, policy, tokenizer, out)
     numbers = _numbers(folder.steps())
     folder.finish(numbers)
     return numbers

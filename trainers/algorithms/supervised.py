@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 from fate_gym.trainers.algorithms.sequences import Batch, Example, collate, digest, log_probs, token_batches
 from fate_gym.trainers.algorithms.settings import SupervisedSettings
 from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, UpdateFolder
-from fate_gym.trainers.policy import LoraSettings, Model, load_policy, save_policy, with_adapters
+from fate_gym.trainers.policy import LoraSettings, Model, load_policy, with_adapters
+from fate_gym.trainers.processes import process_count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,6 +114,25 @@ class Objective:
     loss: Callable[[Model, Batch], Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one process computes of a batch.
+
+    Attributes:
+        members: Indices of sequences, at least one: every process must take part in every step.
+        counts: Whether they are its own; otherwise they stand in for none, and their loss is 0.
+    """
+
+    members: Sequence[int]
+    counts: bool = True
+
+
+def shares(batch: Sequence[int], processes: int) -> list[Share]:
+    """Divides a batch among processes, which take of a dataset every n-th element each."""
+    own = [batch[process::processes] for process in range(processes)]
+    return [Share(members) if members else Share(batch[:1], counts=False) for members in own]
+
+
 def fit(
     policy: str,
     lengths: Sequence[int],
@@ -143,9 +163,10 @@ def fit(
     """
     model, tokenizer = load_policy(policy, lora=lora, attention=attention, chat_template=chat_template)
 
+    import torch
     import transformers
 
-    from fate_gym.trainers.algorithms._transformers import BatchTrainer, make_arguments, train_to_end
+    from fate_gym.trainers.algorithms._transformers import BatchTrainer, make_arguments, save_trained, train_to_end
 
     if lora is not None:
         # `Trainer` would set its seed only after the adapters were made.
@@ -154,7 +175,9 @@ def fit(
         token_batches(lengths, settings.batch_tokens, f"{settings.seed}/{epoch}") for epoch in range(settings.epochs)
     ]
     batches = [batch for epoch in epochs for batch in epoch]
-    objective = make_objective(model, len(batches) / settings.epochs)
+    # Gradients are averaged over processes, each of which computes its share of every batch: the sum is what counts.
+    processes = process_count()
+    objective = make_objective(model, processes * len(batches) / settings.epochs)
     trainer = BatchTrainer(
         model=model,
         args=make_arguments(
@@ -173,13 +196,15 @@ def fit(
             save_steps=settings.save_every,
             seed=settings.seed,
         ),
-        train_dataset=batches,
-        data_collator=lambda rows: objective.collate(rows[0]),
+        train_dataset=[share for batch in batches for share in shares(batch, processes)],
+        data_collator=lambda rows: {
+            **objective.collate(rows[0].members),
+            "counts": torch.tensor(float(rows[0].counts)),
+        },
         loss=objective.loss,
     )
     train_to_end(trainer, folder, on_step)
-    if trainer.is_world_process_zero():
-        save_policy(trainer.accelerator.unwrap_model(trainer.model), tokenizer, folder.out)
+    save_trained(trainer, policy, tokenizer, folder.out)
     steps = folder.steps()
     ends = list(itertools.accumulate(map(len, epochs)))
     losses = [

@@ -215,6 +215,9 @@ class Rollouts:
             groups, tally = self._groups.draw(agent, tasks, step, first_slot)
         seconds = time.perf_counter() - began
         self._measures = {**_measures(tally, len(tasks), trainer.accelerator), "seconds_sampling": round(seconds, 4)}
+        # Known to all processes now, so that all stop: one alone would leave the others waiting for it.
+        if self._measures["unscored"] == self._measures["rollouts"]:
+            raise FateGymError(f"no rollout of step {step + 1} could be scored; one of them: {groups[0].problem}")
         return _rows(groups, self._tokenizer.eos_token_id)
 
     def describe(self, logs: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""Updates with sharded weights, in two processes, as the shipped configurations of accelerate have it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import shop_policy
+import torch
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from safetensors.torch import load_file
+
+from fate_gym.trainers.algorithms.supervised import Share, shares
+
+SCRIPT = Path(shop_policy.__file__).with_name("sharded_training.py")
+CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
+
+
+def launch_arguments(name: str) -> argparse.Namespace:
+    """What `accelerate launch --config_file` makes of a configuration."""
+    given = ["--config_file", str(CONFIGS / f"{name}.yaml"), "--main_process_port", "0", "script.py"]
+    return _validate_launch_command(launch_command_parser().parse_args(given))[0]
+
+
+def run(policy: Path, out: Path, processes: int, dies: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs the script in so many sharded processes, or without a launcher if 0."""
+    command = [sys.executable]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if processes:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port)]
+        shipped = prepare_multi_gpu_env(launch_arguments("fsdp2"))
+        # A CPU trains these weights in float32.
+        environment |= {name: value for name, value in shipped.items() if "FSDP" in name}
+    return subprocess.run(
+        [*command, str(SCRIPT), str(policy), str(out), *([dies] if dies else [])],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def weights(folder: Path) -> torch.Tensor:
+    """All weights of a policy in a row."""
+    return torch.cat([tensor.flatten() for _, tensor in sorted(load_file(folder / "model.safetensors").items())])
+
+
+def steps(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_with_sharded_weights_do_what_one_does_and_resume(tmp_path: Path) -> None:
+    policy = shop_policy.make_shop_policy(tmp_path / "policy")
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = run(policy, one, 0)
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    killed = run(policy, two, 2, dies="2")
+    assert killed.returncode != 0
+    assert (two / "warmup" / "numbers.json").exists()
+    assert len(steps(two / "pfpo")) == 2
+    # Each process held about half of the weights, until it sampled.
+    for rank in range(2):
+        held, whole = json.loads((two / f"held-{rank}.json").read_text())
+        assert 0.4 < held / whole < 0.6
+    # Resumed with another number of processes: its shard is the whole.
+    together = run(policy, two, 1)
+    assert together.returncode == 0, together.stderr[-3000:]
+    for update in ("warmup", "pfpo"):
+        here, there = steps(one / update), steps(two / update)
+        assert len(here) == len(there) == 2
+        for a, b in zip(here, there, strict=True):
+            assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+            assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
+            assert {name: a.get(name) for name in ("vector", "tokens", "refilled")} == {
+                name: b.get(name) for name in ("vector", "tokens", "refilled")
+            }
+        learned = weights(one / update) - weights(policy)
+        assert learned.norm() > 1e-3
+        assert (weights(two / update) - weights(one / update)).norm() < 0.01 * learned.norm()
+
+
+def test_a_batch_is_divided_so_that_every_process_takes_part() -> None:
+    assert shares([5, 6, 7], 2) == [Share([5, 7]), Share([6])]
+    assert shares([5], 2) == [Share([5]), Share([5], counts=False)]
+    assert shares([5, 6, 7], 1) == [Share([5, 6, 7])]
+
+
+def test_accelerate_reads_the_shipped_configurations() -> None:
+    fsdp = launch_arguments("fsdp2")
+    assert fsdp.use_fsdp
+    environment = prepare_multi_gpu_env(fsdp)
+    assert environment["FSDP_VERSION"] == "2"
+    assert environment["FSDP_STATE_DICT_TYPE"] == "FULL_STATE_DICT"
+    zero = launch_arguments("zero3")
+    assert zero.use_deepspeed
+    zero.deepspeed_fields_from_accelerate_config = []
+    environment = prepare_deepspeed_cmd_env(zero)[1]
+    assert environment["ACCELERATE_DEEPSPEED_ZERO_STAGE"] == "3"
+    assert environment["ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL"] == "true"
