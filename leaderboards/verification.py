@@ -163,7 +163,7 @@ def verify(path: Path, *, trusted: str | None = None, concurrency: int = 4) -> V
     defences = _defences(settings, report, imported=imported)
     asyncio.run(_check_replays(path, plan, planned, settings, defences, report, concurrency))
     _check_summary(path, manifest, planned, report)
-    _list_unknown(path, report)
+    _list_unknown(path, manifest, report)
     return report
 
 
@@ -407,9 +407,10 @@ def _named(summary: Mapping[str, object]) -> dict[str, object]:
     return {**summary, "groups": named}
 
 
-def _list_unknown(path: Path, report: Verification) -> None:
+def _list_unknown(path: Path, manifest: Mapping[str, Any], report: Verification) -> None:
     """Lists what remains the submitter's word in this run."""
-    lines = [fields.ALWAYS, *report.unknown, *fields.doubts(fields.MANIFEST), *fields.doubts(fields.EPISODE)]
+    there = {name: entry for name, entry in fields.MANIFEST.items() if name.partition(".")[0] in manifest}
+    lines = [fields.ALWAYS, *report.unknown, *fields.doubts(there), *fields.doubts(fields.EPISODE)]
     if (path / "recorded.jsonl").exists():
         lines += fields.doubts(fields.RECORDED)
     if (path / FILE).exists():

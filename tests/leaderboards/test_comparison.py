@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import made_runs
 import pytest
 from small_runs import DOJO, MakeRun, edit_json, edit_line, loaded
 
@@ -121,3 +122,17 @@ def test_an_inactive_axis_is_no_value(dojo_run: Path, tmp_path: Path) -> None:
     found = compare(*runs)
     (row,) = (r.difference for r in found.rows if (r.column.name, r.suite) == ("TSR", "all"))
     assert row.b == pytest.approx(runs[1].summary["groups"][0]["metrics"]["TSR"]["value"])
+
+
+def test_rows_are_in_the_order_of_modes_attacks_and_suites(tmp_path: Path) -> None:
+    episodes = [
+        made_runs.record(f"{suite}/user_task_1/injection_task_0", attack=attack, suite=suite, key=f"{attack}/{suite}#0")
+        for attack in ("zeta", "alpha")
+        for suite in ("work", "bank")
+    ]
+    episodes.append(made_runs.benign("bank/user_task_1/none", suite="bank"))
+    a, b = (made_runs.write_run(tmp_path / name, episodes, agent=name, attack=None, tasks=None) for name in "ab")
+    rows = compare(loaded(a), loaded(b)).rows
+    groups = list(dict.fromkeys((row.attack, row.suite) for row in rows))
+    attacked = [(attack, suite) for attack in ("alpha", "zeta") for suite in ("all", "bank", "work")]
+    assert groups == [*attacked, *((None, suite) for suite in ("all", "bank"))]

@@ -38,6 +38,7 @@ def test_mcnemar_of_large_counts() -> None:
         ((0, 12, 2, 36), (0.0569, 0.3404)),
         ((53, 0, 0, 0), (-0.0676, 0.0676)),
         ((0, 30, 0, 0), (0.8395, 1.0)),
+        ((0, 0, 30, 0), (-1.0, -0.8395)),
     ],
 )
 def test_paired_proportions_are_newcombes(table: tuple[int, int, int, int], expected: tuple[float, float]) -> None:
@@ -97,6 +98,11 @@ def test_the_p_value_is_that_of_scipys_permutation_test(shift: float) -> None:
         sums, lambda x, y: np.mean(x - y), permutation_type="samples", n_resamples=8000, rng=np.random.default_rng(1)
     ).pvalue
     assert found.p == pytest.approx(expected, abs=0.025)
+
+
+def test_a_p_value_is_never_nothing() -> None:
+    clusters = [f"t{i // 2}" for i in range(80)]
+    assert difference([0] * 80, [1] * 80, clusters, resamples=50).p == pytest.approx(1 / 51)
 
 
 def test_unequal_clusters_weigh_by_their_episodes() -> None:

@@ -49,7 +49,11 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "fate_gym.leaderboards.comparison": ("leaderboards/comparison.py", ("tests/leaderboards/test_comparison.py",)),
     "fate_gym.leaderboards.verification": (
         "leaderboards/verification.py",
-        ("tests/leaderboards/test_verification.py", "tests/leaderboards/test_forgeries.py"),
+        (
+            "tests/leaderboards/test_verification.py",
+            "tests/leaderboards/test_defended_runs.py",
+            "tests/leaderboards/test_forgeries.py",
+        ),
     ),
 }
 """Module -> its file, and the tests that must notice."""
@@ -65,6 +69,7 @@ EXPLAINED: dict[str, str] = {
     "one, other = (float(total[i] / total[i + 1]) if total[i + 1] else None for i in (0, 2))": (
         "i is even: i + 1 is i | 1"
     ),
+    "seen = abs(float(np.diff(_means(total[None, :], curve)[:, 0])[0]))": "it is the only one",
     "re.IGNORECASE | re.VERBOSE,": "two different bits: or, exclusive or and the sum are the same",
     'elif call.outcome == "tool_error":': 'the other outcomes that come here are "ok", which is less than it',
 }
