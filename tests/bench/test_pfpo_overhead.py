@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def make_step(policy: Path, out: Path, rule: AdvantageRule | None) -> Any:
     return step
 
 
-def test_a_step_of_pfpo_costs_what_a_step_of_grpo_costs(tmp_path: Path) -> None:
+def test_a_step_of_pfpo_costs_what_a_step_of_grpo_costs(tmp_path: Path, table: Callable[..., None]) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     policy = shop_policy.make_shop_policy(tmp_path / "policy")
@@ -77,4 +78,7 @@ def test_a_step_of_pfpo_costs_what_a_step_of_grpo_costs(tmp_path: Path) -> None:
     torch.set_num_threads(threads)
     ratios = {name: seconds / best["grpo"] for name, seconds in best.items()}
     print("\n" + ", ".join(f"{name} {best[name] * 1000:.0f} ms ({ratio:.3f})" for name, ratio in ratios.items()))
+    for name in ("safe-tchebycheff", "safe-ranks"):
+        ours, theirs = (f"{1e3 * best[rule]:.0f} ms" for rule in (name, "grpo"))
+        table(f"step of PFPO, {name} (peer: TRL's GRPO)", ours, theirs, f"{ratios[name]:.2f}", "<= 1.0")
     assert max(ratios.values()) <= 1.05

@@ -51,7 +51,9 @@ def steady(agent: Timed) -> float:
 
 # A reply costs one interpreter about 2 ms, half of them the client's own: 64 at once with 100 ms would need 1.7.
 @pytest.mark.parametrize(("latency", "concurrency"), [(1.0, 64), (0.1, 16)])
-def test_many_episodes_at_once_keep_a_server_busy(latency: float, concurrency: int, tmp_path: Path) -> None:
+def test_many_episodes_at_once_keep_a_server_busy(
+    latency: float, concurrency: int, tmp_path: Path, table: Callable[..., None]
+) -> None:
     envs = [gym.make("fate/AgentDojo-v0", suite=SUITES, attack=attack).unwrapped for attack in ATTACKS]
     settings = Settings(Scripted("oracle", tasks_by_prompt(*envs)), latency=latency)
     config = EvalConfig(
@@ -78,6 +80,9 @@ def test_many_episodes_at_once_keep_a_server_busy(latency: float, concurrency: i
     ideal, median = concurrency / latency, statistics.median(agent.took)
     print(f"\n{steady(agent):.0f} replies/s of {ideal:.0f} ({steady(agent) / ideal:.0%}); ", end="")
     print(f"a reply took {1e3 * median:.0f} ms, and {1e3 * busy:.2f} ms of this process")
+    work = f"replies of a server, {concurrency} at once at {latency:g} s"
+    table(f"{work} (peer: ideal)", f"{steady(agent):.0f}/s", f"{ideal:.0f}/s", f"{steady(agent) / ideal:.0%}", ">= 90%")
+    table(f"{work}: our processor time for one", f"{1e3 * busy:.2f} ms", target="<= 1.0 ms")
     assert steady(agent) / ideal >= 0.9
 
 

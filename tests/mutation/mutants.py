@@ -52,6 +52,7 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "tests/leaderboards/test_verification.py",
             "tests/leaderboards/test_defended_runs.py",
+            "tests/leaderboards/test_hostile_folders.py",
             "tests/leaderboards/test_forgeries.py",
         ),
     ),
