@@ -253,6 +253,9 @@ def test_each_pipeline_is_a_run_and_defences_are_told_from_models(tmp_path: Path
     configs = {run.path.name: RunFolder.read(run.path).manifest["config"] for run in runs}
     assert configs["gpt-4o-tool_filter"]["agent"] == "gpt-4o"
     assert configs["gpt-4o-tool_filter"]["defences"] == ["tool_filter"]
+    report = verify(tmp_path / "runs" / "gpt-4o-tool_filter")
+    assert report.differences == []
+    assert "what the defences showed the agent: the logs do not say" in report.unknown
     runs, _ = import_runs(AgentDojoReader([logs], model="GPT-4o"), tmp_path / "named")
     configs = {run.path.name: RunFolder.read(run.path).manifest["config"] for run in runs}
     assert (configs["none"]["agent"], configs["none"]["defences"]) == ("GPT-4o", [])

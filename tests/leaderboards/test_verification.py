@@ -331,6 +331,7 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (lambda c: c["env_args"].update(split=["x"]), "no environment can be made"),
         (lambda c: c.update(agent="import:trap:judge"), "digest"),
         (lambda c: c.update(repeats=10**9), "config.repeats"),
+        (lambda c: (c.update(repeats=1000), c["env_args"].update(suite="all", split=None)), "more than"),
         (lambda c: c.update(limit="all"), "config.limit"),
         (lambda c: c.update(attack=[5]), "config.attack"),
         (lambda c: c.update(attack=[{"vector": 5}]), "config.attack"),
