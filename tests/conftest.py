@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from fate_gym import plugins
+
 sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("support", "servers")]
 
 import shop_plugin  # noqa: E402, F401 (registers the toy benchmark)
@@ -33,3 +35,9 @@ def _no_keys() -> None:
 def _no_width_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Output is not folded unless a test asks for it, whatever a shell or a library has set before."""
     monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _plugins_of_one_test_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes import what the user has named; modules of a test's own folder are gone when it is over."""
+    monkeypatch.setattr(plugins, "_imported", dict(plugins._imported))
