@@ -15,7 +15,7 @@ from fate_gym.benchmark import Benchmark
 from fate_gym.chat import Json
 from fate_gym.errors import SnapshotError
 
-_MAGIC = b"fate-gym snapshot 2\n"
+_MAGIC = b"fate-gym snapshot 3\n"
 _DIGEST = 16
 _LENGTH = 8
 _HEAD = len(_MAGIC) + 2 * _DIGEST
