@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -24,6 +25,22 @@ class Clerk(Agent):
 
     async def act(self, observation: dict[str, Any]) -> Reply:
         return Reply(await shop_plugin.clerk(observation))
+
+
+class Placed(Clerk):
+    """Leaves a file named after the node of a Ray cluster that it works on; where that node is lost, it never ends."""
+
+    def __init__(self, places: Path) -> None:
+        self._places = places
+
+    async def act(self, observation: dict[str, Any]) -> Reply:
+        import ray
+
+        node = ray.get_runtime_context().get_node_id()
+        (self._places / node).touch()
+        while (self._places / f"{node} is lost").exists():
+            await asyncio.sleep(0.1)
+        return await super().act(observation)
 
 
 class Deadly(Clerk):
