@@ -16,6 +16,7 @@ from fate_gym.trainers.algorithms.settings import PFPOSettings
 from fate_gym.trainers.algorithms.trl_trainer import AdvantageRule, PFPOTrainer, Rollouts, by_rule, trl_config
 from fate_gym.trainers.algorithms.update_folder import UpdateFolder
 from fate_gym.trainers.policy import load_policy
+from fate_gym.trainers.sampling import LocalSampler
 
 pytestmark = pytest.mark.bench
 
@@ -30,7 +31,6 @@ class Kept:
     def __call__(self, prompts: Any, trainer: Any) -> dict[str, Any]:
         if self._rows is None:
             self._rows = self._rollouts(prompts, trainer)
-            self._rollouts.close()
         return dict(self._rows)
 
 
@@ -39,8 +39,9 @@ def make_step(policy: Path, out: Path, rule: AdvantageRule | None) -> Any:
     settings = PFPOSettings(steps=1, groups=8, group_size=8, refills=0, micro_batch=64)
     model, tokenizer = load_policy(policy, lora=None)
     plan = shop_policy.shop()
-    sampler = GroupSampler(plan, plan.items, settings.rule, 8, refills=0, concurrency=64, seed=0)
-    rollouts = Rollouts(sampler, tokenizer, 1, {"max_new_tokens": 8, "max_batch": 64})
+    groups = GroupSampler(plan, plan.items, settings.rule, 8, refills=0, concurrency=64, seed=0)
+    sampler = LocalSampler({"max_new_tokens": 8, "max_batch": 64})
+    rollouts = Rollouts(groups, sampler, str(policy), tokenizer, passes=1)
     trainer = PFPOTrainer(
         advantage_rule=rule,
         model=model,
