@@ -12,10 +12,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +32,7 @@ from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.summary import SCHEMA as SUMMARY_SCHEMA
 from fate_gym.evaluation.summary import summarise
 from fate_gym.leaderboards import fields, scanning
+from fate_gym.leaderboards.findings import Verification, brief
 from fate_gym.leaderboards.groups import strange_name
 from fate_gym.leaderboards.judgements import as_judged, is_judged
 from fate_gym.leaderboards.replay import ABSENT, Change, changes, leaves
@@ -42,8 +41,6 @@ from fate_gym.leaderboards.site.training import MARK, STEPS
 from fate_gym.leaderboards.submissions import FILE, read_submission
 from fate_gym.rewards import Verdict
 from fate_gym.storage import encode_line, parse, read_object
-
-SCHEMA: Final = "fate-gym/verification/1"
 
 _MOST: Final = 5
 """Differences of one episode that are listed; a changed action changes all that follows it."""
@@ -58,69 +55,6 @@ _OURS: Final = ("fate-gym",)
 """Packages whose version decides scores; those of benchmarks stand in the provenance."""
 
 Items = Mapping[str, Item]
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """One line of a report.
-
-    Attributes:
-        where: File and line, an episode's key, or a setting.
-        what: What is wrong there.
-    """
-
-    where: str
-    what: str
-
-
-@dataclass
-class Verification:
-    """What `verify` found out.
-
-    Attributes:
-        run: The folder.
-        differences: What does not agree; none for an honest, complete run.
-        notes: What a reader should know, and is no fault.
-        replayed: Episodes that were played again.
-        not_rescored: Axes that a judge scored and that were not judged again -> number of episodes.
-        unknown: What remains the submitter's word.
-    """
-
-    run: Path
-    differences: list[Difference] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    replayed: int = 0
-    not_rescored: Counter[str] = field(default_factory=Counter)
-    unknown: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether everything that can be checked agrees."""
-        return not self.differences
-
-    def add(self, where: str, what: str) -> None:
-        """Adds a difference."""
-        self.differences.append(Difference(where, what))
-
-    def add_changes(self, where: str, changed: Iterable[Change], most: int | None = None) -> None:
-        """Adds differing values, a line each; beyond `most` only their number."""
-        listed = list(changed)
-        for name, stored, fresh in listed[:most]:
-            self.add(where, f"{name}: stored {_brief(stored)}, recomputed {_brief(fresh)}")
-        if most is not None and len(listed) > most:
-            self.add(where, f"and {len(listed) - most} more values")
-
-    def to_json(self) -> dict[str, object]:
-        """As `--json` prints it."""
-        return {
-            "schema": SCHEMA,
-            "ok": self.ok,
-            "differences": [{"where": entry.where, "what": entry.what} for entry in self.differences],
-            "notes": list(self.notes),
-            "replayed": self.replayed,
-            "not_rescored": dict(sorted(self.not_rescored.items())),
-            "cannot_know": list(self.unknown),
-        }
 
 
 def verify(path: Path, *, trusted: str | None = None, concurrency: int = 4) -> Verification:
@@ -196,7 +130,7 @@ def _object(path: Path, schema: str, report: Verification) -> dict[str, Any] | N
         report.add(path.name, str(error))
         return None
     if value["schema"] != schema:
-        report.add(path.name, f"schema: stored {_brief(value['schema'])}, this fate-gym checks {schema}")
+        report.add(path.name, f"schema: stored {brief(value['schema'])}, this fate-gym checks {schema}")
         return None
     for name in fields.strange(value, fields.FILES[path.name]):
         report.add(path.name, f"{name}: is not a field that fate-gym writes")
@@ -212,21 +146,21 @@ def _check_manifest(manifest: Mapping[str, Any], plan: Plan, settings: Settings,
     report.add_changes("manifest.json", leaves(manifest.get("provenance"), provenance, "provenance"))
     for name, there, here in leaves(manifest.get("versions"), fresh["versions"], ""):
         if name in _OURS or not name:
-            report.add("manifest.json", f"versions.{name}: stored {_brief(there)}, here {_brief(here)}")
+            report.add("manifest.json", f"versions.{name}: stored {brief(there)}, here {brief(here)}")
         else:
-            report.notes.append(f"{name} was {_brief(there)}, here it is {_brief(here)}")
+            report.notes.append(f"{name} was {brief(there)}, here it is {brief(here)}")
     report.add_changes("manifest.json", leaves(manifest.get("data_policy"), fresh["data_policy"], "data_policy"))
     if settings.config.limit is not None or settings.config.tasks is not None:
-        tasks = _brief(settings.config.tasks)
+        tasks = brief(settings.config.tasks)
         report.notes.append(f"a part of the benchmark: limit {settings.config.limit}, tasks {tasks}")
     if settings.config.env_args.get("split") is not None:
-        report.notes.append(f"split: {_brief(settings.config.env_args['split'])}")
+        report.notes.append(f"split: {brief(settings.config.env_args['split'])}")
     stored = manifest.get("model_name", ABSENT)
     report.add_changes("manifest.json", leaves(stored, fresh["model_name"], "model_name"))
     if (strange := strange_name(manifest)) is not None:
-        agent = _brief(manifest["config"]["agent"])
+        agent = brief(manifest["config"]["agent"])
         report.notes.append(
-            f"attacks address the model as {_brief(strange)}, which is no name of {agent}: it stands in the injected "
+            f"attacks address the model as {brief(strange)}, which is no name of {agent}: it stands in the injected "
             "text, so that boards compare this run with none that has another"
         )
     if settings.judges:
@@ -310,8 +244,8 @@ def _check_marks(manifest: Mapping[str, Any], declared: set[str] | None, report:
         report.notes.append(f"trained on {', '.join(every)}: the board says so, and no front has this run")
     stored, known = manifest.get("privileged", ABSENT), is_privileged(manifest["config"]["agent"])
     if not isinstance(stored, bool) or known not in (None, stored):
-        true = "true or false" if known is None else _brief(known)
-        report.add("manifest.json", f"privileged: stored {_brief(stored)}, of this agent it is {true}")
+        true = "true or false" if known is None else brief(known)
+        report.add("manifest.json", f"privileged: stored {brief(stored)}, of this agent it is {true}")
 
 
 async def _check_replays(
@@ -428,11 +362,3 @@ def _list_unknown(path: Path, manifest: Mapping[str, Any], report: Verification)
 
 def _texts(value: object) -> Iterator[str]:
     return (text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str) and text)
-
-
-def _brief(value: object) -> str:
-    """A value on one line, cut where it is long."""
-    if value is ABSENT:
-        return "nothing"
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 80 else f"{text[:77]}... ({len(text)} characters)"

@@ -12,7 +12,7 @@ from fate_gym.errors import RunError, UsageError
 from fate_gym.rendering import visible_line
 
 if TYPE_CHECKING:
-    from fate_gym.leaderboards.verification import Verification
+    from fate_gym.leaderboards.findings import Verification
 
 _LISTED = 100
 """Differences that `verify` prints; `--json` has all."""

@@ -13,8 +13,9 @@ from small_runs import MakeRun, edit_json, edit_line, redigest
 
 from fate_gym.agents import is_privileged
 from fate_gym.errors import ContextOverflowError, RunError, UsageError
+from fate_gym.leaderboards.findings import Verification
 from fate_gym.leaderboards.replay import leaves
-from fate_gym.leaderboards.verification import Verification, verify
+from fate_gym.leaderboards.verification import verify
 from fate_gym.rollout import Agent, Reply, Session
 from fate_gym.task import Task
 
