@@ -51,6 +51,8 @@ class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
         **settings: Arguments of `GRPOTrainer`; the reward functions are set here.
     """
 
+    _buffered_inputs: list[dict[str, Any]] | None  # TRL's micro-batches of the present batch of rollouts.
+
     def __init__(self, *, advantage_rule: AdvantageRule | None, corrects: bool = False, **settings: Any) -> None:
         with quiet():
             # TRL warns that the interface of `rollout_func` may change. Contract tests of ours pin what we use of it.
@@ -136,19 +138,21 @@ class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
         """
         before = self._buffered_inputs
         inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
-        if self._buffered_inputs is before:
+        batches = self._buffered_inputs
+        if batches is None or batches is before:
             return inputs
         whole = {
-            name: torch.cat([batch[name] for batch in self._buffered_inputs]) if _has_rows(value) else value
-            for name, value in self._buffered_inputs[0].items()
+            name: torch.cat([batch[name] for batch in batches]) if _has_rows(value) else value
+            for name, value in batches[0].items()
         }
         ids, mask = (
             torch.cat([whole[f"prompt_{kind}"], whole[f"completion_{kind}"]], dim=1) for kind in ("ids", "mask")
         )
         order = alphabetical(ids, mask)
         ordered = {name: value[order] if _has_rows(value) else value for name, value in whole.items()}
-        self._buffered_inputs = split_tensor_dict(ordered, len(self._buffered_inputs))
-        return self._buffered_inputs[self._step % len(self._buffered_inputs)]
+        batches[:] = split_tensor_dict(ordered, len(batches))
+        chosen: dict[str, Any] = batches[self._step % len(batches)]
+        return chosen
 
 
 def _has_rows(value: Any) -> bool:
