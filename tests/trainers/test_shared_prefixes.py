@@ -61,7 +61,9 @@ def test_equal_rows_are_one_and_rows_that_part_share_their_beginning() -> None:
 
 
 def test_rows_with_little_in_common_are_read_apart() -> None:
-    ids, mask, after = as_trl_has_them([([1, 1], [2] * 9), ([1, 1], [3] * 9)])
+    ids, mask, after = as_trl_has_them([([1, 1], [2] * 9), ([1, 1], [3] * 5)])
     shared = SharedPrefixes.of(ids, mask, after, share=True)
     assert shared.ids.shape == (2, 10)
     assert shared.attends is None
+    # As plain rows have them, padding included: then transformers sees one sequence a row.
+    assert shared.positions.tolist() == [list(range(10))] * 2

@@ -65,10 +65,14 @@ class SharedPrefixes:
         places = _padded([[tree * width + token for token in path] for tree, path in paths], completion, 0)
         one_row_each = len(trees) == len(rows)
         attends = None if one_row_each else torch.from_numpy(np.stack([tree.attends(width) for tree in trees]))[:, None]
+        positions = _padded([tree.positions for tree in trees], width, 0)
+        if one_row_each:
+            # Padding counts on: transformers takes a position that jumps for the beginning of another sequence.
+            positions = torch.arange(width).expand(len(trees), width)
         device = ids.device
         return cls(
             _padded([tree.ids for tree in trees], width, 0).to(device),
-            _padded([tree.positions for tree in trees], width, 0).to(device),
+            positions.to(device),
             None if attends is None else attends.to(device),
             _padded([tree.labels for tree in trees], width, IGNORED).to(device),
             places.to(device),
