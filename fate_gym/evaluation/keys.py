@@ -98,7 +98,7 @@ class KeyList:
             yield _join(names[name], place)
 
     def in_order(self) -> Indices:
-        """Returns the index of each key once, its last, tasks in natural order ("user_task_2" before "user_task_10")."""
+        """Returns the last index of each key, tasks in natural order ("user_task_2" before "user_task_10")."""
         names = list(self._names)
         ranks = np.empty(len(names), dtype=np.int64)
         ranks[sorted(range(len(names)), key=lambda i: _natural(names[i]))] = np.arange(len(names))

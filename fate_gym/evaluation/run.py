@@ -8,8 +8,9 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
 
@@ -206,7 +207,10 @@ class Run:
             import pandas as pd
         except ModuleNotFoundError as error:
             raise UsageError(f"to_dataframe needs {error.name}: pip install pandas") from error
-        return pd.DataFrame([_row(episode) for part in (self.episodes, self.failures) for episode in part])
+        rows = (_row(episode) for part in (self.episodes, self.failures) for episode in part)
+        # A dict for each episode takes ten times what its row of the table does, so that there are never many of them.
+        parts = [pd.DataFrame(group) for group in iter(lambda: list(islice(rows, _ROWS)), [])]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame([])
 
     def __repr__(self) -> str:
         counts = self.summary["episodes"]
@@ -285,6 +289,10 @@ def _count_missing(counts: dict[str, Any], path: Path) -> None:
     else:
         counts["planned"] = planned
         counts["missing"] = max(0, planned - counts["scored"] - counts["errors"])
+
+
+_ROWS: Final = 20_000
+"""Rows of a table that are dicts at a time."""
 
 
 def _label(group: Mapping[str, Any]) -> str:

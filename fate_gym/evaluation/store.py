@@ -94,7 +94,7 @@ class _Seen:
 
 
 class RunFolder:
-    """One run on disk, opened by `open` (the single writer) or `read`. Made of a path alone, it has read no episode yet.
+    """One run on disk, opened by `open` (the single writer) or `read`; made of a path alone, it has read no episode.
 
     Attributes:
         path: The folder.

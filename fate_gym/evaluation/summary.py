@@ -147,7 +147,9 @@ class _Group:
             # Nothing where there are none, as in older summaries.
             **({"content_filtered": self._content_filtered} if self._content_filtered else {}),
             "refusals_by": sorted(self._refusals_by),
-            "metrics": {metric.name: dataclasses.asdict(_estimate(metric, column)) for metric, column in columns.items()},
+            "metrics": {
+                metric.name: dataclasses.asdict(_estimate(metric, column)) for metric, column in columns.items()
+            },
             # None where some episode does not know its own, but for the count of what was left out.
             "usage": {
                 name: total if self._reported[name] == n or name == LEFT_OUT else None
@@ -160,7 +162,11 @@ class _Group:
             repeats[task_id] += count
         if repeats and max(repeats.values()) > 1:
             k = min(repeats.values())
-            chances = {metric.name: _pass_hat_k(column, metric.good, k) for metric, column in columns.items() if metric.per_task}
+            chances = {
+                metric.name: _pass_hat_k(column, metric.good, k)
+                for metric, column in columns.items()
+                if metric.per_task
+            }
             summary["pass_hat_k"] = {"k": k, **chances}
         return summary
 

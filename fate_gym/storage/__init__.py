@@ -7,7 +7,7 @@ appended, a lock for their one writer, digests, and readers that answer every da
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fate_gym.storage._atomic import make_folder, native_disk_errors, replace_file, sync_tree
+from fate_gym.storage._atomic import make_folder, native_disk_errors, replace_file, replacing, sync_tree
 from fate_gym.storage._digest import file_digest, folder_digest
 from fate_gym.storage._json import MAX_DEPTH, SURROGATE, digest, dump, encode_line, parse
 from fate_gym.storage._lock import LOCK_FILE, WriterLock
@@ -47,6 +47,7 @@ __all__ = [
     "read_yaml",
     "records",
     "replace_file",
+    "replacing",
     "settings_apart",
     "sync_tree",
 ]
