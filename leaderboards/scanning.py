@@ -7,6 +7,7 @@ from pathlib import Path
 
 from fate_gym.episode import Episode
 from fate_gym.errors import RunError
+from fate_gym.evaluation.keys import Keys
 from fate_gym.storage import dump, lines, parse
 
 Report = Callable[[str, str], None]
@@ -23,16 +24,15 @@ def episodes(run: Path, report: Report = silent) -> Iterator[Episode]:
         run: The folder.
         report: Called with the place and what is wrong there.
     """
-    seen: dict[str, int] = {}
+    seen = Keys()
     for number, episode in _lines(run / "episodes.jsonl", report):
         where = f"episodes.jsonl, line {number}"
-        if episode.key in seen:
-            report(where, f"repeats {episode.key}, which is on line {seen[episode.key]}")
+        if not seen.add(episode.key):
+            report(where, f"repeats {episode.key}, which stands on an earlier line")
         elif episode.status != "ok":
             report(where, f"{episode.key} has status {episode.status!r}: what errored belongs into failures.jsonl")
         else:
             yield episode
-        seen.setdefault(episode.key, number)
 
 
 def failures(run: Path, report: Report = silent) -> Iterator[Episode]:

@@ -9,7 +9,6 @@ but key, seed and number, which are those of the plan, and in who of the three a
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import sys
 from itertools import islice
 from pathlib import Path
@@ -57,17 +56,25 @@ def write_long_run(config: EvalConfig, left_out: int = 0) -> None:
     played = [_play(plan, first, agent) for agent in _KINDS]
     with RunFolder.open(config.out, make_manifest(config, plan, MIXED)) as run, (run.path / EPISODES).open("ab") as log:
         for item in islice(plan.items, len(plan.items) - left_out):
-            episode = played[item.seed % len(_KINDS)][item.env_index, item.task_id]
-            same = dataclasses.replace(episode, key=item.key, repeat=item.repeat, seed=item.seed)
-            log.write(encode_line(same.to_json()))
+            head, middle, tail = played[item.seed % len(_KINDS)][item.env_index, item.task_id]
+            log.write(
+                b'%s"key":"%s","repeat":%d%s"seed":%d%s'
+                % (head, item.key.encode(), item.repeat, middle, item.seed, tail)
+            )
 
 
-def _play(plan: Plan, items: list[Item], agent: Agent) -> dict[tuple[int, str], Episode]:
-    found: dict[tuple[int, str], Episode] = {}
+_Line = tuple[bytes, bytes, bytes]
+"""The line of an episode without what differs between repeats."""
+
+
+def _play(plan: Plan, items: list[Item], agent: Agent) -> dict[tuple[int, str], _Line]:
+    found: dict[tuple[int, str], _Line] = {}
 
     async def keep(item: Item, episode: Episode) -> None:
         assert episode.status == "ok", episode.error
-        found[item.env_index, item.task_id] = episode
+        line = encode_line(episode.to_json())
+        head, rest = line.split(b'"key":"%s","repeat":%d' % (item.key.encode(), item.repeat), 1)
+        found[item.env_index, item.task_id] = (head, *rest.split(b'"seed":%d' % item.seed, 1))
 
     workers = InProcess(Player(plan.environments, agent))
     asyncio.run(run_episodes(items, workers, concurrency=8, on_done=keep))
