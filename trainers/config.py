@@ -100,11 +100,13 @@ class ExampleSettings:
         task_prompt: Weight of the same repair after the plain task (x), which is the prompt in tests; 0 leaves these
             examples out.
         anchor: Benign successes per repair, against over-refusal; 0 for none.
+        successes: Whether all successes of the round are learned, those under attack too, in place of the anchor.
     """
 
     repair_prompt: float = 0.3
     task_prompt: float = 1.0
     anchor: float = 1.0
+    successes: bool = False
 
     def __post_init__(self) -> None:
         if min(self.repair_prompt, self.task_prompt, self.anchor) < 0:

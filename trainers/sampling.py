@@ -21,9 +21,12 @@ class Sampler(Protocol):
     Attributes:
         is_exact: Whether the log-probabilities of its samples are those of the trainer's own arithmetic and weights.
             Otherwise the update corrects for the difference.
+        overlaps: Whether an agent of `learner` is to play while the trainer goes on, with the weights that it was made
+            for.
     """
 
     is_exact: bool
+    overlaps: bool
 
     def agent(self, policy: str, **options: Any) -> Agent:
         """Returns an agent that plays the weights in a folder or on the hub; the caller closes it.
@@ -56,6 +59,7 @@ class LocalSampler:
     """
 
     is_exact = True
+    overlaps = False
 
     def __init__(self, options: Options, attention: str | None = None) -> None:
         self._options = {"attention": attention, **options}

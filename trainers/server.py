@@ -45,6 +45,9 @@ class ServerSettings:
         reload: A command that has it load whole weights, with "{folder}" where their folder belongs; None where it
             loads adapters. The command must leave nothing behind that was computed with other weights, such as a
             prefix cache.
+        overlap: Whether PFPO samples the rollouts of the next step while it learns from those of this one. They are
+            then one step old, for which the loss corrects (see `PFPOTrainer`). False has each step sample with its own
+            weights, before it learns.
         timeout: Seconds for one request.
         max_attempts: Requests for one reply. A server that is started again takes minutes.
         api_key_env: Environment variable that holds the key, if the server wants one.
@@ -56,6 +59,7 @@ class ServerSettings:
     base_url: str
     model: str | None = None
     reload: str | None = None
+    overlap: bool = False
     timeout: float = 600.0
     max_attempts: int = 12
     api_key_env: str = "OPENAI_API_KEY"
@@ -83,6 +87,7 @@ class ServerSampler:
         self._settings, self._base, self._out = settings, base, out.resolve() / "served"
         self._options = options
         self._retry = RetryPolicy(settings.max_attempts)
+        self.overlaps = settings.overlap
 
     def agent(self, policy: str, **options: Any) -> Agent:
         """Returns an agent that plays the weights, after the server has loaded them.
@@ -103,6 +108,8 @@ class ServerSampler:
         """Yields an agent that plays the trainer's present weights, after the server has loaded them."""
         weights = Weights(self._settings, self._save(trainer, policy))
         agent = self._agent(policy, weights, options)
+        # No process asks for them before the first one has had the server load them.
+        trainer.accelerator.wait_for_everyone()
         try:
             yield agent
         finally:

@@ -12,8 +12,9 @@ import shop_policy
 import torch
 
 from fate_gym.trainers.algorithms.groups import GroupSampler
+from fate_gym.trainers.algorithms.rollouts import Rollouts
 from fate_gym.trainers.algorithms.settings import PFPOSettings
-from fate_gym.trainers.algorithms.trl_trainer import AdvantageRule, PFPOTrainer, Rollouts, by_rule, trl_config
+from fate_gym.trainers.algorithms.trl_trainer import AdvantageRule, PFPOTrainer, by_rule, trl_config
 from fate_gym.trainers.algorithms.update_folder import UpdateFolder
 from fate_gym.trainers.policy import load_policy
 from fate_gym.trainers.sampling import LocalSampler
@@ -41,12 +42,12 @@ def make_step(policy: Path, out: Path, rule: AdvantageRule | None) -> Any:
     plan = shop_policy.shop()
     groups = GroupSampler(plan, plan.items, settings.rule, 8, refills=0, concurrency=64, seed=0)
     sampler = LocalSampler({"max_new_tokens": 8, "max_batch": 64})
-    rollouts = Rollouts(groups, sampler, str(policy), tokenizer, passes=1)
+    rollouts = Rollouts(groups, sampler, str(policy), tokenizer, settings)
     trainer = PFPOTrainer(
         advantage_rule=rule,
         model=model,
         args=trl_config(settings, UpdateFolder(out, {})),
-        train_dataset=rollouts.dataset(1, settings.groups),
+        train_dataset=rollouts.dataset,
         processing_class=tokenizer,
         rollout_func=Kept(rollouts),
     )

@@ -32,6 +32,7 @@ class Always:
     """Samples with an agent of a test's own, whatever the policy."""
 
     is_exact = True
+    overlaps = False
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent

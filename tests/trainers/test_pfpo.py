@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from pathlib import Path
@@ -21,8 +22,9 @@ from fate_gym.task import Task
 from fate_gym.trainers.algorithms.advantages import advantages
 from fate_gym.trainers.algorithms.groups import GroupSampler, schedule
 from fate_gym.trainers.algorithms.pfpo import optimise_policy
+from fate_gym.trainers.algorithms.rollouts import Rollouts
 from fate_gym.trainers.algorithms.settings import PFPOSettings
-from fate_gym.trainers.algorithms.trl_trainer import Packed, PFPOTrainer, Rollouts, by_rule, trl_config
+from fate_gym.trainers.algorithms.trl_trainer import Packed, PFPOTrainer, by_rule, trl_config
 from fate_gym.trainers.algorithms.update_folder import UpdateFolder
 from fate_gym.trainers.policy import LoraSettings, load_policy
 from fate_gym.trainers.sampling import LocalSampler
@@ -50,11 +52,11 @@ def trainer_over(base: Path, out: Path, settings: PFPOSettings, **hooks: Any) ->
     groups = GroupSampler(
         plan, plan.items, settings.rule, settings.group_size, settings.refills, settings.concurrency, settings.seed
     )
-    rollouts = Rollouts(groups, LocalSampler(AGENT), str(base), tokenizer, settings.passes)
+    rollouts = Rollouts(groups, LocalSampler(AGENT), str(base), tokenizer, settings)
     return PFPOTrainer(
         model=model,
         args=trl_config(settings, UpdateFolder(out, {})),
-        train_dataset=rollouts.dataset(settings.steps, settings.groups),
+        train_dataset=rollouts.dataset,
         processing_class=tokenizer,
         rollout_func=rollouts,
         **hooks,
@@ -222,18 +224,20 @@ def test_groups_without_a_signal_are_sampled_anew_from_other_tasks(tmp_path: Pat
     plan = shop_policy.shop()
     dead = GroupSampler(plan, plan.items, "safe-tchebycheff", 4, refills=3, concurrency=16, seed=0)
     agent = over(always)
-    groups, tally = dead.draw(agent, [0, 1], step=0, first_slot=0)
+    groups, tally = asyncio.run(dead.draw(agent, [0, 1], step=0, first_slot=0))
     assert not any(group.signal for group in groups)
     assert (tally.signal, tally.refilled, tally.rollouts) == (0, 6, 32)
-    _, tally = dataclasses.replace(dead, refills=0).draw(agent, [0, 1], step=0, first_slot=0)
+    _, tally = asyncio.run(dataclasses.replace(dead, refills=0).draw(agent, [0, 1], step=0, first_slot=0))
     assert (tally.refilled, tally.rollouts, tally.unscored) == (0, 8, 0)
     assert tally.counts.tolist() == [4, 8, 8, 8]
 
 
 def test_a_slot_decides_its_samples_whoever_samples_it(base: Path, sampler: GroupSampler) -> None:
     agent = over(base)
-    together, tally = sampler.draw(agent, [0, 1, 1, 0], step=3, first_slot=0)
-    apart = [sampler.draw(agent, [task], step=3, first_slot=slot) for slot, task in enumerate([0, 1, 1, 0])]
+    together, tally = asyncio.run(sampler.draw(agent, [0, 1, 1, 0], step=3, first_slot=0))
+    apart = [
+        asyncio.run(sampler.draw(agent, [task], step=3, first_slot=slot)) for slot, task in enumerate([0, 1, 1, 0])
+    ]
     for group, (alone, _) in zip(together, apart, strict=True):
         assert np.array_equal(group.vectors, alone[0].vectors, equal_nan=True)
         for one, other in zip(group.trajectories, alone[0].trajectories, strict=True):
@@ -243,7 +247,7 @@ def test_a_slot_decides_its_samples_whoever_samples_it(base: Path, sampler: Grou
     assert sum(alone.rollouts for _, alone in apart) == tally.rollouts
     lengths = {len(made.completion_ids) for group in together for made in group.trajectories if made}
     assert len(lengths) > 1
-    other_step, _ = sampler.draw(agent, [0, 1, 1, 0], step=4, first_slot=0)
+    other_step, _ = asyncio.run(sampler.draw(agent, [0, 1, 1, 0], step=4, first_slot=0))
     assert [g.vectors.tolist() for g in other_step] != [g.vectors.tolist() for g in together]
 
 
@@ -269,7 +273,7 @@ def test_rollouts_that_cannot_be_scored_teach_nothing(base: Path, sampler: Group
         def start(self, task: Task, seed: int) -> Session:
             return (self.inner if seed % 2 else Broken()).start(task, seed)
 
-    groups, tally = sampler.draw(Moody(), [0, 1, 0, 1], step=0, first_slot=0)
+    groups, tally = asyncio.run(sampler.draw(Moody(), [0, 1, 0, 1], step=0, first_slot=0))
     unscored = sum(int(np.isnan(group.vectors).all(axis=1).sum()) for group in groups)
     assert 0 < unscored <= tally.unscored
     for group in groups:

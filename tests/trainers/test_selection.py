@@ -174,6 +174,10 @@ def test_examples_are_the_repair_under_both_prompts_and_benign_anchors() -> None
     one = [Repair(LOST, attempt)]
     assert len(from_repairs(one, successes, ExampleSettings(repair_prompt=0, task_prompt=1, anchor=0), 0)) == 1
     assert len(from_repairs(one, [], ExampleSettings(), 0)) == 2
+    # All of them instead of a draw, those under attack too; without a repair as well.
+    everything = ExampleSettings(repair_prompt=0, task_prompt=1, successes=True)
+    assert len(from_repairs(one, successes, everything, 0)) == 1 + len(from_successes(successes))
+    assert len(from_repairs([], successes, everything, 0)) == len(from_successes(successes)) > 2
     plain = Repair(dataclasses.replace(LOST, trajectory=attempt.trajectory), attempt)
     assert [e.weight for e in from_repairs([plain], [], ExampleSettings(), 0)] == [1.0]
     assert len(from_successes([*successes, dataclasses.replace(successes[0], trajectory=None)])) == 4

@@ -6,7 +6,6 @@ samples it. So several processes sample the same groups as one process would.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import random
 from collections.abc import Sequence
@@ -96,7 +95,7 @@ class GroupSampler:
     concurrency: int
     seed: int
 
-    def draw(self, agent: Agent, tasks: Sequence[int], step: int, first_slot: int) -> tuple[list[Group], Tally]:
+    async def draw(self, agent: Agent, tasks: Sequence[int], step: int, first_slot: int) -> tuple[list[Group], Tally]:
         """Samples groups. Where no attempt gives a group with a signal, the last one is kept.
 
         Args:
@@ -116,7 +115,7 @@ class GroupSampler:
                 for slot, task in drawn.items()
                 for member in range(self.group_size)
             ]
-            rollouts = asyncio.run(sample(self.plan, agent, members, concurrency=self.concurrency))
+            rollouts = await sample(self.plan, agent, members, concurrency=self.concurrency)
             for index, slot in enumerate(drawn):
                 group = self._group(rollouts[index * self.group_size :][: self.group_size])
                 _count(tally, group, first=attempt == 0)

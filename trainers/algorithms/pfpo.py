@@ -2,18 +2,20 @@
 
     L = -1/G sum_i 1/|a_i| sum_t m_it min(rho_it A_i, clip(rho_it, 1 - e, 1 + e) A_i) + beta KL(pi || pi_ref)
 
-(FATE, section 4.4 f). The advantages A follow a rule of `advantages.RULES`, and the reference pi_ref is the policy that
-the update starts from. Weighted-sum GRPO, GDPO and security-only GRPO run here too, with TRL's own advantages.
+(FATE, section 4.4 f), where rho is the ratio to the policy before the step. The advantages A follow a rule of
+`advantages.RULES`, and the reference pi_ref is the policy that the whole update starts from. Weighted-sum GRPO, GDPO
+and security-only GRPO run here too, with TRL's own advantages.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.rewards import AXES
@@ -62,7 +64,7 @@ def optimise_policy(
         `steps`; `rollouts` and `tokens` that were sampled, those of replaced groups included; `learned`, the tokens of
         the sequences that the updates read, over all passes; `unscored` rollouts; `refilled` groups; `signal`, the mean
         share of groups with a signal; `vector` (the mean of each axis), `kl` and `loss`, means over the last fifth of
-        the steps; `seconds`, and `seconds_sampling` of them.
+        the steps; `seconds`, and `seconds_sampling` of them, in which nothing but rollouts was waited for.
 
     Raises:
         ValueError: There is no task, groups do not divide among processes, or `agent_options` change the distribution.
@@ -90,24 +92,26 @@ def optimise_policy(
     model, tokenizer = load_policy(policy, lora=lora, attention=attention, chat_template=chat_template)
 
     from fate_gym.trainers.algorithms._transformers import save_trained, train_to_end
-    from fate_gym.trainers.algorithms.trl_trainer import PFPOTrainer, Rollouts, by_rule, trl_config
+    from fate_gym.trainers.algorithms.rollouts import Rollouts
+    from fate_gym.trainers.algorithms.trl_trainer import PFPOTrainer, by_rule, trl_config
 
     groups = GroupSampler(
         plan, items, settings.rule, settings.group_size, settings.refills, settings.concurrency, settings.seed
     )
     sampler = sampler or LocalSampler(agent_options or {})
-    rollouts = Rollouts(groups, sampler, policy, tokenizer, settings.passes)
+    rollouts = Rollouts(groups, sampler, policy, tokenizer, settings, _TokenLimit(settings.tokens, folder))
     trainer = PFPOTrainer(
         advantage_rule=by_rule(settings.rule) if RULES[settings.rule].trl is None else None,
         corrects=not sampler.is_exact,
         model=model,
         args=trl_config(settings, folder),
-        train_dataset=rollouts.dataset(settings.steps, settings.groups),
+        train_dataset=rollouts.dataset,
         processing_class=tokenizer,
         peft_config=lora and lora_config(lora, model),
         rollout_func=rollouts,
     )
-    train_to_end(trainer, folder, on_step, rollouts.describe, _TokenLimit(settings.tokens, folder))
+    with contextlib.closing(rollouts):
+        train_to_end(trainer, folder, on_step, rollouts.describe, rollouts.is_last)
     save_trained(trainer, policy, tokenizer, out)
     numbers = _numbers(folder.steps())
     folder.finish(numbers)
@@ -124,10 +128,12 @@ class _TokenLimit:
 
     def __init__(self, tokens: int | None, folder: UpdateFolder) -> None:
         self._limit = tokens
-        self._spent = [step.integer("tokens") for step in folder.steps() if step.integer("step") <= folder.step]
+        kept = [step for step in folder.steps() if step.integer("step") <= folder.step]
+        # The further passes of a step sampled nothing.
+        self._spent = [step.integer("tokens") for step in kept if step.integer("rollouts")]
 
-    def __call__(self, record: dict[str, Any]) -> bool:
-        self._spent.append(int(record["tokens"]))
+    def __call__(self, tokens: int) -> bool:
+        self._spent.append(tokens)
         # One more step would end further beyond the limit than this one ends before it.
         return self._limit is not None and sum(self._spent) + statistics.fmean(self._spent) / 2 > self._limit
 

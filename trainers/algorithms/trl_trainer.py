@@ -1,29 +1,24 @@
-"""`PFPOTrainer`, TRL's GRPO with other advantages, and its rollouts. Importing this module takes seconds."""
+"""`PFPOTrainer`, TRL's GRPO with other advantages. Importing this module takes seconds."""
 
 from __future__ import annotations
 
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from fate_gym.episode import Trajectory
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES
 from fate_gym.trainers.algorithms._transformers import make_arguments
 from fate_gym.trainers.algorithms.advantages import RULES, advantages
-from fate_gym.trainers.algorithms.groups import Group, GroupSampler, Tally, schedule
 from fate_gym.trainers.algorithms.settings import PFPOSettings
 from fate_gym.trainers.algorithms.update_folder import UpdateFolder
-from fate_gym.trainers.policy import Model, Tokenizer, quiet
+from fate_gym.trainers.policy import Model, quiet
 from fate_gym.trainers.processes import process_count
-from fate_gym.trainers.sampling import Sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,9 +38,11 @@ class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
     Args:
         advantage_rule: Computes the advantages; None to keep TRL's.
         corrects: Whether the loss corrects for samples that are not exactly the trainer's own, as TRL does for those of
-            vLLM: each sequence's loss is multiplied by w = prod_t pi_t / mu_t, the ratio of the trainer's to the
-            sampler's probabilities, or by 0 where w > 3 (`vllm_importance_sampling_mode` "sequence_mask";
-            GRPOTrainer._generate_and_score_completions of trl 1.16).
+            vLLM: each sequence's loss is multiplied by w = prod_t pi_t / mu_t, the ratio of the trainer's probabilities
+            before the update to those that the sampler reported, or by 0 where w > 3 (`vllm_importance_sampling_mode`
+            "sequence_mask"; GRPOTrainer._generate_and_score_completions of trl 1.16). So mu is the policy that really
+            sampled, be it one step older, while rho and its clipping keep to the policy before the update: the
+            decoupled objective of Hilton et al., 2021.
         **settings: Arguments of `GRPOTrainer`; the reward functions are set here.
     """
 
@@ -170,99 +167,6 @@ def _axis_reward(index: int) -> Callable[..., list[float | None]]:
 
     reward.__name__ = AXES[index]
     return reward
-
-
-class Rollouts:
-    """TRL's `rollout_func`: runs our episodes with the model that is being trained as the agent.
-
-    TRL passes prompts and nothing else of a row, so the prompt of a row is the number of its task.
-
-    Args:
-        groups: Samples groups with an agent.
-        sampler: Makes the agent. Its options must not change the distribution: the loss takes account of the
-            temperature alone.
-        policy: The weights that the update starts from.
-        tokenizer: The policy's tokenizer.
-        passes: Updates per batch of rollouts.
-    """
-
-    def __init__(self, groups: GroupSampler, sampler: Sampler, policy: str, tokenizer: Tokenizer, passes: int) -> None:
-        self._groups = groups
-        self._sampler = sampler
-        self._policy = policy
-        self._tokenizer = tokenizer
-        self._passes = passes
-        self._measures: dict[str, Any] = {}
-
-    def dataset(self, steps: int, groups: int) -> Dataset:
-        """Returns the task that each group is first sampled from, in the order of training."""
-        order = schedule(len(self._groups.items), steps, groups, self._groups.seed)
-        return Dataset.from_dict({"prompt": [str(task) for task in order]})
-
-    def __call__(self, prompts: Sequence[str], trainer: GRPOTrainer) -> dict[str, Any]:
-        """Samples this process's groups.
-
-        Processes synchronise only after it, so episodes of unequal lengths cannot make one wait for ever.
-        """
-        began = time.perf_counter()
-        group_size = self._groups.group_size
-        # TRL repeats every prompt G times in a row.
-        tasks = [int(prompt) for prompt in prompts[::group_size]]
-        # TRL counts updates; a step of ours is one batch of rollouts, however many passes learn from it.
-        step = trainer.state.global_step // self._passes
-        with self._sampler.learner(trainer, self._policy, temperature=trainer.temperature) as agent:
-            first_slot = trainer.accelerator.process_index * len(tasks)
-            groups, tally = self._groups.draw(agent, tasks, step, first_slot)
-        seconds = time.perf_counter() - began
-        self._measures = {**_measures(tally, len(tasks), trainer.accelerator), "seconds_sampling": round(seconds, 4)}
-        # Known to all processes now, so that all stop: one alone would leave the others waiting for it.
-        if self._measures["unscored"] == self._measures["rollouts"]:
-            raise FateGymError(f"no rollout of step {step + 1} could be scored; one of them: {groups[0].problem}")
-        return _rows(groups, self._tokenizer.eos_token_id)
-
-    def describe(self, logs: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns what the record of a step holds besides its loss: see `pfpo.optimise_policy`."""
-        measures = {"kl": logs.get("kl", 0.0), "clipped": logs.get("clip_ratio/region_mean", 0.0), **self._measures}
-        # How far the sampler's probabilities are from the trainer's: 1.0 if they are the same.
-        ratio = logs.get("sampling/importance_sampling_ratio/mean")
-        return measures if ratio is None else {**measures, "ratio": ratio}
-
-
-def _measures(tally: Tally, groups: int, accelerator: Any) -> dict[str, Any]:
-    """A step's measures over all processes."""
-    own = [tally.rollouts, tally.tokens, tally.learned, tally.unscored, tally.refilled, tally.signal, groups]
-    local = torch.tensor([*own, *tally.sums, *tally.counts], dtype=torch.float64)
-    rollouts, tokens, learned, unscored, refilled, signal, groups_in_all, *axes = accelerator.reduce(
-        local.to(accelerator.device)
-    ).tolist()
-    sums, counts = axes[: len(AXES)], axes[len(AXES) :]
-    return {
-        "vector": {
-            axis: total / count if count else None for axis, total, count in zip(AXES, sums, counts, strict=True)
-        },
-        "signal": signal / groups_in_all,
-        "rollouts": int(rollouts),
-        "tokens": int(tokens),
-        "learned": int(learned),
-        "unscored": int(unscored),
-        "refilled": int(refilled),
-    }
-
-
-def _rows(groups: Sequence[Group], filler: int) -> dict[str, Any]:
-    """Returns groups in TRL's format. A member without a trajectory is one masked token: TRL counts on every row."""
-    rows: dict[str, list[Any]] = {
-        name: [] for name in ("prompt_ids", "completion_ids", "logprobs", "env_mask", "vector")
-    }
-    for group in groups:
-        for made, vector in zip(group.trajectories, group.vectors.tolist(), strict=True):
-            made = made or Trajectory([filler], [filler], [0], [0.0])
-            rows["prompt_ids"].append(made.prompt_ids)
-            rows["completion_ids"].append(made.completion_ids)
-            rows["logprobs"].append(made.logprobs)
-            rows["env_mask"].append(made.mask)
-            rows["vector"].append([None if value != value else value for value in vector])
-    return rows
 
 
 def by_rule(name: str) -> AdvantageRule:

@@ -43,9 +43,9 @@ def warm_up(policy: str, chosen: Sequence[Repair], successes: Sequence[Episode],
     elif method.warm_up == "successes":
         examples = from_successes(successes)
     else:
-        # The baseline SFT is the same without anchors, which are what keeps FATE from refusing too much.
-        anchor = config.examples.anchor if method.warm_up == "repairs" else 0.0
-        examples = from_repairs(chosen, successes, dataclasses.replace(config.examples, anchor=anchor), seed)
+        # The baseline SFT is the same without successes, which are what keeps FATE from refusing too much.
+        known = successes if method.warm_up == "repairs" else ()
+        examples = from_repairs(chosen, known, config.examples, seed)
     if not (pairs or examples):
         this_round.skip("warmup", "nothing was there to learn from")
         return policy
@@ -80,7 +80,7 @@ def from_repairs(
 
     Args:
         repairs: One a* for each repaired failure.
-        successes: Successes of the same round; the benign ones are an anchor against over-refusal.
+        successes: Successes of the same round, of which some or all are learned too.
         settings: Which examples are made, and with which weights.
         seed: Decides which successes are taken, if there are more than needed.
     """
@@ -93,6 +93,8 @@ def from_repairs(
             examples.append(_example(tokens.prompt_ids, tokens, settings.repair_prompt))
         if settings.task_prompt and task_prompt:
             examples.append(_example(task_prompt, tokens, settings.task_prompt))
+    if settings.successes:
+        return examples + from_successes(successes)
     benign = [episode for episode in successes if episode.mode == "benign" and policy_tokens(episode)]
     count = round(settings.anchor * len(repairs)) if benign else 0
     rng = random.Random(f"{seed}/anchor")  # noqa: S311 (no secret)

@@ -28,6 +28,7 @@ _FATE_CHANGED: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "fate-weighted-sum": ("FATE with GRPO's advantages", ("pfpo.rule=weighted-sum",)),
     "fate-gdpo": ("FATE with GDPO's advantages", ("pfpo.rule=gdpo",)),
     "fate-security-only": ("FATE with advantages of security", ("pfpo.rule=security-only",)),
+    "fate-successes": ("all successes learned beside the repairs", ("examples.successes=true",)),
     "no-warmup": ("policy optimisation alone, safe-first value", ("warmup=null",)),
     "no-warmup-safe-ranks": ("policy optimisation alone, safe-first ranks", ("warmup=null", "pfpo.rule=safe-ranks")),
     "task-prompt-repair": ("repairs sampled after the task prompt", ("repair.prompt=task_prompt",)),
