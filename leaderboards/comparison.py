@@ -101,7 +101,7 @@ class Table:
 
     def __init__(self, mode: str) -> None:
         self.keys = KeyList()
-        self._metrics = METRICS.get(mode, AXIS_METRICS)
+        self._mode = mode
         self._names: dict[str, int] = {}
         self._clusters = array("l")
         self._values = array("d")
@@ -113,7 +113,7 @@ class Table:
         """Adds an episode."""
         self.keys.append(episode.key)
         self._clusters.append(self._names.setdefault(episode.cluster, len(self._names)))
-        values = (metric.value(episode) for metric in self._metrics)
+        values = (metric.value(episode) for metric in METRICS.get(self._mode, AXIS_METRICS))
         self._values.extend(math.nan if value is None else value for value in values)
 
     def pairs(self, other: Table) -> Paired:
@@ -124,7 +124,7 @@ class Table:
         return Paired(self._rows(mine), other._rows(theirs), clusters)
 
     def _rows(self, indices: NDArray[np.intp]) -> Floats:
-        return np.array(self._values).reshape(-1, len(self._metrics))[indices]
+        return np.array(self._values).reshape(len(self.keys), -1)[indices]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fate_gym.episode import Episode
 from fate_gym.errors import RunError
-from fate_gym.evaluation.keys import Keys
+from fate_gym.evaluation.keys import KeyList, Keys
 from fate_gym.storage import dump, lines, parse
 
 Report = Callable[[str, str], None]
@@ -24,12 +25,15 @@ def episodes(run: Path, report: Report = silent) -> Iterator[Episode]:
         run: The folder.
         report: Called with the place and what is wrong there.
     """
-    seen = Keys()
+    seen, keys, numbers = Keys(), KeyList(), array("q")
     for number, episode in _lines(run / "episodes.jsonl", report):
         where = f"episodes.jsonl, line {number}"
         if not seen.add(episode.key):
-            report(where, f"repeats {episode.key}, which stands on an earlier line")
-        elif episode.status != "ok":
+            report(where, f"repeats {episode.key}, which is on line {numbers[keys.index(episode.key)]}")
+            continue
+        keys.append(episode.key)
+        numbers.append(number)
+        if episode.status != "ok":
             report(where, f"{episode.key} has status {episode.status!r}: what errored belongs into failures.jsonl")
         else:
             yield episode
