@@ -9,7 +9,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from fate_gym.agents._kv_cache import (
+from fate_gym.agents._token_agent import Completion, GenerationRequest
+from fate_gym.agents.kv_cache import (
     BLOCK,
     CACHE_ARGUMENT,
     KeysAndValues,
@@ -18,7 +19,6 @@ from fate_gym.agents._kv_cache import (
     can_share,
     row_of,
 )
-from fate_gym.agents._token_agent import Completion, GenerationRequest
 
 _TOGETHER_ON_CPU: Final = 64
 

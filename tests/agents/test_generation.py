@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
 from fate_gym.agents._generation import Generator, sample
-from fate_gym.agents._kv_cache import BLOCK, KeysAndValues, PrefixStore
 from fate_gym.agents._token_agent import Completion, GenerationRequest
+from fate_gym.agents.kv_cache import BLOCK, KeysAndValues, PrefixStore
 
 
 @pytest.fixture(autouse=True, scope="module")
