@@ -212,7 +212,10 @@ def load_model(model: str, **options: Any) -> Any:
         UsageError: A part of the weights is missing.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.integrations import unset_hf_deepspeed_config
 
+    # Once a trainer has begun under DeepSpeed, it would have all processes read the weights together, in shards.
+    unset_hf_deepspeed_config()
     auto: Any = AutoModelForCausalLM  # Its types leave out `output_loading_info`.
     loaded, report = auto.from_pretrained(
         model, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options

@@ -178,3 +178,18 @@ def test_a_tensor_for_which_the_disk_has_no_room_is_one_clear_line(tmp_path: Pat
 def test_other_errors_of_a_library_stay_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(KeyError), native_disk_errors(tmp_path):
         raise KeyError("weights")
+
+
+def test_a_policy_is_read_whole_after_a_trainer_has_begun_under_deepspeed(base: Path) -> None:
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, set_hf_deepspeed_config
+
+    class Zero3:
+        """What accelerate leaves behind, which then lives as long as the process."""
+
+        def is_zero3(self) -> bool:
+            return True
+
+    left = Zero3()
+    set_hf_deepspeed_config(left)
+    assert is_deepspeed_zero3_enabled()
+    load_policy(base, lora=None)
