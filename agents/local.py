@@ -88,6 +88,7 @@ class LocalAgent(TokenAgent):
         self.model, self.adapter = model, adapter
         self.max_new_tokens = max_new_tokens
         self._dtype, self._device, self._attention = dtype, device, attention
+        self.on_gpu = None if device in (None, "auto") else device.startswith("cuda")
         self._temperature, self._top_p = temperature, top_p
         self._max_batch = max_batch
         self._max_context = max_context
