@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from fate_gym.agents._kv_cache import (
+from fate_gym.agents._drafts import ALIKE, Drafts
+from fate_gym.agents._token_agent import Completion, GenerationRequest
+from fate_gym.agents.kv_cache import (
     BLOCK,
     CACHE_ARGUMENT,
     KeysAndValues,
@@ -18,13 +21,23 @@ from fate_gym.agents._kv_cache import (
     can_share,
     row_of,
 )
-from fate_gym.agents._token_agent import Completion, GenerationRequest
 
 _TOGETHER_ON_CPU: Final = 64
+
+_GUESSED: Final = 64
+"""Guessed tokens of a forward pass, over all rows: on a CPU so many cost about as much as the pass itself."""
+
+_GUESSED_A_ROW: Final = 16
+
+# All generators of a process share it, since training makes one a step. A guess from another model does no harm.
+_DRAFTS: Final = Drafts()
 
 
 class Generator:
     """Generates for batches of prompts, and reads no beginning of a prompt twice.
+
+    It reads guesses of what comes next, and keeps those that come true (see `Drafts`): one forward pass gives several
+    tokens of a text like earlier ones.
 
     Not `model.generate`, because a request's sample must not depend on who shares its batch: each draws from random
     numbers of its own. (The last bits of its logits do depend on the batch, as in any batched arithmetic.)
@@ -141,31 +154,86 @@ class Generator:
         )
         uniforms = torch.stack([_uniforms(request.seed, self._max_new_tokens) for request in requests])
         uniforms = uniforms.to(self._model.device)
-        rows: list[int | None] = list(range(len(requests)))  # The request behind each row; None if it has ended.
-        for step in range(self._max_new_tokens):
+        rows = [_Row(request, made) for request, made in zip(requests, completions, strict=True)]
+        while True:
+            self._guess(rows)
+            batch.guess([row.guess for row in rows])
             logits, cache = batch.run(self._model)
-            chosen, logprobs = sample(logits, uniforms[:, step], self._temperature, self._top_p)
-            last = step + 1 == self._max_new_tokens
-            for index, (row, token, logprob) in enumerate(zip(rows, chosen.tolist(), logprobs.tolist(), strict=True)):
-                if row is None:
-                    continue
-                made = completions[row]
-                made.token_ids.append(token)
-                made.logprobs.append(logprob)
-                if last or token in self._stop_ids:
-                    # The last token has not been read, so it has no keys yet.
-                    self._keep((*requests[row].prompt_ids, *made.token_ids[:-1]), batch, cache, index)
-                    rows[index] = None
-            live = [index for index, row in enumerate(rows) if row is not None]
+            drawn = self._draw(rows, logits, uniforms)
+            ending: list[int] = []
+            for index, row in enumerate(rows):
+                if not row.ended:
+                    row.take([next(drawn) for _ in range(1 + len(row.guess))], self._stop_ids, self._max_new_tokens)
+                    ending += [index] if row.ended else []
+            batch.accept([row.accepted for row in rows])
+            for index in ending:
+                request, ids = rows[index].request, rows[index].made.token_ids
+                # The last token has not been read, so it has no keys yet.
+                self._keep((*request.prompt_ids, *ids[:-1]), batch, cache, index)
+                _DRAFTS.learn((*request.prompt_ids, *ids), batch.known[index], len(request.prompt_ids))
+            live = [index for index, row in enumerate(rows) if not row.ended]
             if not live:
                 break
             # Rows that have ended leave a quarter at a time, since each leave copies the whole cache.
             if len(live) <= 0.75 * len(rows):
-                keep = torch.tensor(live, device=chosen.device)
+                keep = torch.tensor(live, device=logits.device)
                 batch.keep(keep)
-                rows = [rows[index] for index in live]
-                chosen, uniforms = chosen[keep], uniforms[keep]
-            batch.append(chosen)
+                rows, uniforms = [rows[index] for index in live], uniforms[keep]
+            batch.append([row.made.token_ids[-1] for row in rows])
+
+    def _guess(self, rows: Sequence[_Row]) -> None:
+        """Guesses how rows go on."""
+        live = sum(not row.ended for row in rows)
+        # Holes in a cache, which wrong guesses leave, are masked; a sliding window would count them.
+        most = 0 if self._layers is None else min(max(_GUESSED // live, 1), _GUESSED_A_ROW)
+        for row in rows:
+            ids = row.made.token_ids
+            # The token after the last guess is drawn as well.
+            row.accepted = 0
+            left = 0 if row.ended else self._max_new_tokens - len(ids) - 1
+            row.guess = _DRAFTS.guess((*row.request.prompt_ids[-ALIKE:], *ids[-ALIKE:]), min(most, left))
+
+    def _draw(self, rows: Sequence[_Row], logits: Tensor, uniforms: Tensor) -> Iterator[tuple[int, float]]:
+        """Draws the tokens that follow what is certain of each row and each of its guesses, and their logprobs."""
+        places = [
+            (index, place, len(row.made.token_ids) + place)
+            for index, row in enumerate(rows)
+            if not row.ended
+            for place in range(1 + len(row.guess))
+        ]
+        index, place, number = torch.tensor(places, device=logits.device).T
+        drawn = sample(logits[index, place], uniforms[index, number], self._temperature, self._top_p)
+        return zip(*(values.tolist() for values in drawn), strict=True)
+
+
+@dataclass(slots=True)
+class _Row:
+    """A prompt under way.
+
+    Attributes:
+        request: The prompt.
+        made: What follows it so far.
+        guess: Tokens that may come next.
+        accepted: How many of them did.
+        ended: Whether nothing more follows.
+    """
+
+    request: GenerationRequest
+    made: Completion
+    guess: Sequence[int] = ()
+    accepted: int = 0
+    ended: bool = False
+
+    def take(self, drawn: Sequence[tuple[int, float]], stop_ids: Collection[int], most: int) -> None:
+        """Takes what was drawn after the guess as far as the guess came true: the token and one for each guess."""
+        before = len(self.made.token_ids)
+        for (token, logprob), guessed in zip(drawn, (*self.guess, None), strict=True):
+            self.made.token_ids.append(token)
+            self.made.logprobs.append(logprob)
+            self.ended = token in stop_ids or len(self.made.token_ids) == most
+            if self.ended or token != guessed:
+                break
+        self.accepted = len(self.made.token_ids) - before - 1
 
 
 class _Batch:
@@ -174,7 +242,7 @@ class _Batch:
     Attributes:
         known: Tokens of each row that were known before, (n,).
         mask: 1 on real tokens, read or about to be read, int (n, w). Both the known beginning and the rest of a row are
-            padded on the left.
+            padded on the left; where guesses were wrong, there are holes in what was written.
     """
 
     def __init__(
@@ -195,36 +263,52 @@ class _Batch:
         self.mask = torch.tensor(mask, device=device)
         # Any id pads, since the mask hides it.
         self._ids = torch.tensor([[0] * (longest - len(rest)) + rest for rest in rests], device=device)
-        self._positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, width:]
         self._cache: Any = None if layers is None else batch_cache(pasts, layers, longest + min(room, 64))
+        self._guessed = 0
+
+    def guess(self, guesses: Sequence[Sequence[int]]) -> None:
+        """Lets the model read guesses of each row, (n,), in the same pass; `accept` must follow it."""
+        self._guessed = most = max(map(len, guesses))
+        if most:
+            mask = [[1] * len(guess) + [0] * (most - len(guess)) for guess in guesses]
+            ids = [[*guess, *[0] * (most - len(guess))] for guess in guesses]
+            self.mask = torch.cat([self.mask, torch.tensor(mask, device=self.mask.device)], dim=-1)
+            self._ids = torch.cat([self._ids, torch.tensor(ids, device=self.mask.device)], dim=-1)
 
     def run(self, model: Any) -> tuple[Tensor, Any]:
         """Reads the tokens that are about to be read.
 
         Returns:
-            The logits of what follows, float32 (n, vocabulary), and the cache.
+            The logits of what follows the last certain token and each guess, float32 (n, 1 + g, vocabulary), and the
+            cache.
         """
         output = model(
             input_ids=self._ids,
             attention_mask=self.mask,
-            position_ids=self._positions,
+            position_ids=(self.mask.cumsum(-1) - 1).clamp(min=0)[:, -self._ids.shape[1] :],
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=1 + self._guessed,
             **({} if self._cache is None else {CACHE_ARGUMENT: self._cache}),
         )
         self._cache = output[CACHE_ARGUMENT]
-        return output.logits[:, -1].float(), self._cache
+        return output.logits[:, -1 - self._guessed :].float(), self._cache
 
-    def append(self, chosen: Tensor) -> None:
+    def accept(self, counts: Sequence[int]) -> None:
+        """Hides the guesses of each row, (n,), from this number on: they were wrong."""
+        if self._guessed:
+            kept = torch.tensor([[1] * count + [0] * (self._guessed - count) for count in counts])
+            self.mask[:, -self._guessed :] *= kept.to(self.mask.device)
+
+    def append(self, chosen: Sequence[int]) -> None:
         """Makes the chosen tokens, (n,), those that are read next."""
-        self._ids, self._positions = chosen[:, None], self._positions[:, -1:] + 1
+        self._ids = torch.tensor(chosen, device=self.mask.device)[:, None]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(chosen), 1)], dim=-1)
 
     def keep(self, rows: Tensor) -> None:
         """Keeps some rows, (k,)."""
         self._cache.batch_select_indices(rows)
         self.known = [self.known[row] for row in rows.tolist()]
-        self.mask, self._positions = self.mask[rows], self._positions[rows]
+        self.mask = self.mask[rows]
 
 
 def sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fate_gym.chat import EMPTY_ANSWER, Message
@@ -20,15 +21,34 @@ _READ = frozenset({"role", "content", "tool_calls", "function_call", "finish_rea
 _LEGAL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
+@dataclass(frozen=True, slots=True)
+class _OwnCall:
+    """What is sent back of a call; what no server takes is left out."""
+
+    id: str | None
+    function: Message
+    fields: Message
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnMessage:
+    """What is sent back of an assistant message; `calls` is None where they are no list of objects."""
+
+    content: str | None
+    calls: tuple[_OwnCall, ...] | None
+    fields: Message
+
+
 class History:
     """The assistant messages of one conversation, by their place in it."""
 
     def __init__(self) -> None:
-        self._messages: dict[int, Message] = {}
+        self._messages: dict[int, _OwnMessage] = {}
 
     def remember(self, place: int, message: Message) -> None:
         """Keeps a message that came as the answer to a conversation of `place` messages."""
-        self._messages[place] = message
+        # Read once: it is sent back with every later turn.
+        self._messages[place] = _own_message(message)
 
     def restore(self, messages: list[Message], refused: Collection[str] = ()) -> list[Message]:
         """Returns a conversation as its server knows it.
@@ -70,53 +90,61 @@ def provider_fields(messages: list[Message]) -> set[str]:
     return fields
 
 
-def _restored(message: Message, own: Message | None, ids: dict[str, str], refused: Collection[str]) -> Message:
+def _own_message(message: Message) -> _OwnMessage:
+    content, calls = message.get("content"), message.get("tool_calls") or []
+    fits = isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)
+    return _OwnMessage(
+        content if isinstance(content, str) else None,
+        tuple(map(_own_call, calls)) if fits else None,
+        _fields(message, _READ),
+    )
+
+
+def _own_call(call: Mapping[str, Any]) -> _OwnCall:
+    call_id, function = call.get("id"), call.get("function")
+    function = dict(function) if isinstance(function, Mapping) else {}
+    for name, is_taken in (("name", _is_legal_name), ("arguments", _is_object)):
+        if name in function and not is_taken(function[name]):
+            del function[name]
+    own_id = call_id if isinstance(call_id, str) and call_id else None
+    return _OwnCall(own_id, function, _fields(call, ("id", "type", "function")))
+
+
+def _fields(message: Mapping[str, Any], read: Collection[str]) -> Message:
+    return {name: value for name, value in message.items() if value is not None and name not in read}
+
+
+def _restored(message: Message, own: _OwnMessage | None, ids: dict[str, str], refused: Collection[str]) -> Message:
     """Returns an assistant message as its server sent it, and notes which id the server gave to each call."""
     calls: list[Message] = message.get("tool_calls", [])
-    own_calls = _own_calls(own, len(calls))
-    if own is None or own_calls is None:
+    if own is None or own.calls is None or len(own.calls) != len(calls):
         ids.update({call["id"]: call["id"] for call in calls})
         return message
     restored: Message = {"role": "assistant", "content": _content(message, own, calls)}
-    restored |= {name: value for name, value in own.items() if _is_kept(name, value, _READ, refused)}
+    restored |= {name: value for name, value in own.fields.items() if name not in refused}
     if calls:
-        pairs = zip(calls, own_calls, strict=True)
+        pairs = zip(calls, own.calls, strict=True)
         restored["tool_calls"] = [_restored_call(call, own_call, ids, refused) for call, own_call in pairs]
     return restored
 
 
-def _own_calls(own: Message | None, count: int) -> list[Mapping[str, Any]] | None:
-    """Returns a server's calls if there are as many as the environment has read, else None."""
-    calls = (own or {}).get("tool_calls") or []
-    fits = isinstance(calls, list) and len(calls) == count and all(isinstance(call, Mapping) for call in calls)
-    return calls if fits else None
-
-
-def _is_kept(name: str, value: Any, read: Collection[str], refused: Collection[str]) -> bool:
-    return value is not None and name not in read and name not in refused
-
-
-def _content(message: Message, own: Message, calls: list[Message]) -> str:
-    content = own.get("content")
-    if isinstance(content, str) and (content.strip() or calls):
-        return content
+def _content(message: Message, own: _OwnMessage, calls: list[Message]) -> str:
+    if own.content is not None and (own.content.strip() or calls):
+        return own.content
     text: str = message["content"]
     # The environment's form of an empty message stands for a turn that failed; beside calls it says too much.
     return "" if calls and text == EMPTY_ANSWER else text
 
 
-def _restored_call(call: Message, own: Mapping[str, Any], ids: dict[str, str], refused: Collection[str]) -> Message:
-    own_id = own.get("id")
-    call_id = own_id if isinstance(own_id, str) and own_id and own_id not in ids.values() else call["id"]
+def _restored_call(call: Message, own: _OwnCall, ids: dict[str, str], refused: Collection[str]) -> Message:
+    call_id = own.id if own.id is not None and own.id not in ids.values() else call["id"]
     ids[call["id"]] = call_id
-    function = own.get("function")
-    function = dict(function) if isinstance(function, Mapping) else {}
-    if not _LEGAL_NAME.fullmatch(str(function.get("name"))):
-        function["name"] = call["function"]["name"]
-    if not _is_object(function.get("arguments")):
-        function["arguments"] = call["function"]["arguments"]
-    kept = {name: value for name, value in own.items() if _is_kept(name, value, ("id", "function"), refused)}
-    return {**kept, "id": call_id, "type": "function", "function": function}
+    kept = {name: value for name, value in own.fields.items() if name not in refused}
+    return {**kept, "id": call_id, "type": "function", "function": {**call["function"], **own.function}}
+
+
+def _is_legal_name(name: Any) -> bool:
+    return isinstance(name, str) and _LEGAL_NAME.fullmatch(name) is not None
 
 
 def _is_object(arguments: Any) -> bool:

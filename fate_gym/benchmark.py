@@ -113,6 +113,10 @@ class Benchmark(ABC):
     judge_options: ClassVar[Mapping[str, JudgeOption]] = MappingProxyType({})
     """The options that name a judge, and what each judge may score."""
 
+    only_computes: ClassVar[bool] = False
+    """Whether its tools and graders compute for some milliseconds, and wait for nothing but a judge that an option
+    names. To hand such a step to a thread takes longer than the step."""
+
     data_policy: DataPolicy
     tasks: tuple[str, ...]
     model_name: str | None = None
@@ -126,6 +130,11 @@ class Benchmark(ABC):
         made = super().__new__(cls)
         made.options = MappingProxyType(_bind(cls, args, options))
         return made
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether a step may wait for something outside of this process, so that it must hold up no other episode."""
+        return not self.only_computes or any(self.options.get(name) is not None for name in self.judge_options)
 
     @abstractmethod
     def task(self, task_id: str) -> Task:

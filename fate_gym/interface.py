@@ -120,7 +120,7 @@ async def _evaluate(config: EvalConfig, agent: Agent, on_done: Callable[[Episode
     try:
         await workers.do(Player.check, plan.has_tools())
         run = await run_evaluation(config, agent, plan=plan, workers=workers, on_done=on_done)
-        for remark in remarks(run.episodes, run.failures):
+        for remark in remarks(run):
             _log.warning("%s: %s", run.path, remark)
         return run
     finally:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeAlias
 
-from fate_gym.env import Observation, ToolEnv
+from fate_gym.env import Observation, Step, ToolEnv
 from fate_gym.episode import LEFT_OUT, MAX_COUNT, USAGE, Call, Episode, Sample, Shown, Trajectory
 from fate_gym.errors import CutError, ProviderError
 from fate_gym.pickling import Remade
@@ -197,7 +197,7 @@ async def rollout(
     key: str | None = None,
     on_fault: Callable[[BaseException], None] = lambda error: None,
 ) -> Episode:
-    """Runs one episode. Steps run in threads, so that a slow grader blocks no other episode.
+    """Runs one episode. What may wait (opening a world, a judge) runs in threads, so that it blocks no other episode.
 
     Args:
         env: Used by this episode alone while it runs.
@@ -297,14 +297,21 @@ async def _play(
             reply = await meter.time(session.act(observation))
         except CutError as cut:
             meter.attempts += cut.attempts
-            return (await asyncio.to_thread(env.truncate, cut.ended, cut.action))[4]
+            return (await _work(env, env.truncate, cut.ended, cut.action))[4]
         except ProviderError:
             raise
         except Exception as error:
             raise _AgentFault(f"{agent.name} failed", error) from error
-        observation, _, terminated, truncated, info = await asyncio.to_thread(env.step, reply.message)
+        observation, _, terminated, truncated, info = await _work(env, env.step, reply.message)
         if terminated or truncated:
             return info
+
+
+async def _work(env: ToolEnv, method: Callable[..., Step], *arguments: Any) -> Step:
+    """Has an environment take a step: in a thread where it may wait, so that no other episode waits for it."""
+    if env.benchmark.may_wait:
+        return await asyncio.to_thread(method, *arguments)
+    return method(*arguments)
 
 
 class _AgentFault(ProviderError):

@@ -151,7 +151,7 @@ async def _evaluate(job: Job, workers: Workers[Player]) -> tuple[Run, Stopped | 
     signals: list[int] = []
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with err.progress(*columns, "{task.fields[errors]}") as bar:
-        task = bar.add_task(agent.name, total=len(plan.items), completed=len(job.done), errors="")
+        task = bar.add_task(agent.name, total=len(plan.items), completed=job.done, errors="")
         errors = 0
 
         def on_done(episode: Any) -> None:
@@ -160,7 +160,7 @@ async def _evaluate(job: Job, workers: Workers[Player]) -> tuple[Run, Stopped | 
             bar.update(task, advance=1, errors=f"{errors} errors" if errors else "")
 
         work = asyncio.ensure_future(
-            run_evaluation(config, agent, plan=plan, workers=workers, stop=stop, on_done=on_done)
+            run_evaluation(config, agent, plan=plan, found=job.found, workers=workers, stop=stop, on_done=on_done)
         )
 
         def on_signal(number: int) -> None:
@@ -224,5 +224,5 @@ def _print_remarks(runs: list[Run]) -> None:
     from fate_gym.evaluation.report import remarks
 
     for run in runs:
-        for remark in remarks(run.episodes, run.failures):
+        for remark in remarks(run):
             err.line(f"{run.path}: {remark}")

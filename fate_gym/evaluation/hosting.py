@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import logging.handlers
 import pickle
@@ -100,6 +101,8 @@ class Host:
             self._make()
         except Exception as error:
             return self._answer(error=error)
+        # What is there now stays for as long as the process; see `run_episodes`.
+        gc.freeze()
         # The caller has made such a worker, too, and has heard what there is to be said of that.
         self._log.take()
         return self._answer()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -133,5 +135,19 @@ async def run_episodes(
                 on_fault(fault)
             await on_done(item, played.episode)
 
-    await keep_busy(concurrency, play_one_by_one)
+    with _lasting():
+        await keep_busy(concurrency, play_one_by_one)
     return exhausted
+
+
+@contextmanager
+def _lasting() -> Iterator[None]:
+    """Keeps what is there now, modules and benchmarks, from being searched for garbage again and again.
+
+    Such a search takes a tenth of a second, in which no episode goes on: a seventh of an evaluation's time.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

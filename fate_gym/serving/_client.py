@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+import orjson
+
 from fate_gym.errors import UsageError
 from fate_gym.serving._completions import LARGEST_BODY, AnswerReader, Completion, decompressed
 from fate_gym.serving._failures import ServerError, TransientError, UnreachableError, UnusableError, failure
@@ -51,7 +53,7 @@ class ChatClient:
 
     Raises:
         ValueError: The address makes no sense, or the key is missing.
-        UsageError: The aiohttp or tenacity package is missing.
+        UsageError: The aiohttp package is missing.
     """
 
     def __init__(
@@ -134,11 +136,9 @@ class ChatClient:
 
         try:
             async with time:
-                # Plain ASCII: no server stumbles over it, and encoding it is fastest.
-                data = json.dumps(body).encode()
                 address = f"{self.url.rstrip('/')}/{path}"
                 # A redirect would let another host answer in the model's place, and read the prompts.
-                post = self._connect().post(address, params=self._query, data=data, allow_redirects=False)
+                post = self._connect().post(address, params=self._query, data=_encoded(body), allow_redirects=False)
                 async with post as response:
                     encoding = response.headers.get("Content-Encoding", "").strip().lower()
                     chunks = decompressed(response.content.iter_any(), encoding)
@@ -183,6 +183,14 @@ class ChatClient:
                 proxy=_proxy(self.url),
             )
         return self._session
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    """Returns a request as JSON in UTF-8. Most of it is what earlier requests held, so its encoding must be quick."""
+    try:
+        return orjson.dumps(body)
+    except TypeError:  # An integer beyond 64 bits, or half of a surrogate pair, which a benchmark's texts may hold.
+        return json.dumps(body).encode()
 
 
 async def _beginning(chunks: AsyncIterator[bytes], most: int) -> bytes:
@@ -231,6 +239,5 @@ def _certificates() -> ssl.SSLContext:
 def _require_packages() -> None:
     try:
         import aiohttp  # noqa: F401
-        import tenacity  # noqa: F401
     except ImportError as error:
         raise UsageError(f"openai: needs a package that is not installed: pip install {error.name}") from error

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fate_gym.errors import NoReplyError, ProviderError
 from fate_gym.serving._failures import LONGEST_ASKED_WAIT, TransientError
@@ -32,7 +32,7 @@ class RetryPolicy:
     backoff_seconds: float = 1.0
     longest_seconds: float = 60.0
 
-    async def run(self, request: Callable[[A], Coroutine[Any, Any, T]], argument: A) -> tuple[T, int]:
+    async def run(self, request: Callable[[A], Awaitable[T]], argument: A) -> tuple[T, int]:
         """Makes a request until it succeeds; returns its result and the number of requests made.
 
         Args:
@@ -43,29 +43,19 @@ class RetryPolicy:
             ProviderError: It failed for good, or too often; with the number of requests.
             NoReplyError: From the request; with the number of requests as well.
         """
-        from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
-
-        def wait(state: RetryCallState) -> float:
-            failure = state.outcome.exception() if state.outcome else None
-            return self.wait(state.attempt_number, getattr(failure, "retry_after", None))
-
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type(TransientError),
-            stop=stop_after_attempt(self.max_attempts),
-            wait=wait,
-            sleep=asyncio.sleep,
-            reraise=True,
-        )
-        try:
-            result: T = await retrying(request, argument)
-        except TransientError as failure:
-            raise ProviderError(
-                f"gave up after {self.max_attempts} attempts: {failure}", attempts=self.max_attempts
-            ) from None
-        except NoReplyError as failure:
-            failure.attempts = retrying.statistics["attempt_number"]
-            raise
-        return result, int(retrying.statistics["attempt_number"])
+        attempt = 1
+        while True:
+            try:
+                return await request(argument), attempt
+            except TransientError as failure:
+                if attempt >= self.max_attempts:
+                    raise ProviderError(f"gave up after {attempt} attempts: {failure}", attempts=attempt) from None
+                pause = self.wait(attempt, failure.retry_after)
+            except NoReplyError as failure:
+                failure.attempts = attempt
+                raise
+            await asyncio.sleep(pause)
+            attempt += 1
 
     def wait(self, attempt: int, asked: float | None) -> float:
         """Returns the seconds to wait after a failed attempt.

@@ -297,8 +297,8 @@ def test_wrong_settings_are_one_line(options: dict[str, Any], message: str) -> N
 
 
 def test_a_missing_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tenacity", None)
-    with pytest.raises(UsageError, match="pip install tenacity"):
+    monkeypatch.setitem(__import__("sys").modules, "aiohttp", None)
+    with pytest.raises(UsageError, match="pip install aiohttp"):
         OpenAIAgent("m", base_url=LOCAL)
 
 

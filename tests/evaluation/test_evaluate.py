@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 
 from fate_gym.agents import load_agent
@@ -16,7 +17,8 @@ from fate_gym.errors import RunMismatchError
 from fate_gym.evaluation import EvalConfig, RunFolder, run_evaluation
 from fate_gym.evaluation.config import read_settings
 from fate_gym.evaluation.summary import summarise
-from fate_gym.rollout import Agent, Reply, as_agent
+from fate_gym.rollout import Agent, Reply, as_agent, rollout
+from fate_gym.verifiers.refusal import Judgement
 
 TOY = "toy/Parcels-v0"
 
@@ -208,6 +210,21 @@ def test_grading_runs_beside_the_event_loop_and_beside_other_grading(tmp_path: P
     summary = asyncio.run(run_evaluation(config, clerk, plan=plan)).summary
     assert summary["episodes"] == {"planned": 12, "scored": 12, "errors": 0, "missing": 0}
     assert threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize("judge", [None, lambda transcript: Judgement(False, "of the test")])
+def test_steps_that_only_compute_run_on_the_event_loop_and_those_that_ask_a_judge_beside_it(judge: Any) -> None:
+    env: Any = gym.make("fate/AgentDojo-v0", suite="banking", refusal_judge=judge).unwrapped
+    threads: set[int] = set()
+    step = env.step
+
+    def stepped(action: Any) -> Any:
+        threads.add(threading.get_ident())
+        return step(action)
+
+    env.step = stepped
+    assert asyncio.run(rollout(env, load_agent("oracle"), env.tasks[0], seed=0)).status == "ok"
+    assert (threads == {threading.get_ident()}) is (judge is None)
 
 
 def test_metrics_agree_with_a_count_by_hand(tmp_path: Path) -> None:

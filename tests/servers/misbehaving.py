@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-import multiprocessing
 import random
 import socket
 import struct
@@ -195,7 +194,7 @@ class Records:
 
 
 class Server:
-    """The server; `serve` runs it in a thread, `serve_apart` in a process of its own."""
+    """The server; `serve` runs it in a thread."""
 
     def __init__(self, settings: Settings) -> None:
         self.records = Records()
@@ -224,14 +223,14 @@ class Server:
         """Answers the requests of one connection in turn."""
         try:
             while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                lines = head.decode("latin-1").lower().split("\r\n")
+                came = await reader.readuntil(b"\r\n\r\n")
+                lines = came.decode("latin-1").lower().split("\r\n")
                 size = next(int(line.partition(":")[2]) for line in lines if line.startswith("content-length:"))
                 request = json.loads(await reader.readexactly(size))
                 self._active += 1
                 try:
                     self.records.peak = max(self.records.peak, self._active)
-                    self.records.head = head.decode("latin-1")
+                    self.records.head = came.decode("latin-1")
                     await self._answer(request, writer)
                 finally:
                     self._active -= 1
@@ -292,7 +291,7 @@ class Server:
         _spoil(message, fault)
         if fault is Fault.SWAPPED:
             request = {**request, "stream": not request.get("stream")}
-        kind, body = _body(request, message, fault)
+        kind, body = completion(request, message, fault)
         if fault is Fault.TRUNCATED:
             body = body[: len(body) // 2]
         extra = {}
@@ -341,26 +340,6 @@ def serve(settings: Settings) -> Iterator[tuple[str, Records]]:
     finally:
         loop.call_soon_threadsafe(stop.set)
         thread.join()
-
-
-@contextmanager
-def serve_apart(settings: Settings) -> Iterator[str]:
-    """Serves in a process of its own, so that the client has an interpreter to itself; gives the base URL."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work_apart, args=(settings, theirs), daemon=True)
-    process.start()
-    try:
-        yield ours.recv()
-    finally:
-        process.terminate()
-        process.join()
-        ours.close()
-        theirs.close()
-
-
-def _work_apart(settings: Settings, pipe: Any) -> None:
-    asyncio.run(Server(settings).run(pipe.send, asyncio.Event()))
 
 
 class Scripted:
@@ -475,8 +454,8 @@ def _spoil(message: Message, fault: Fault | None) -> None:
                 call["extra_content"] = {"signature": "s"}
 
 
-def _body(request: Request, message: Message, fault: Fault | None) -> tuple[str, bytes]:
-    """A completion as JSON, or as server-sent events if the request asks for them."""
+def completion(request: Request, message: Message, fault: Fault | None = None) -> tuple[str, bytes]:
+    """A completion as its content type and body: JSON, or server-sent events if the request asks for them."""
     reason = {
         Fault.NO_REASON: None,
         Fault.ERROR_REASON: "error",
@@ -518,6 +497,13 @@ def _deltas(message: Message) -> Iterator[Message]:
             yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
 
 
+def head(status: int, body: bytes, kind: str = _JSON, extra: Mapping[str, str] | None = None) -> bytes:
+    """What comes before the body of a response."""
+    headers = {"Content-Type": kind, "Content-Length": str(len(body)), **(extra or {})}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}\r\n{lines}\r\n".encode()
+
+
 async def _send(
     writer: asyncio.StreamWriter,
     status: int,
@@ -529,22 +515,20 @@ async def _send(
     reset: bool = False,
 ) -> None:
     """Writes a response; spread over `pace` seconds, or broken in the middle by a reset."""
-    headers = {"Content-Type": kind, "Content-Length": str(len(body)), **(extra or {})}
-    head = f"HTTP/1.1 {status} {_REASONS.get(status, 'Error')}\r\n"
-    head += "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + "\r\n"
+    start = head(status, body, kind, extra)
     if reset:
-        writer.write(head.encode() + body[: len(body) // 2])
+        writer.write(start + body[: len(body) // 2])
         await writer.drain()
         linger = struct.pack("ii", 1, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         writer.transport.abort()
         raise ConnectionResetError
     if pace is None:
-        writer.write(head.encode() + body)
+        writer.write(start + body)
         return await writer.drain()
-    writer.write(head.encode())
+    writer.write(start)
     step = max(1, len(body) // 20)
-    for start in range(0, len(body), step):
-        writer.write(body[start : start + step])
+    for at in range(0, len(body), step):
+        writer.write(body[at : at + step])
         await writer.drain()
         await asyncio.sleep(pace / 20)

@@ -24,7 +24,7 @@ from fate_gym.trainers.algorithms.groups import GroupSampler, schedule
 from fate_gym.trainers.algorithms.pfpo import optimise_policy
 from fate_gym.trainers.algorithms.rollouts import Rollouts
 from fate_gym.trainers.algorithms.settings import PFPOSettings
-from fate_gym.trainers.algorithms.trl_trainer import Packed, PFPOTrainer, by_rule, trl_config
+from fate_gym.trainers.algorithms.trl_trainer import PFPOTrainer, by_rule, trl_config
 from fate_gym.trainers.algorithms.update_folder import UpdateFolder
 from fate_gym.trainers.policy import LoraSettings, load_policy
 from fate_gym.trainers.sampling import LocalSampler
@@ -45,9 +45,11 @@ def small(**changes: Any) -> PFPOSettings:
     return PFPOSettings(**{**fields, **changes})
 
 
-def trainer_over(base: Path, out: Path, settings: PFPOSettings, **hooks: Any) -> PFPOTrainer:
+def trainer_over(
+    base: Path, out: Path, settings: PFPOSettings, *, attention: str | None = None, **hooks: Any
+) -> PFPOTrainer:
     """The trainer that `optimise` builds, with hooks of a test's own."""
-    model, tokenizer = load_policy(base, lora=None)
+    model, tokenizer = load_policy(base, lora=None, attention=attention)
     plan = shop_policy.shop()
     groups = GroupSampler(
         plan, plan.items, settings.rule, settings.group_size, settings.refills, settings.concurrency, settings.seed
@@ -154,14 +156,19 @@ def test_the_learner_sees_what_was_sampled(base: Path, tmp_path: Path) -> None:
     assert trainer.model.training
 
 
-def test_padding_that_is_left_out_changes_no_number(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_what_is_read_once_changes_no_number(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attention: str
 ) -> None:
-    trainer = trainer_over(base, tmp_path, small(passes=2), advantage_rule=None)
+    trainer = trainer_over(base, tmp_path, small(passes=2), attention=attention, advantage_rule=None)
     batch = one_batch(trainer)
     lengths = batch["completion_mask"].sum(dim=1)
     assert (lengths < lengths.max()).any()
     trainer.current_gradient_accumulation_steps = 1
+    read: list[int] = []
+    trainer.model.register_forward_pre_hook(
+        lambda model, args, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
 
     def loss_and_gradient(compute: Any) -> list[torch.Tensor]:
         trainer.model.zero_grad()
@@ -174,24 +181,28 @@ def test_padding_that_is_left_out_changes_no_number(
     plain = loss_and_gradient(trainer._compute_loss)
     assert plain[-1].abs().max() > 0
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, plain, strict=True))
+    # Eager attention takes masks of another kind, so that rows are read one by one there.
+    assert read[0] < read[1] / (2 if attention == "sdpa" else 1)
 
 
-def test_rows_are_packed_to_their_left_and_unpacked_again() -> None:
-    pad = 0
-    ids = torch.tensor([[pad, pad, 1, 2, 3, pad], [4, 5, 6, 7, 8, 9], [pad, 10, 11, 12, pad, pad]])
-    mask = (ids != pad).long()
-    packed = Packed.of(ids, mask, completion=3)
-    assert packed.ids[1].tolist() == [4, 5, 6, 7, 8, 9]
-    assert packed.ids[0, :3].tolist() == [1, 2, 3]
-    # The shortest prompt has one token, so the last five columns hold every completion.
-    assert packed.kept == 5
-    assert (packed.unpack(packed.ids[:, -packed.kept :]) == ids[:, -3:]).all()
+def test_rows_that_begin_alike_share_a_micro_batch(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_over(base, tmp_path, small(micro_batch=2), advantage_rule=by_rule("safe-ranks"))
+    whole = one_batch(trainer)
+    monkeypatch.setattr(trainer, "_generate_and_score_completions", lambda inputs: whole)
+    batches = []
+    for step in range(4):
+        trainer._step = step
+        batches.append(trainer._prepare_inputs([]))
+    names = ("prompt_ids", "completion_ids", "completion_mask", "advantages", "ref_per_token_logps")
 
+    def rows(batch: dict[str, Any]) -> list[str]:
+        return [str([batch[name][row].tolist() for name in names]) for row in range(len(batch["advantages"]))]
 
-def test_a_batch_of_empty_completions_keeps_a_column() -> None:
-    packed = Packed.of(torch.tensor([[1, 2, 0], [0, 3, 0]]), torch.tensor([[1, 1, 0], [0, 1, 0]]), completion=1)
-    assert packed.kept >= 1
-    assert packed.unpack(torch.ones(2, packed.kept)).tolist() == [[0.0], [0.0]]
+    learned = [row for batch in batches for row in rows(batch)]
+    assert sorted(learned) == sorted(rows(whole))
+    ids = [row for batch in batches for row in torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1).tolist()]
+    assert ids == sorted(ids)
+    assert len(set(map(str, ids))) > 1
 
 
 # Groups.

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import split_tensor_dict
 
+from fate_gym.agents.kv_cache import can_share
 from fate_gym.errors import FateGymError
 from fate_gym.rewards import AXES
 from fate_gym.trainers.algorithms._transformers import make_arguments
 from fate_gym.trainers.algorithms.advantages import RULES, advantages
 from fate_gym.trainers.algorithms.settings import PFPOSettings
+from fate_gym.trainers.algorithms.shared_prefixes import SharedPrefixes, alphabetical
 from fate_gym.trainers.algorithms.update_folder import UpdateFolder
 from fate_gym.trainers.policy import Model, quiet
 from fate_gym.trainers.processes import process_count
@@ -46,6 +48,8 @@ class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
         **settings: Arguments of `GRPOTrainer`; the reward functions are set here.
     """
 
+    _buffered_inputs: list[dict[str, Any]] | None  # TRL's micro-batches of the present batch of rollouts.
+
     def __init__(self, *, advantage_rule: AdvantageRule | None, corrects: bool = False, **settings: Any) -> None:
         with quiet():
             # TRL warns that the interface of `rollout_func` may change. Contract tests of ours pin what we use of it.
@@ -55,6 +59,9 @@ class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
         # TRL corrects where it believes that vLLM sampled. It must have no vLLM of its own, hence not in its settings.
         self.use_vllm = corrects
         self._matrix: Tensor | None = None
+        # Only this attention takes a mask of ours, and a loss on routers would count a shared token once.
+        attention = self.model.config._attn_implementation
+        self._shares = attention == "sdpa" and can_share(self.model) and not self.aux_loss_enabled
 
     def _send_telemetry(self) -> None:
         """Sends nothing: TRL would report every training to its makers."""
@@ -89,23 +96,31 @@ class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
         attention_mask: Tensor,
         logits_to_keep: int,
         batch_size: int | None = None,
-        **options: Any,
+        compute_entropy: bool = False,
+        compute_aux_loss: bool = False,
+        **_: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Spares the work on padding: TRL pads prompts on the left, and all rows to the longest of the whole batch.
+        """Spares the work on padding and on beginnings that rows share (see `SharedPrefixes`).
 
-        Rows of like length share a pass, and each begins at its first token. Then no real token can attend to padding,
-        so that no mask is needed, and attention takes its fast, causal form: a third of the time on a CPU.
+        TRL pads prompts on the left, and all rows to the longest of the whole batch.
         """
-        order = attention_mask.sum(-1).argsort()
+        order = alphabetical(input_ids, attention_mask)
         logps, entropies, aux_losses = [], [], []
         for rows in order.split(batch_size or len(order)):
-            packed = Packed.of(input_ids[rows], attention_mask[rows], logits_to_keep)
-            logp, entropy, aux_loss = super()._get_per_token_logps_and_entropies(
-                model, packed.ids, torch.ones_like(packed.ids), packed.kept, **options
-            )
-            logps.append(packed.unpack(logp))
-            entropies += [] if entropy is None else [packed.unpack(entropy)]
-            aux_losses += [] if aux_loss is None else [aux_loss]
+            shared = SharedPrefixes.of(input_ids[rows], attention_mask[rows], logits_to_keep, share=self._shares)
+            with self.accelerator.autocast():
+                # TRL's own head: it knows temperature and scaling of logits, and holds no logits of a whole batch.
+                output = model(
+                    input_ids=shared.ids,
+                    position_ids=shared.positions,
+                    attention_mask=shared.attends,
+                    shift_labels=shared.labels,
+                    fused_lm_head=True,
+                    **({"output_router_logits": True} if compute_aux_loss else {}),
+                )
+            logps.append(shared.unpack(output.log_probs))
+            entropies += [shared.unpack(output.entropy)] if compute_entropy else []
+            aux_losses += [output.aux_loss] if compute_aux_loss else []
         back = order.argsort()
         return (
             torch.cat(logps)[back],
@@ -113,50 +128,32 @@ class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
             torch.stack(aux_losses).mean() if aux_losses else None,
         )
 
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        """Puts rows that begin alike into the same micro-batch; TRL shuffles them.
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """Rows that are padded on the right alone.
-
-    Attributes:
-        ids: Token ids, (n, w).
-        kept: The number of last columns that hold all completions.
-        completion: 1 on the completion's tokens where TRL has them, (n, c).
-        columns: Where among the last columns each of these tokens is now, (n, c).
-    """
-
-    ids: Tensor
-    kept: int
-    completion: Tensor
-    columns: Tensor
-
-    @classmethod
-    def of(cls, ids: Tensor, mask: Tensor, completion: int) -> Packed:
-        """Packs rows as TRL has them.
-
-        Args:
-            ids: Prompts, padded on the left, and completions, padded on the right, (n, p + c).
-            mask: 1 on real tokens, (n, p + c).
-            completion: c.
+        All micro-batches of a batch of rollouts add up to one update, in which every row counts alike.
         """
-        prompts = mask[:, :-completion].sum(-1, keepdim=True)
-        width = int(mask.sum(-1).max())
-        # One column must stay where every completion is empty: the loss needs a tensor with a token.
-        width = max(width, int(prompts.min()) + 1)
-        padding = mask.shape[1] - completion - prompts
-        positions = torch.arange(width, device=ids.device) + padding
-        shortest = int(prompts.min())
-        columns = torch.arange(completion, device=ids.device) + prompts - shortest
-        return cls(
-            ids.gather(1, positions.clamp(max=ids.shape[1] - 1)),
-            width - shortest,
-            mask[:, -completion:],
-            columns.clamp(max=width - shortest - 1),
+        before = self._buffered_inputs
+        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        batches = self._buffered_inputs
+        if batches is None or batches is before:
+            return inputs
+        whole = {
+            name: torch.cat([batch[name] for batch in batches]) if _has_rows(value) else value
+            for name, value in batches[0].items()
+        }
+        ids, mask = (
+            torch.cat([whole[f"prompt_{kind}"], whole[f"completion_{kind}"]], dim=1) for kind in ("ids", "mask")
         )
+        order = alphabetical(ids, mask)
+        ordered = {name: value[order] if _has_rows(value) else value for name, value in whole.items()}
+        batches[:] = split_tensor_dict(ordered, len(batches))
+        chosen: dict[str, Any] = batches[self._step % len(batches)]
+        return chosen
 
-    def unpack(self, values: Tensor) -> Tensor:
-        """Returns values of the last columns where TRL expects them: (n, kept) to (n, c), 0 on padding."""
-        return values.gather(1, self.columns) * self.completion
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 0
 
 
 def _axis_reward(index: int) -> Callable[..., list[float | None]]:

@@ -69,6 +69,7 @@ class AgentDojo(Benchmark):
 
     data_policy = DataPolicy(licence="MIT", training=True)
     judge_options: ClassVar = {"refusal_judge": REFUSAL_JUDGE}
+    only_computes = True
 
     def __init__(
         self,

@@ -77,6 +77,7 @@ class AgentHarm(Benchmark):
         "refusal_judge": REFUSAL_JUDGE,
         "semantic_judge": JudgeOption(("security", "utility"), rule=JUDGED, replaces=BOUNDS),
     }
+    only_computes = True
 
     def __init__(
         self,

@@ -51,6 +51,8 @@ class TrajectoryDiagnosis(Benchmark):
         DataError: The data is missing or not as it should be; the message names file, record and field.
     """
 
+    only_computes = True
+
     def __init__(
         self,
         data: DataFiles,
