@@ -76,8 +76,9 @@ def test_an_agent_over_a_model_in_memory_is_the_agent_of_its_folder(base: Path) 
     asyncio.run(agent.check())
     assert not model.training
     expected = greedy(LocalAgent(str(base), max_new_tokens=12))
-    assert greedy(agent) == expected
-    assert greedy(agent) == expected  # The model is still there after `aclose`.
+    # Guesses that came true in one are read in other batches by the other: equal tokens, numbers within rounding.
+    assert_same(greedy(agent), expected)
+    assert_same(greedy(agent), expected)  # The model is still there after `aclose`.
     with torch.no_grad():
         model.lm_head.weight.neg_()
     assert greedy(agent) != expected
