@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from fate_gym.agents._drafts import ALIKE, Drafts
+from fate_gym.agents._rows import Batch, Row, Sample
 from fate_gym.agents._token_agent import Completion, GenerationRequest
 from fate_gym.agents.kv_cache import (
     BLOCK,
-    CACHE_ARGUMENT,
     KeysAndValues,
     PrefixStore,
-    batch_cache,
     can_share,
     row_of,
 )
@@ -37,7 +35,7 @@ class Generator:
     """Generates for batches of prompts, and reads no beginning of a prompt twice.
 
     It reads guesses of what comes next, and keeps those that come true (see `Drafts`): one forward pass gives several
-    tokens of a text like earlier ones.
+    tokens of a text like earlier ones. Requests with the same prompt are one row until their samples differ.
 
     Not `model.generate`, because a request's sample must not depend on who shares its batch: each draws from random
     numbers of its own. (The last bits of its logits do depend on the batch, as in any batched arithmetic.)
@@ -89,19 +87,26 @@ class Generator:
     def _generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         if self._may_learn:
             self._store.renew(_fingerprint(self._model))
-        self._read_common([request.prompt_ids for request in requests])
-        pasts = [self._known(request.prompt_ids) for request in requests]
+        samples = [
+            Sample(Completion(), _uniforms(request.seed, self._max_new_tokens).to(self._model.device))
+            for request in requests
+        ]
+        rows: dict[tuple[int, ...], Row] = {}
+        for request, own in zip(requests, samples, strict=True):
+            rows.setdefault(request.prompt_ids, Row(request.prompt_ids, [])).samples.append(own)
+        self._read_common(rows)
+        pasts = {prompt: self._known(prompt) for prompt in rows}
         # On a CPU, prompts with about as much to read go together, a few at a time: padding costs as much as text
         # there, and a larger batch gains nothing.
         size = _TOGETHER_ON_CPU if self._model.device.type == "cpu" else max(1, len(requests))
-        order = sorted(range(len(requests)), key=lambda row: len(requests[row].prompt_ids) - BLOCK * len(pasts[row]))
-        completions = [Completion() for _ in requests]
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            self._together(
-                [requests[row] for row in rows], [pasts[row] for row in rows], [completions[row] for row in rows]
-            )
-        return completions
+        together: list[Row] = []
+        for prompt in sorted(rows, key=lambda prompt: len(prompt) - BLOCK * len(pasts[prompt])):
+            if together and sum(len(row.samples) for row in (*together, rows[prompt])) > size:
+                self._together(together, [pasts[row.prompt_ids] for row in together])
+                together = []
+            together.append(rows[prompt])
+        self._together(together, [pasts[row.prompt_ids] for row in together])
+        return [one.made for one in samples]
 
     def _known(self, ids: Sequence[int]) -> list[KeysAndValues]:
         # Without the last token: the model has to read one, since it answers with what follows it.
@@ -131,184 +136,71 @@ class Generator:
 
     def _read(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Reads prompts and keeps their keys and values."""
-        batch = _Batch(prompts, [self._known(prompt) for prompt in prompts], self._layers, 0, self._model.device)
+        batch = Batch(prompts, [self._known(prompt) for prompt in prompts], self._layers, 0, self._model.device)
         cache = batch.run(self._model)[1]
         for row, prompt in enumerate(prompts):
             self._keep(prompt, batch, cache, row)
 
-    def _keep(self, ids: Sequence[int], batch: _Batch, cache: Any, row: int) -> None:
+    def _keep(self, ids: Sequence[int], batch: Batch, cache: Any, row: int) -> None:
         if self._shares:
             start = batch.known[row]
             columns = batch.mask[row].nonzero().squeeze(-1)[start : len(ids)]
             self._store.write(ids, row_of(cache, row, columns), start)
 
-    def _together(
-        self,
-        requests: Sequence[GenerationRequest],
-        pasts: Sequence[list[KeysAndValues]],
-        completions: Sequence[Completion],
-    ) -> None:
+    def _together(self, rows: list[Row], pasts: Sequence[list[KeysAndValues]]) -> None:
         """Generates for prompts that share every forward pass, into their completions."""
-        batch = _Batch(
-            [request.prompt_ids for request in requests], pasts, self._layers, self._max_new_tokens, self._model.device
-        )
-        uniforms = torch.stack([_uniforms(request.seed, self._max_new_tokens) for request in requests])
-        uniforms = uniforms.to(self._model.device)
-        rows = [_Row(request, made) for request, made in zip(requests, completions, strict=True)]
+        prompts = [row.prompt_ids for row in rows]
+        batch = Batch(prompts, pasts, self._layers, self._max_new_tokens, self._model.device)
         while True:
             self._guess(rows)
             batch.guess([row.guess for row in rows])
             logits, cache = batch.run(self._model)
-            drawn = self._draw(rows, logits, uniforms)
-            ending: list[int] = []
-            for index, row in enumerate(rows):
-                if not row.ended:
-                    row.take([next(drawn) for _ in range(1 + len(row.guess))], self._stop_ids, self._max_new_tokens)
-                    ending += [index] if row.ended else []
+            drawn = self._draw(rows, logits)
+            branches = [row.branches(drawn, self._stop_ids, self._max_new_tokens) for row in rows]
+            if any(len(parts) > 1 for parts in branches):
+                batch.keep(torch.tensor([index for index, parts in enumerate(branches) for _ in parts]))
+            rows = [row for parts in branches for row in parts]
             batch.accept([row.accepted for row in rows])
-            for index in ending:
-                request, ids = rows[index].request, rows[index].made.token_ids
-                # The last token has not been read, so it has no keys yet.
-                self._keep((*request.prompt_ids, *ids[:-1]), batch, cache, index)
-                _DRAFTS.learn((*request.prompt_ids, *ids), batch.known[index], len(request.prompt_ids))
-            live = [index for index, row in enumerate(rows) if not row.ended]
+            for index, row in enumerate(rows):
+                if row.samples and row.is_over(self._stop_ids, self._max_new_tokens):
+                    ids = (*row.prompt_ids, *row.written)
+                    # The last token has not been read, so it has no keys yet.
+                    self._keep(ids[:-1], batch, cache, index)
+                    _DRAFTS.learn(ids, batch.known[index], len(row.prompt_ids))
+                    row.samples = []
+            live = [index for index, row in enumerate(rows) if row.samples]
             if not live:
                 break
             # Rows that have ended leave a quarter at a time, since each leave copies the whole cache.
             if len(live) <= 0.75 * len(rows):
-                keep = torch.tensor(live, device=logits.device)
-                batch.keep(keep)
-                rows, uniforms = [rows[index] for index in live], uniforms[keep]
-            batch.append([row.made.token_ids[-1] for row in rows])
+                batch.keep(torch.tensor(live))
+                rows = [rows[index] for index in live]
+            batch.append([row.last for row in rows])
 
-    def _guess(self, rows: Sequence[_Row]) -> None:
+    def _guess(self, rows: Sequence[Row]) -> None:
         """Guesses how rows go on."""
-        live = sum(not row.ended for row in rows)
+        live = sum(bool(row.samples) for row in rows)
         # Holes in a cache, which wrong guesses leave, are masked; a sliding window would count them.
         most = 0 if self._layers is None else min(max(_GUESSED // live, 1), _GUESSED_A_ROW)
         for row in rows:
-            ids = row.made.token_ids
+            written = row.written
             # The token after the last guess is drawn as well.
-            row.accepted = 0
-            left = 0 if row.ended else self._max_new_tokens - len(ids) - 1
-            row.guess = _DRAFTS.guess((*row.request.prompt_ids[-ALIKE:], *ids[-ALIKE:]), min(most, left))
+            left = self._max_new_tokens - len(written) - 1 if row.samples else 0
+            row.guess = _DRAFTS.guess((*row.prompt_ids[-ALIKE:], *written[-ALIKE:]), min(most, left))
 
-    def _draw(self, rows: Sequence[_Row], logits: Tensor, uniforms: Tensor) -> Iterator[tuple[int, float]]:
-        """Draws the tokens that follow what is certain of each row and each of its guesses, and their logprobs."""
+    def _draw(self, rows: Sequence[Row], logits: Tensor) -> Iterator[tuple[int, float]]:
+        """Draws for each sample the tokens after what is certain of it and after each guess, with logprobs."""
         places = [
-            (index, place, len(row.made.token_ids) + place)
-            for index, row in enumerate(rows)
-            if not row.ended
-            for place in range(1 + len(row.guess))
+            (index, place) for index, row in enumerate(rows) for _ in row.samples for place in range(1 + len(row.guess))
         ]
-        index, place, number = torch.tensor(places, device=logits.device).T
-        drawn = sample(logits[index, place], uniforms[index, number], self._temperature, self._top_p)
+        uniforms = [
+            one.uniforms[len(row.written) : len(row.written) + 1 + len(row.guess)]
+            for row in rows
+            for one in row.samples
+        ]
+        index, place = torch.tensor(places, device=logits.device).T
+        drawn = sample(logits[index, place], torch.cat(uniforms), self._temperature, self._top_p)
         return zip(*(values.tolist() for values in drawn), strict=True)
-
-
-@dataclass(slots=True)
-class _Row:
-    """A prompt under way.
-
-    Attributes:
-        request: The prompt.
-        made: What follows it so far.
-        guess: Tokens that may come next.
-        accepted: How many of them did.
-        ended: Whether nothing more follows.
-    """
-
-    request: GenerationRequest
-    made: Completion
-    guess: Sequence[int] = ()
-    accepted: int = 0
-    ended: bool = False
-
-    def take(self, drawn: Sequence[tuple[int, float]], stop_ids: Collection[int], most: int) -> None:
-        """Takes what was drawn after the guess as far as the guess came true: the token and one for each guess."""
-        before = len(self.made.token_ids)
-        for (token, logprob), guessed in zip(drawn, (*self.guess, None), strict=True):
-            self.made.token_ids.append(token)
-            self.made.logprobs.append(logprob)
-            self.ended = token in stop_ids or len(self.made.token_ids) == most
-            if self.ended or token != guessed:
-                break
-        self.accepted = len(self.made.token_ids) - before - 1
-
-
-class _Batch:
-    """The tensors of prompts that share their forward passes.
-
-    Attributes:
-        known: Tokens of each row that were known before, (n,).
-        mask: 1 on real tokens, read or about to be read, int (n, w). Both the known beginning and the rest of a row are
-            padded on the left; where guesses were wrong, there are holes in what was written.
-    """
-
-    def __init__(
-        self,
-        prompts: Sequence[Sequence[int]],
-        pasts: Sequence[Sequence[KeysAndValues]],
-        layers: int | None,
-        room: int,
-        device: Any,
-    ) -> None:
-        self.known = [BLOCK * len(past) for past in pasts]
-        rests = [list(prompt[known:]) for prompt, known in zip(prompts, self.known, strict=True)]
-        width, longest = max(self.known), max(map(len, rests))
-        mask = [
-            [0] * (width - known) + [1] * known + [0] * (longest - len(rest)) + [1] * len(rest)
-            for known, rest in zip(self.known, rests, strict=True)
-        ]
-        self.mask = torch.tensor(mask, device=device)
-        # Any id pads, since the mask hides it.
-        self._ids = torch.tensor([[0] * (longest - len(rest)) + rest for rest in rests], device=device)
-        self._cache: Any = None if layers is None else batch_cache(pasts, layers, longest + min(room, 64))
-        self._guessed = 0
-
-    def guess(self, guesses: Sequence[Sequence[int]]) -> None:
-        """Lets the model read guesses of each row, (n,), in the same pass; `accept` must follow it."""
-        self._guessed = most = max(map(len, guesses))
-        if most:
-            mask = [[1] * len(guess) + [0] * (most - len(guess)) for guess in guesses]
-            ids = [[*guess, *[0] * (most - len(guess))] for guess in guesses]
-            self.mask = torch.cat([self.mask, torch.tensor(mask, device=self.mask.device)], dim=-1)
-            self._ids = torch.cat([self._ids, torch.tensor(ids, device=self.mask.device)], dim=-1)
-
-    def run(self, model: Any) -> tuple[Tensor, Any]:
-        """Reads the tokens that are about to be read.
-
-        Returns:
-            The logits of what follows the last certain token and each guess, float32 (n, 1 + g, vocabulary), and the
-            cache.
-        """
-        output = model(
-            input_ids=self._ids,
-            attention_mask=self.mask,
-            position_ids=(self.mask.cumsum(-1) - 1).clamp(min=0)[:, -self._ids.shape[1] :],
-            use_cache=True,
-            logits_to_keep=1 + self._guessed,
-            **({} if self._cache is None else {CACHE_ARGUMENT: self._cache}),
-        )
-        self._cache = output[CACHE_ARGUMENT]
-        return output.logits[:, -1 - self._guessed :].float(), self._cache
-
-    def accept(self, counts: Sequence[int]) -> None:
-        """Hides the guesses of each row, (n,), from this number on: they were wrong."""
-        if self._guessed:
-            kept = torch.tensor([[1] * count + [0] * (self._guessed - count) for count in counts])
-            self.mask[:, -self._guessed :] *= kept.to(self.mask.device)
-
-    def append(self, chosen: Sequence[int]) -> None:
-        """Makes the chosen tokens, (n,), those that are read next."""
-        self._ids = torch.tensor(chosen, device=self.mask.device)[:, None]
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(chosen), 1)], dim=-1)
-
-    def keep(self, rows: Tensor) -> None:
-        """Keeps some rows, (k,)."""
-        self._cache.batch_select_indices(rows)
-        self.known = [self.known[row] for row in rows.tolist()]
-        self.mask = self.mask[rows]
 
 
 def sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

@@ -197,10 +197,12 @@ def test_a_beginning_is_read_once(model: Any) -> None:
 
 
 def test_prompts_of_one_batch_share_their_beginning(model: Any) -> None:
-    prompt = tuple(range(30, 30 + 8 * BLOCK))
+    common = tuple(range(30, 30 + 7 * BLOCK))
+    prompts = [(*common, *range(150 + number, 150 + number + BLOCK)) for number in range(5)]
     with Reads(model) as reads:
-        generator(model, max_new_tokens=1)([GenerationRequest(prompt, seed) for seed in range(5)])
-    # All blocks but the last, whose last token each request reads for itself.
+        # Twice: what is the same to its last token is one prompt.
+        generator(model, max_new_tokens=1)([GenerationRequest(prompt, seed) for seed, prompt in enumerate(prompts * 2)])
+    # The last token of each is left to be read with the rest of its last block.
     assert reads.tokens == 7 * BLOCK + 5 * BLOCK
 
 
@@ -299,6 +301,25 @@ def test_wrong_guesses_change_no_token(model: Any, monkeypatch: pytest.MonkeyPat
     assert kept == expected
     assert torch.allclose(torch.tensor(others), torch.tensor(logprobs), atol=1e-4)
     assert max(guessed) > 3
+
+
+def test_requests_with_one_prompt_are_one_row_until_they_differ(model: Any) -> None:
+    options: dict[str, Any] = {"temperature": 1.5, "max_new_tokens": 12}
+    seeds = [*range(5), 3, 3]
+    alone = [generator(model, **options)([GenerationRequest(PROMPTS[2], seed)])[0] for seed in seeds]
+    read: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda _, __, given: read.append(len(given["input_ids"])), with_kwargs=True
+    )
+    mixed = [GenerationRequest(prompt, seed) for seed in seeds for prompt in (PROMPTS[2], PROMPTS[0])]
+    together = generator(model, **options)(mixed)[::2]
+    handle.remove()
+    assert [done.token_ids for done in together] == [done.token_ids for done in alone]
+    for done, own in zip(together, alone, strict=True):
+        assert done.logprobs == pytest.approx(own.logprobs, abs=1e-4)
+    # Two prompts at first, then a row for each of at most five samples of either.
+    assert read[0] == 2
+    assert max(read) == 10
 
 
 def test_a_guess_ends_where_the_completion_must(model: Any) -> None:
