@@ -126,7 +126,8 @@ async def _evaluate_and_close(job: Job) -> tuple[Run, Stopped | None]:
     from fate_gym.evaluation.playing import Player
     from fate_gym.evaluation.workers import engage
 
-    workers = engage(Player(job.plan.environments, job.agent), job.config.workers, job.config.backend)
+    player = Player(job.plan.environments, job.agent)
+    workers = engage(player, job.config.workers, job.config.backend, on_gpu=job.agent.on_gpu)
     try:
         return await _evaluate(job, workers)
     finally:
