@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeVar, get_args
 
 from fate_gym.chat import Json, Message
 from fate_gym.rewards import AXES, AxisVerdict, Verdict
@@ -30,12 +30,16 @@ USAGE: Final = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasonin
 
 _TIMES: Final = ("total", "agent")
 
+N = TypeVar("N", int, float)
+
 _LABELS: Final = ("risk_source", "failure_mode", "real_world_harm")
 _SHARES: Final = frozenset(
     ("harm_low", "harm_high", "score_low", "score_high", "refused", "unsafe", "flagged", *_LABELS)
 )
 """Measures that are shares: metrics take their means."""
 
+_STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+_OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
 _ROLES: Final = ("system", "user", "assistant", "tool")
 
 
@@ -251,7 +255,7 @@ class Episode:
             attack=fields.text_or_none("attack"),
             metadata=fields.object("metadata").values,
             seed=_integer(fields, "seed"),
-            status=fields.choice("status", get_args(Status)),
+            status=fields.choice("status", _STATUSES),
             error=fields.text_or_none("error"),
             ended=fields.text_or_none("ended"),
             truncated=fields.flag("truncated"),
@@ -275,13 +279,14 @@ _FIELDS: Final = tuple(entry.name for entry in dataclasses.fields(Episode) if en
 
 
 def _integer(fields: Fields, name: str) -> int:
-    value = fields.integer(name)
-    _count(fields, name)
-    return value
+    return _within(fields, name, fields.integer(name))
 
 
 def _count(fields: Fields, name: str) -> float:
-    value = fields.number(name)
+    return _within(fields, name, fields.number(name))
+
+
+def _within(fields: Fields, name: str, value: N) -> N:
     if not 0 <= value <= MAX_COUNT:
         raise fields.problem(name, f"must lie between 0 and {MAX_COUNT}")
     return value
@@ -325,7 +330,7 @@ _AXIS_FIELDS: Final = frozenset(entry.name for entry in dataclasses.fields(AxisV
 
 def _read_call(fields: Fields) -> Call:
     fields.only(_CALL_FIELDS)
-    outcome = fields.choice("outcome", get_args(Outcome))
+    outcome = fields.choice("outcome", _OUTCOMES)
     return Call(_integer(fields, "turn"), fields.text("id"), fields.text("name"), outcome)
 
 

@@ -117,11 +117,11 @@ def evaluate(
 
 async def _evaluate(config: EvalConfig, agent: Agent, on_done: Callable[[Episode], None]) -> Run:
     plan = config.plan()
-    workers = engage(Player(plan.environments, agent), config.workers, config.backend)
+    workers = engage(Player(plan.environments, agent), config.workers, config.backend, on_gpu=agent.on_gpu)
     try:
         await workers.do(Player.check, plan.has_tools())
         run = await run_evaluation(config, agent, plan=plan, workers=workers, on_done=on_done)
-        for remark in remarks(run.episodes, run.failures):
+        for remark in remarks(run):
             _log.warning("%s: %s", run.path, remark)
         return run
     finally:

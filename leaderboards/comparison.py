@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fate_gym.chat import Json
 from fate_gym.episode import Episode
 from fate_gym.errors import UsageError
+from fate_gym.evaluation.keys import KeyList
 from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Metric
 from fate_gym.evaluation.summary import ALL
 from fate_gym.leaderboards.columns import REFUSALS, Column, column
 from fate_gym.leaderboards.groups import mixed
 from fate_gym.leaderboards.runs import LoadedRun
-from fate_gym.leaderboards.statistics import Difference, difference
+from fate_gym.leaderboards.statistics import Difference, Floats, difference
 from fate_gym.storage import settings_apart
 
 
@@ -62,29 +64,92 @@ class Comparison:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """What a comparison needs of an episode.
+_Key: TypeAlias = tuple[str, str | None, str]
+"""Mode, attack and suite."""
 
-    Attributes:
-        group: Mode, attack and suite.
-        cluster: The task's cluster.
-        values: Its metrics in the order of `METRICS`; NaN where one does not apply.
+
+class Scores:
+    """What comparisons need of a run's scored episodes, in columns: some sixty bytes for each.
+
+    Args:
+        episodes: The episodes.
     """
 
-    group: tuple[str, str | None, str]
-    cluster: str
-    values: tuple[float, ...]
+    def __init__(self, episodes: Iterable[Episode] = ()) -> None:
+        self.tables: dict[_Key, Table] = {}
+        for episode in episodes:
+            self.add(episode)
+
+    def add(self, episode: Episode) -> None:
+        """Adds an episode."""
+        key = episode.mode, episode.attack, episode.suite
+        (self.tables.get(key) or self.tables.setdefault(key, Table(episode.mode))).add(episode)
+
+    def __len__(self) -> int:
+        return sum(len(table.keys) for table in self.tables.values())
 
 
-Scores: TypeAlias = Mapping[str, Score]
-"""The scored episodes of a run by key."""
+class Table:
+    """The scores of one mode, attack and suite.
+
+    Args:
+        mode: The mode.
+
+    Attributes:
+        keys: Keys of the episodes.
+    """
+
+    def __init__(self, mode: str) -> None:
+        self.keys = KeyList()
+        self._mode = mode
+        self._names: dict[str, int] = {}
+        self._clusters = array("l")
+        self._values = array("d")
+
+    def __bool__(self) -> bool:
+        return True
+
+    def add(self, episode: Episode) -> None:
+        """Adds an episode."""
+        self.keys.append(episode.key)
+        self._clusters.append(self._names.setdefault(episode.cluster, len(self._names)))
+        values = (metric.value(episode) for metric in METRICS.get(self._mode, AXIS_METRICS))
+        self._values.extend(math.nan if value is None else value for value in values)
+
+    def pairs(self, other: Table) -> Paired:
+        """Returns the scores of the episodes that both have."""
+        mine, theirs = self.keys.shared(other.keys)
+        names = list(self._names)
+        clusters = [names[i] for i in np.array(self._clusters)[mine].tolist()]
+        return Paired(self._rows(mine), other._rows(theirs), clusters)
+
+    def _rows(self, indices: NDArray[np.intp]) -> Floats:
+        return np.array(self._values).reshape(len(self.keys), -1)[indices]
 
 
-def score(episode: Episode) -> Score:
-    """Reads from an episode what a comparison needs of it."""
-    values = tuple(_value(metric, episode) for metric in METRICS.get(episode.mode, AXIS_METRICS))
-    return Score((episode.mode, episode.attack, episode.suite), episode.cluster, values)
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Episodes that two runs share.
+
+    Attributes:
+        a: The first run's values, (n, metrics); NaN where a metric does not apply.
+        b: The second's.
+        clusters: The first's tasks, n.
+    """
+
+    a: Floats
+    b: Floats
+    clusters: list[str]
+
+    def __add__(self, other: Paired) -> Paired:
+        return Paired(
+            np.concatenate([self.a, other.a]), np.concatenate([self.b, other.b]), self.clusters + other.clusters
+        )
+
+    def difference(self, i: int, metric: Metric) -> Difference:
+        """Compares both in a metric, the mode's i-th."""
+        curve = None if metric.curve is None else np.vectorize(metric.curve, otypes=[np.float64])
+        return difference(self.a[:, i], self.b[:, i], self.clusters, curve=curve)
 
 
 def compare(a: LoadedRun, b: LoadedRun) -> Comparison:
@@ -93,8 +158,7 @@ def compare(a: LoadedRun, b: LoadedRun) -> Comparison:
     Raises:
         UsageError: They are runs of different environments, or share no episode.
     """
-    first, second = ({e.key: score(e) for e in run.episodes} for run in (a, b))
-    return compare_scores(a, b, first, second)
+    return compare_scores(a, b, Scores(a.episodes), Scores(b.episodes))
 
 
 def compare_scores(
@@ -115,39 +179,33 @@ def compare_scores(
     envs = a.manifest["config"]["env"], b.manifest["config"]["env"]
     if envs[0] != envs[1]:
         raise UsageError(f"runs of different environments cannot be compared: {envs[0]} and {envs[1]}")
-    shared = sorted(key for key, score in first.items() if key in second and score.group == second[key].group)
+    every: dict[_Key, Paired] = {}
+    shared = 0
+    for (mode, attack, suite), table in first.tables.items():
+        found = table.pairs(second.tables[mode, attack, suite]) if (mode, attack, suite) in second.tables else None
+        if found is None or not found.clusters:
+            continue
+        shared += len(found.clusters)
+        whole = every.get((mode, attack, ALL))
+        every[mode, attack, ALL] = found if whole is None else whole + found
+        if every_suite:
+            every[mode, attack, suite] = found
     if not shared:
         raise UsageError(f"{a.path} and {b.path} have no episode in common: other tasks, attacks or suites")
-    groups: dict[tuple[str, str | None, str], list[str]] = defaultdict(list)
-    for key in shared:
-        mode, attack, suite = first[key].group
-        for name in (ALL, suite) if every_suite else (ALL,):
-            groups[mode, attack, name].append(key)
     unlike = _refusals_by_both_kinds(a, b)
     rows = [
-        Compared(attack, suite, column(mode, metric.name), found)
-        for (mode, attack, suite), keys in sorted(groups.items(), key=_order)
+        Compared(attack, suite, column(mode, metric.name), difference)
+        for (mode, attack, suite), pairs in sorted(every.items(), key=_order)
         for i, metric in enumerate(METRICS.get(mode, AXIS_METRICS))
         if not (unlike and column(mode, metric.name).name in REFUSALS)
-        if (found := _difference(i, metric, keys, first, second)).a is not None or found.b is not None
+        if (difference := pairs.difference(i, metric)).a is not None or difference.b is not None
     ]
     warnings = [*_warnings(a, b), *(["refusals were told by a rule and by a judge: not compared"] if unlike else [])]
-    missing = len(first) - len(shared), len(second) - len(shared)
+    missing = len(first) - shared, len(second) - shared
     return Comparison(a.run_id, b.run_id, tuple(rows), *missing, tuple(_settings(a, b)), tuple(warnings))
 
 
-def _value(metric: Metric, episode: Episode) -> float:
-    value = metric.value(episode)
-    return math.nan if value is None else value
-
-
-def _difference(i: int, metric: Metric, keys: Sequence[str], first: Scores, second: Scores) -> Difference:
-    a, b = ([scores[key].values[i] for key in keys] for scores in (first, second))
-    curve = None if metric.curve is None else np.vectorize(metric.curve, otypes=[np.float64])
-    return difference(a, b, [first[key].cluster for key in keys], curve=curve)
-
-
-def _order(entry: tuple[tuple[str, str | None, str], object]) -> tuple[str | bool, ...]:
+def _order(entry: tuple[_Key, object]) -> tuple[str | bool, ...]:
     mode, attack, suite = entry[0]
     return mode, attack or "", suite != ALL, suite
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fate_gym.episode import Episode
 from fate_gym.errors import RunError
+from fate_gym.evaluation.keys import KeyList, Keys
 from fate_gym.storage import dump, lines, parse
 
 Report = Callable[[str, str], None]
@@ -23,16 +25,18 @@ def episodes(run: Path, report: Report = silent) -> Iterator[Episode]:
         run: The folder.
         report: Called with the place and what is wrong there.
     """
-    seen: dict[str, int] = {}
+    seen, keys, numbers = Keys(), KeyList(), array("q")
     for number, episode in _lines(run / "episodes.jsonl", report):
         where = f"episodes.jsonl, line {number}"
-        if episode.key in seen:
-            report(where, f"repeats {episode.key}, which is on line {seen[episode.key]}")
-        elif episode.status != "ok":
+        if not seen.add(episode.key):
+            report(where, f"repeats {episode.key}, which is on line {numbers[keys.index(episode.key)]}")
+            continue
+        keys.append(episode.key)
+        numbers.append(number)
+        if episode.status != "ok":
             report(where, f"{episode.key} has status {episode.status!r}: what errored belongs into failures.jsonl")
         else:
             yield episode
-        seen.setdefault(episode.key, number)
 
 
 def failures(run: Path, report: Report = silent) -> Iterator[Episode]:

@@ -22,6 +22,7 @@ from fate_gym.agents.defences import DETECTOR, defend_again
 from fate_gym.agents.scripted import NOOP
 from fate_gym.episode import Episode, Shown
 from fate_gym.errors import CUTS, FateGymError, RunError, UsageError
+from fate_gym.evaluation.keys import Keys
 from fate_gym.evaluation.manifest import make_manifest, run_digest
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.recorded import CLASSES, Origin, differences
@@ -53,8 +54,6 @@ _MOST_DEFENCES: Final = 16
 
 _OURS: Final = ("fate-gym",)
 """Packages whose version decides scores; those of benchmarks stand in the provenance."""
-
-Items = Mapping[str, Item]
 
 
 def verify(path: Path, *, trusted: str | None = None, concurrency: int = 4) -> Verification:
@@ -88,15 +87,14 @@ def verify(path: Path, *, trusted: str | None = None, concurrency: int = 4) -> V
         report.add("manifest.json", f"no environment can be made from its settings: {error}")
         return report
     _check_manifest(manifest, plan, settings, report)
-    planned = {item.key: item for item in plan.items}
     imported = _is_imported(manifest, report)
-    _check_files(path, planned, report, imported=imported)
+    _check_files(path, plan, report, imported=imported)
     if imported:
         _check_recorded(path, report)
     _check_marks(manifest, declared, report)
     defences = _defences(settings, report, imported=imported)
-    asyncio.run(_check_replays(path, plan, planned, settings, defences, report, concurrency))
-    _check_summary(path, manifest, planned, report)
+    asyncio.run(_check_replays(path, plan, settings, defences, report, concurrency))
+    _check_summary(path, manifest, plan, report)
     _list_unknown(path, manifest, report)
     return report
 
@@ -181,22 +179,23 @@ def _with_judges(fresh: list[dict[str, Any]], stored: object, settings: Settings
     return named
 
 
-def _check_files(path: Path, planned: Items, report: Verification, *, imported: bool) -> None:
+def _check_files(path: Path, plan: Plan, report: Verification, *, imported: bool) -> None:
     """Checks every line, and that the task list is complete; what nobody recorded cannot be imported."""
-    keys: set[str] = set()
+    keys = Keys()
     for episode in scanning.episodes(path, report.add):
         keys.add(episode.key)
-        if episode.key not in planned:
+        if plan.find(episode.key) is None:
             report.add(episode.key, "is not in the task list of these settings")
     errors = {failure.key: failure.status for failure in scanning.failures(path, report.add)}
-    missing = [key for key in planned if key not in keys]
+    missing = [key for key in plan.items.keys if key not in keys]
     if imported and missing:
-        report.notes.append(f"imported: {len(missing)} of the {len(planned)} episodes of its attacks were not recorded")
+        planned = len(plan.items)
+        report.notes.append(f"imported: {len(missing)} of the {planned} episodes of its attacks were not recorded")
     for key in missing:
         if not imported or key in errors:
             error = f" (it errored: {errors[key]}; the same command tries it again)" if key in errors else ""
             report.add(key, f"is missing: the task list has it, and no episode does{error}")
-    for key in sorted(set(errors) - set(planned)):
+    for key in sorted(key for key in errors if plan.find(key) is None):
         report.add(key, "is in failures.jsonl and not in the task list of these settings")
 
 
@@ -251,7 +250,6 @@ def _check_marks(manifest: Mapping[str, Any], declared: set[str] | None, report:
 async def _check_replays(
     path: Path,
     plan: Plan,
-    planned: Items,
     settings: Settings,
     defences: tuple[str, ...] | None,
     report: Verification,
@@ -265,23 +263,25 @@ async def _check_replays(
         # Written and read once more, as the stored one was: text that no file can hold becomes what a file holds.
         stored, fresh = episode.to_json(), parse(encode_line(again.to_json()))
         if episode.status != "ok":
-            lines.append((episode.key, list(_failure_changes(episode, stored, fresh))))
+            found: list[Change] = list(_failure_changes(episode, stored, fresh))
         elif again.status != "ok":
-            lines.append((episode.key, [("replay", "ok", f"{again.status}: {again.error}")]))
+            found = [("replay", "ok", f"{again.status}: {again.error}")]
         else:
             claims = episode.verdict.to_json()
             for axis, verdict in fresh["verdict"].items():
                 if is_judged(axis, claims[axis], verdict, settings.judges.values()):
                     report.not_rescored[axis] += 1
                     fresh["verdict"][axis] = as_judged(axis, claims[axis], verdict)
-            lines.append((episode.key, list(changes(stored, fresh))))
+            found = list(changes(stored, fresh))
+        if found:
+            lines.append((episode.key, found))
 
     def recordings() -> Iterator[tuple[Item, Agent]]:
         for episode in itertools.chain(scanning.episodes(path), scanning.failures(path)):
-            if episode.key in planned:
+            if (item := plan.find(episode.key)) is not None:
                 agent = defend_again(Recording.of(episode), defences or (), episode.shown or Shown())
                 under_way[agent] = episode
-                yield planned[episode.key], agent
+                yield item, agent
 
     lines: list[tuple[str, list[Change]]] = []
     under_way: dict[Agent, Episode] = {}
@@ -320,11 +320,11 @@ def _failure_changes(failure: Episode, stored: dict[str, Any], fresh: dict[str, 
     yield from changes({name: stored[name] for name in names}, {name: fresh[name] for name in names})
 
 
-def _check_summary(path: Path, manifest: Mapping[str, Any], planned: Items, report: Verification) -> None:
+def _check_summary(path: Path, manifest: Mapping[str, Any], plan: Plan, report: Verification) -> None:
     stored = _object(path / "summary.json", SUMMARY_SCHEMA, report)
     if stored is None:
         return
-    summary = summarise(scanning.episodes(path), scanning.failures(path), {"digest": None, **manifest}, planned)
+    summary = summarise(scanning.episodes(path), scanning.failures(path), {"digest": None, **manifest}, plan.items.keys)
     # Written and read once more, so that numbers of NumPy are plain ones.
     fresh = parse(encode_line(summary))
     report.add_changes("summary.json", leaves(_named(stored), _named(fresh), ""))

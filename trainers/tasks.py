@@ -40,7 +40,8 @@ async def sample(plan: Plan, agent: Agent, items: Sequence[Item], *, concurrency
         items: The episodes, each an object of its own.
         concurrency: Episodes that run at the same time.
     """
-    # By identity: items may be equal, and are still different episodes.
+    # By identity: items may be equal, and are still different episodes; and a plan makes each when it is asked for.
+    items = list(items)
     place = {id(item): index for index, item in enumerate(items)}
     episodes: dict[int, Episode] = {}
 

@@ -127,7 +127,8 @@ async def _evaluate_and_close(job: Job) -> tuple[Run, Stopped | None]:
     from fate_gym.evaluation.playing import Player
     from fate_gym.evaluation.workers import engage
 
-    workers = engage(Player(job.plan.environments, job.agent), job.config.workers, job.config.backend)
+    player = Player(job.plan.environments, job.agent)
+    workers = engage(player, job.config.workers, job.config.backend, on_gpu=job.agent.on_gpu)
     try:
         return await _evaluate(job, workers)
     finally:
@@ -151,7 +152,7 @@ async def _evaluate(job: Job, workers: Workers[Player]) -> tuple[Run, Stopped | 
     signals: list[int] = []
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with err.progress(*columns, "{task.fields[errors]}") as bar:
-        task = bar.add_task(agent.name, total=len(plan.items), completed=len(job.done), errors="")
+        task = bar.add_task(agent.name, total=len(plan.items), completed=job.done, errors="")
         errors = 0
 
         def on_done(episode: Any) -> None:
@@ -160,7 +161,7 @@ async def _evaluate(job: Job, workers: Workers[Player]) -> tuple[Run, Stopped | 
             bar.update(task, advance=1, errors=f"{errors} errors" if errors else "")
 
         work = asyncio.ensure_future(
-            run_evaluation(config, agent, plan=plan, workers=workers, stop=stop, on_done=on_done)
+            run_evaluation(config, agent, plan=plan, found=job.found, workers=workers, stop=stop, on_done=on_done)
         )
 
         def on_signal(number: int) -> None:
@@ -224,5 +225,5 @@ def _print_remarks(runs: list[Run]) -> None:
     from fate_gym.evaluation.report import remarks
 
     for run in runs:
-        for remark in remarks(run.episodes, run.failures):
+        for remark in remarks(run):
             err.line(f"{run.path}: {remark}")

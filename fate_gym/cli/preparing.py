@@ -18,6 +18,7 @@ from fate_gym.rollout import Agent
 
 if TYPE_CHECKING:
     from fate_gym.evaluation.plan import Item, Plan
+    from fate_gym.evaluation.store import RunFolder
 
 
 @dataclass(frozen=True)
@@ -28,18 +29,24 @@ class Job:
         config: Its settings.
         agent: Who acts.
         plan: All of its episodes.
-        done: Keys of those that its folder holds already.
+        found: The run that its folder holds already; None where it would be a new one.
     """
 
     config: EvalConfig
     agent: Agent
     plan: Plan
-    done: frozenset[str]
+    found: RunFolder | None
 
     @property
-    def left(self) -> list[Item]:
+    def done(self) -> int:
+        """Number of its episodes that are there; those of a larger limit are none of its own."""
+        return 0 if self.found is None else sum(key in self.found.done for key in self.plan.items.keys)
+
+    @property
+    def left(self) -> Iterator[Item]:
         """The episodes to run."""
-        return [item for item in self.plan.items if item.key not in self.done]
+        done = () if self.found is None else self.found.done
+        return (item for item in self.plan.items if item.key not in done)
 
 
 def prepare(options: argparse.Namespace) -> list[Job]:
@@ -68,8 +75,7 @@ def prepare(options: argparse.Namespace) -> list[Job]:
                 with err.status(f"Loading {config.env}"):
                     plans[key] = config.plan()
             found = RunFolder.find(config.out, make_manifest(config, plans[key], agent), ignore=NOT_IN_DIGEST)
-            planned = {item.key for item in plans[key].items}
-            jobs.append(Job(config, agent, plans[key], frozenset(planned & found.done if found else ())))
+            jobs.append(Job(config, agent, plans[key], found))
     return jobs
 
 
@@ -90,7 +96,7 @@ def _dry_run(job: Job) -> dict[str, Any]:
     expected = forecast(job.plan, job.left)
     return {
         "config": job.config.to_json(),
-        "episodes": {"planned": len(job.plan.items), "done": len(job.done)},
+        "episodes": {"planned": len(job.plan.items), "done": job.done},
         "at_least": {**expected.usage(), "cost_usd": job.agent.cost(expected.usage()), "solved": expected.solved},
     }
 
@@ -98,7 +104,7 @@ def _dry_run(job: Job) -> dict[str, Any]:
 def _comments(job: Job) -> Iterator[str]:
     found = _dry_run(job)
     planned, done = found["episodes"].values()
-    attacks = Counter(item.key.partition("/")[0] for item in job.plan.items)
+    attacks = Counter(key.partition("/")[0] for key in job.plan.items.keys)
     each = f" ({', '.join(f'{name} {count:,}' for name, count in attacks.items())})" if len(attacks) > 1 else ""
     yield f"{job.agent.name}: {planned:,} episodes{each}, {done:,} of them done."
     least = found["at_least"]

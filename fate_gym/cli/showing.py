@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +110,16 @@ def _show_run(run: Run, options: argparse.Namespace) -> None:
     for table in results_tables([run.summary], by_suite=True):
         out.table(table)
     out.prose(notes([run.summary]))
-    for remark in remarks(run.episodes, run.failures):
+    for remark in remarks(run):
         out.line(remark)
-    # Lines only: the episodes of a large run would not fit into memory.
-    lines = [(episode.key, _values(episode)) for episode in run.episodes if _is_listed(episode, options)]
-    failures = [
-        (failure.key, f"{failure.status}: {failure.error}") for failure in run.failures if _matches(failure, options)
-    ]
     every = options.all or options.failed
+    lines = ((episode.key, _values(episode)) for episode in run.episodes if _is_listed(episode, options))
     _print_some(f"episodes{'' if every else ' below a perfect score'}", lines, every=options.all)
-    if failures:
-        _print_some("episodes that ended in an error", failures, every=options.all)
+    failures = (
+        (failure.key, f"{failure.status}: {failure.error}") for failure in run.failures if _matches(failure, options)
+    )
+    if (first := next(failures, None)) is not None:
+        _print_some("episodes that ended in an error", chain([first], failures), every=options.all)
 
 
 def _check_filters(run: Run, options: argparse.Namespace) -> None:
@@ -128,17 +129,20 @@ def _check_filters(run: Run, options: argparse.Namespace) -> None:
         known = {group[name] or "none" for group in run.summary["groups"]} - {ALL}
         if given is not None and given not in known:
             raise UsageError(unknown(f"{name} of this run", given, sorted(known)))
-    tasks = {key.partition("/")[2].rpartition("#")[0] for key in (*run.episodes.keys, *run.failures.keys)}
+    keys = chain(run.episodes.each_key(), run.failures.each_key())
+    tasks = {key.partition("/")[2].rpartition("#")[0] for key in keys}
     if options.task is not None and not any(fnmatch.fnmatchcase(task, options.task) for task in tasks):
         raise UsageError(f"no task of this run matches {options.task!r}; the first is {min(tasks, default='missing')}")
 
 
-def _print_some(title: str, lines: list[tuple[str, str]], *, every: bool) -> None:
-    printed = lines if every else lines[:_LISTED]
-    out.text(f"\n{title}: {len(lines)}")
+def _print_some(title: str, lines: Iterator[tuple[str, str]], *, every: bool) -> None:
+    """Prints lines below their number; only those that are printed are held in memory."""
+    printed = list(lines if every else islice(lines, _LISTED))
+    more = sum(1 for _ in lines)
+    out.text(f"\n{title}: {len(printed) + more}")
     out.entries(printed)
-    if len(printed) < len(lines):
-        out.line(f"... and {len(lines) - len(printed)} more (--all)")
+    if more:
+        out.line(f"... and {more} more (--all)")
 
 
 def _is_listed(episode: Episode, options: argparse.Namespace) -> bool:

@@ -26,6 +26,7 @@ async def run_evaluation(
     agent: Agent | ActFunction,
     *,
     plan: Plan | None = None,
+    found: RunFolder | None = None,
     workers: Workers[Player] | None = None,
     stop: asyncio.Event | None = None,
     on_done: Callable[[Episode], None] = lambda episode: None,
@@ -40,6 +41,7 @@ async def run_evaluation(
         config: The settings.
         agent: An agent, or a function from observation to message.
         plan: Made from `config` if it is not given.
+        found: The run that the folder holds, as `RunFolder.find` returned it, so that it is not read again.
         workers: Who plays the plan's episodes with such an agent, and where (`engage`); this process if not given.
         stop: Once set, no further episode begins.
         on_done: Called with each episode when it has ended and is stored.
@@ -56,8 +58,9 @@ async def run_evaluation(
     agent = as_agent(agent)
     workers = workers or InProcess(Player(plan.environments, agent))
     check_budget(config.max_cost, agent)
-    with RunFolder.open(config.out, make_manifest(config, plan, agent), ignore=NOT_IN_DIGEST) as folder:
-        planned = _planned(config, plan, folder)
+    manifest = make_manifest(config, plan, agent)
+    with RunFolder.open(config.out, manifest, ignore=NOT_IN_DIGEST, found=found) as folder:
+        planned = _whole(config, plan, folder)
         budget = Budget(config.max_cost, agent, folder, stop)
         faults = Faults(stop, scored=bool(folder.done))
 
@@ -68,7 +71,7 @@ async def run_evaluation(
             on_done(episode)
 
         try:
-            items = [item for item in plan.items if item.key not in folder.done]
+            items = (item for item in plan.items if item.key not in folder.done)
             exhausted = await run_episodes(
                 items, workers, concurrency=config.concurrency, on_done=keep, stop=stop, on_fault=faults.note
             )
@@ -81,20 +84,20 @@ async def run_evaluation(
     return dataclasses.replace(run, exhausted=exhausted)
 
 
-def _conclude(folder: RunFolder, planned: list[str]) -> Run:
+def _conclude(folder: RunFolder, planned: Plan) -> Run:
     """Writes the summary of what there is."""
     folder.check()
-    run = load_run(folder.path, planned=planned)
+    run = load_run(folder.path, planned=planned.items.keys)
     folder.write_summary(run.summary)
     return run
 
 
-def _planned(config: EvalConfig, plan: Plan, folder: RunFolder) -> list[str]:
-    """Returns the keys of all episodes that the run should have, and lets its manifest name the larger limit."""
+def _whole(config: EvalConfig, plan: Plan, folder: RunFolder) -> Plan:
+    """Returns the plan of all episodes that the run should have, and lets its manifest name the larger limit."""
     stored: int | None = folder.manifest["config"]["limit"]
     if stored != config.limit and (config.limit is None or (stored is not None and stored < config.limit)):
         settings = {**folder.manifest["config"], "limit": config.limit}
         folder.replace_manifest({**folder.manifest, "config": settings})
     elif stored != config.limit:
         plan = dataclasses.replace(config, limit=stored).plan()
-    return [item.key for item in plan.items]
+    return plan

@@ -62,7 +62,7 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> Estimate:
     return Estimate(p, low, high, int(n), "wilson")
 
 
-def rate(values: ArrayLike, clusters: Sequence[str]) -> Estimate:
+def rate(values: ArrayLike, clusters: Sequence[str], counts: ArrayLike | None = None) -> Estimate:
     """Returns a rate with its 95% interval; `method` is "wilson" or "clustered wilson".
 
     Where every cluster holds one value, 0 or 1, that is Wilson's interval. Elsewhere it is Wilson's with as many trials
@@ -77,6 +77,7 @@ def rate(values: ArrayLike, clusters: Sequence[str]) -> Estimate:
     Args:
         values: Outcomes in [0, 1], shape (n,).
         clusters: What each outcome shares with others, its task, length n.
+        counts: How often each outcome came, shape (n,); once each if not given. A million episodes have few outcomes.
 
     Raises:
         ValueError: A value is outside [0, 1] or NaN, or the lengths differ.
@@ -84,38 +85,40 @@ def rate(values: ArrayLike, clusters: Sequence[str]) -> Estimate:
     numbers = _checked(values, clusters)
     if numbers.size and not (numbers.min() >= 0 and numbers.max() <= 1):
         raise ValueError("values must be in [0, 1]")
-    sums, counts = _by_cluster(numbers, clusters)
-    if sums.size == numbers.size and np.isin(numbers, (0, 1)).all():
-        return wilson(int(numbers.sum()), numbers.size)
-    mean = min(1.0, float(sums.sum() / counts.sum()))
-    trials = _effective_size(np.sort(numbers), sums, counts, mean)
+    times = np.ones_like(numbers) if counts is None else np.asarray(counts, dtype=np.float64)
+    sums, sizes = _by_cluster(numbers, times, clusters)
+    n = int(times.sum())
+    if sums.size == n and np.isin(numbers, (0, 1)).all():
+        return wilson(int(sums.sum()), n)
+    mean = min(1.0, float(sums.sum() / n))
+    # Sorted, so that the rounding of sums does not depend on the order of the input.
+    order = np.argsort(numbers, kind="stable")
+    variance = float(times[order] @ (numbers[order] - mean) ** 2) / n
+    trials = _effective_size(variance, sums, sizes, mean)
     bounds = wilson(mean * trials, trials)
-    return Estimate(mean, bounds.low, bounds.high, numbers.size, "clustered wilson")
+    return Estimate(mean, bounds.low, bounds.high, n, "clustered wilson")
 
 
-def _effective_size(
-    numbers: NDArray[np.float64], sums: NDArray[np.float64], counts: NDArray[np.float64], mean: float
-) -> float:
-    """Returns the number of independent coin flips that tell as much of the mean as these values.
+def _effective_size(variance: float, sums: NDArray[np.float64], sizes: NDArray[np.float64], mean: float) -> float:
+    """Returns the number of independent coin flips that tell as much of the mean as some values.
 
     Args:
-        numbers: The values, (n,).
+        variance: Of all values.
         sums: Their sum in each cluster, (k,).
-        counts: Their number in each cluster, (k,).
+        sizes: Their number in each cluster, (k,).
         mean: Of all values.
     """
-    n, k = numbers.size, sums.size
+    n, k = float(sizes.sum()), sums.size
     # The design effect if all values of a cluster were copies of one (Kish, 1965).
-    largest = float(counts @ counts) / n
+    largest = float(sizes @ sizes) / n
     coin = mean * (1 - mean)
     if coin <= _SAME:
         return n / largest
-    variance = float(np.mean((numbers - mean) ** 2))
     effect = largest
     if k > 1 and variance > _SAME:
-        residuals = sums - mean * counts
+        residuals = sums - mean * sizes
         effect = float(np.clip(k / (k - 1) * (residuals @ residuals) / (n * variance), 1.0, largest))
-    telling = np.count_nonzero(sums > _SAME if mean <= 0.5 else counts - sums > _SAME)
+    telling = np.count_nonzero(sums > _SAME if mean <= 0.5 else sizes - sums > _SAME)
     effect = (telling * effect + largest) / (telling + 1)
     # Graded values vary less than coin flips of the same mean; one cluster's weight again says that they may not.
     graded = (k * variance / coin + 1) / (k + 1)
@@ -160,12 +163,13 @@ def _checked(values: ArrayLike, clusters: Sequence[str]) -> NDArray[np.float64]:
 
 
 def _by_cluster(
-    numbers: NDArray[np.float64], clusters: Sequence[str]
+    numbers: NDArray[np.float64], times: NDArray[np.float64], clusters: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns each cluster's sum and number of values, float64 (clusters,) both, in the order of the names."""
     index = {name: i for i, name in enumerate(sorted(set(clusters)))}
     labels = np.array([index[name] for name in clusters], dtype=np.intp)
     # Sorted, so that the rounding of the sums does not depend on the order of the input.
-    order = np.lexsort((numbers, labels))
-    sums = np.bincount(labels[order], weights=numbers[order])
-    return sums.astype(np.float64), np.bincount(labels).astype(np.float64)
+    order = np.lexsort((times, numbers, labels))
+    labels, times = labels[order], times[order]
+    sums = np.bincount(labels, weights=numbers[order] * times)
+    return sums.astype(np.float64), np.bincount(labels, weights=times).astype(np.float64)

@@ -15,7 +15,8 @@ Without harm_low and harm_high, harm is 1 - security.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -66,13 +67,14 @@ class Metric:
         """The best value of an episode."""
         return 0.0 if self.direction == "down" else 1.0
 
-    def values(self, episodes: Iterable[Episode]) -> list[tuple[Episode, float]]:
-        """Returns the episodes to which it applies, each with its value."""
-        return [(episode, value) for episode in episodes if (value := self.value(episode)) is not None]
+    def values(self, episodes: Iterable[Episode]) -> Counter[tuple[str, float]]:
+        """Counts the episodes to which it applies, by cluster and value."""
+        values = ((episode.cluster, self.value(episode)) for episode in episodes)
+        return Counter((cluster, value) for cluster, value in values if value is not None)
 
-    def estimate(self, values: Sequence[tuple[Episode, float]]) -> Estimate:
+    def estimate(self, values: Mapping[tuple[str, float], int]) -> Estimate:
         """Returns the mean with its 95 % interval, which allows for episodes that share a user task (see `rate`)."""
-        estimate = rate([value for _, value in values], [episode.cluster for episode, _ in values])
+        estimate = rate([value for _, value in values], [cluster for cluster, _ in values], list(values.values()))
         if self.curve is None or estimate.value is None or estimate.low is None or estimate.high is None:
             return estimate
         value, low, high = map(self.curve, (estimate.value, estimate.low, estimate.high))

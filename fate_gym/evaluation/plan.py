@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import hashlib
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from itertools import accumulate
+from typing import Final, overload
 
 from fate_gym.attack import Attack
 from fate_gym.benchmark import Benchmark
@@ -63,6 +65,66 @@ class Item:
     seed: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A task with its repeats.
+
+    Attributes:
+        env_index: As of its items.
+        task: The task.
+        seed: The plan's.
+        repeats: How many.
+    """
+
+    env_index: int
+    task: Task
+    seed: int
+    repeats: int
+
+    def key(self, repeat: int) -> str:
+        return episode_key(self.task, repeat)
+
+    def item(self, repeat: int) -> Item:
+        seed = _hash(self.seed, self.task.attack or "none", self.task.id, repeat) % 2**31
+        return Item(self.key(repeat), self.env_index, self.task.id, repeat, seed)
+
+
+class Items(Sequence[Item]):
+    """The episodes of a plan, each made when it is asked for: a plan of many repeats would not be small.
+
+    Args:
+        planned: The tasks, in order.
+    """
+
+    def __init__(self, planned: Sequence[_Planned]) -> None:
+        self._planned = planned
+        self._ends = list(accumulate(each.repeats for each in planned))
+
+    @property
+    def keys(self) -> Iterator[str]:
+        """Their keys, in order."""
+        return (each.key(repeat) for each in self._planned for repeat in range(each.repeats))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Item, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | tuple[Item, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(len(self))[index])
+        place = range(len(self))[index]
+        which = bisect(self._ends, place)
+        return self._planned[which].item(place - self._ends[which] + self._planned[which].repeats)
+
+    def __iter__(self) -> Iterator[Item]:
+        return (each.item(repeat) for each in self._planned for repeat in range(each.repeats))
+
+
 class Plan:
     """The episodes of some task sets, and environments to run them in.
 
@@ -82,22 +144,23 @@ class Plan:
 
     def __init__(self, task_sets: Sequence[TaskSet], seed: int) -> None:
         self._envs: list[ToolEnv] = []
-        items: dict[str, Item] = {}
+        planned: dict[str, _Planned] = {}
         for task_set in task_sets:
             for attack in (None,) if task_set.attack is None else task_set.attack:
                 arguments = {} if task_set.attack is None else {"attack": None if attack == "none" else attack}
                 self._envs.append(make_environment(task_set.env, {**task_set.env_args, **arguments}))
-                for item in self._items(task_set, seed):
-                    if item.key in items:
-                        raise ValueError(f"two task sets hold {item.key}: a task may stand in one of them")
-                    items[item.key] = item
+                for each in self._tasks(task_set, seed):
+                    if (key := each.key(0)) in planned:
+                        raise ValueError(f"two task sets hold {key}: a task may stand in one of them")
+                    planned[key] = each
             self._check_patterns(task_set)
-        if not items:
+        if not planned:
             raise ValueError(
                 f"no task of {', '.join(sorted({task_set.env for task_set in task_sets}))} is left: check the patterns "
                 "in `tasks` (in training also `exclude`); `fate-gym tasks` lists the ids"
             )
-        self.items = tuple(items.values())
+        self._planned = planned
+        self.items = Items(tuple(planned.values()))
 
     @property
     def environments(self) -> tuple[ToolEnv, ...]:
@@ -109,6 +172,16 @@ class Plan:
         """The benchmark of each environment."""
         return tuple(env.benchmark for env in self._envs)
 
+    def find(self, key: str) -> Item | None:
+        """Returns the item of a key; None if it has none."""
+        name, _, number = key.rpartition("#")
+        found = self._planned.get(f"{name}#0")
+        # Compared again, since "01" is a number too.
+        if found is None or not number.isdecimal() or len(number) > len(str(found.repeats)):
+            return None
+        repeat = int(number)
+        return found.item(repeat) if repeat < found.repeats and found.key(repeat) == key else None
+
     def make_env(self, env_index: int) -> ToolEnv:
         """Makes one more environment; it shares the benchmark and its caches with the others, so this is cheap."""
         return another(self._envs[env_index])
@@ -119,7 +192,7 @@ class Plan:
 
     def has_tools(self) -> bool:
         """Whether any of the environments gives its agent tools."""
-        firsts = {item.env_index: item.task_id for item in reversed(self.items)}
+        firsts = {each.env_index: each.task.id for each in reversed(self._planned.values())}
         for env_index, task_id in firsts.items():
             # An environment that cannot even begin ends its own episodes as errors, not the whole run.
             with contextlib.suppress(Exception):
@@ -135,8 +208,8 @@ class Plan:
                 near = did_you_mean(pattern, ids) or f"; the first is {next(iter(ids))}"
                 raise ValueError(f"no task of {task_set.env} matches {pattern!r}{near}; `fate-gym tasks` lists them")
 
-    def _items(self, task_set: TaskSet, seed: int) -> Iterator[Item]:
-        """Yields the episodes of the environment that was made last."""
+    def _tasks(self, task_set: TaskSet, seed: int) -> Iterator[_Planned]:
+        """Yields the tasks of the environment that was made last."""
         env_index, env = len(self._envs) - 1, self._envs[-1]
         matching = [task_id for task_id in env.tasks if task_set.tasks is None or _matches(task_id, task_set.tasks)]
         # Drawn by a hash of the name, so that other tasks, or another limit, change the place of none.
@@ -144,10 +217,7 @@ class Plan:
         for task_id in env.tasks:
             if task_id not in drawn or _matches(task_id, task_set.exclude):
                 continue
-            task = env.task(task_id)
-            for repeat in range(task_set.repeats):
-                episode_seed = _hash(seed, task.attack or "none", task_id, repeat) % 2**31
-                yield Item(episode_key(task, repeat), env_index, task_id, repeat, episode_seed)
+            yield _Planned(env_index, env.task(task_id), seed, task_set.repeats)
 
 
 def another(env: ToolEnv) -> ToolEnv:

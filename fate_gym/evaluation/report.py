@@ -10,8 +10,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from fate_gym.episode import LEFT_OUT, Episode
+from fate_gym.episode import LEFT_OUT
 from fate_gym.evaluation.metrics import LABELS, METRICS
+from fate_gym.evaluation.run import Run
 from fate_gym.evaluation.summary import ALL
 from fate_gym.rendering import visible_line
 
@@ -230,22 +231,19 @@ def _percent(share: float) -> str:
     return "100" if share == 1.0 else f"{100 * share:.1f}"
 
 
-def remarks(episodes: Iterable[Episode], failures: Iterable[Episode]) -> Iterator[str]:
-    """Says what the numbers of a run do not show, a line each; nothing where there is nothing to say.
-
-    Args:
-        episodes: The scored episodes.
-        failures: The episodes that ended in an error and were never scored.
-    """
-    uncounted = sum(episode.usage.get(LEFT_OUT, 0) > 0 for episode in episodes)
-    ours = [failure for failure in failures if failure.status == "env_error"]
-    if ours:
+def remarks(run: Run) -> Iterator[str]:
+    """Says what the numbers of a run do not show, a line each; nothing where there is nothing to say."""
+    every = [group for group in run.summary["groups"] if group["suite"] == ALL]
+    if ours := sum(group["errors"].get("env_error", 0) for group in every):
+        first = next((failure.error for failure in run.failures if failure.status == "env_error"), None)
         yield (
-            f"WARNING: {_episodes(len(ours))} ended in env_error, an error of the environment itself. That is a fault "
+            f"WARNING: {_episodes(ours)} ended in env_error, an error of the environment itself. That is a fault "
             "of fate-gym or of a plug-in, never the model's. They have no score, so the rates leave them out: do not "
-            f"publish these before it is mended. The first says: {ours[0].error}"
+            f"publish these before it is mended. The first says: {first}"
         )
-    if uncounted:
+    # Episodes are read again only where some figure was left out.
+    if any(group["usage"].get(LEFT_OUT) for group in every):
+        uncounted = sum(episode.usage.get(LEFT_OUT, 0) > 0 for episode in run.episodes)
         yield f"Usage leaves out figures that cannot be true or have an unknown name, in {_episodes(uncounted)}."
 
 

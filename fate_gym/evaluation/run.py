@@ -2,58 +2,92 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-import re
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Final, overload
+
+import numpy as np
 
 from fate_gym.episode import Episode
 from fate_gym.errors import RunCorruptError, RunError, UsageError
 from fate_gym.evaluation.config import check_types
 from fate_gym.evaluation.intervals import Estimate
+from fate_gym.evaluation.keys import KeyList, Keys
 from fate_gym.evaluation.recorded import Origin
 from fate_gym.evaluation.store import EPISODES, FAILURES, OnProblem, RunFolder
 from fate_gym.evaluation.summary import ALL, summarise
 from fate_gym.rendering import EpisodeView
-from fate_gym.storage import Fields, lines, open_file, parse, read_object
+from fate_gym.storage import Fields, Place, open_file, parse, read_object
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class _Place(NamedTuple):
-    key: str
-    line: int
-    start: int
+class Places:
+    """Where the episodes of a file stand, noted while it is read: 24 bytes for each.
+
+    Attributes:
+        keys: Their keys.
+    """
+
+    def __init__(self) -> None:
+        self.keys = KeyList()
+        self._lines, self._starts = array("q"), array("q")
+
+    def note(self, key: str, place: Place) -> None:
+        """Adds an episode; of those with one key the last counts."""
+        self.keys.append(key)
+        self._lines.append(place.line)
+        self._starts.append(place.start)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return self._lines[index], self._starts[index]
 
 
 class Episodes(Sequence[Episode]):
-    """Episodes of a run, in the order of their keys ("user_task_2" before "user_task_10").
+    """Episodes of a run, in the order of their tasks ("user_task_2" before "user_task_10") and repeats.
 
     An episode is read from the disk when it is asked for: those of a large run would not fit into memory. Files of a
     run only grow, so this stays valid while the run goes on.
 
     Args:
         path: The file.
-        numbers: Key of each episode -> number of its line, from 1.
+        places: Where they stand in it.
+        without: Keys of episodes to leave out.
     """
 
-    def __init__(self, path: Path, numbers: Mapping[str, int]) -> None:
-        starts = [0, *accumulate(len(line) for _, line in lines(path))] if numbers else []
-        self._path = path
-        self._places = [_Place(key, numbers[key], starts[numbers[key] - 1]) for key in sorted(numbers, key=_in_order)]
+    def __init__(self, path: Path, places: Places, without: Keys | None = None) -> None:
+        self._path, self._places = path, places
+        order = places.keys.in_order()
+        if without:
+            kept = [key not in without for key in places.keys.at(order.tolist())]
+            order = order[np.array(kept, dtype=bool)]
+        self._order = order
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The keys, in order."""
-        return tuple(place.key for place in self._places)
+        return tuple(self.each_key())
+
+    def each_key(self) -> Iterator[str]:
+        """Yields the keys, in order; those of a large run are many."""
+        return self._places.keys.at(self._order.tolist())
+
+    def of(self, key: str) -> Episode:
+        """Returns the episode of a key; raises `KeyError` if it is not among these."""
+        index = self._places.keys.index(key)
+        if index not in self._order:
+            raise KeyError(key)
+        return next(self._read([index]))
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._order)
 
     @overload
     def __getitem__(self, index: int) -> Episode: ...
@@ -63,23 +97,24 @@ class Episodes(Sequence[Episode]):
 
     def __getitem__(self, index: int | slice) -> Episode | list[Episode]:
         if isinstance(index, slice):
-            return list(self._read(self._places[index]))
-        return next(self._read([self._places[index]]))
+            return list(self._read(self._order[index].tolist()))
+        return next(self._read([int(self._order[index])]))
 
     def __iter__(self) -> Iterator[Episode]:
-        return self._read(self._places)
+        return self._read(self._order.tolist())
 
     def __repr__(self) -> str:
         return f"<{len(self)} episodes of {self._path}>"
 
-    def _read(self, places: Iterable[_Place]) -> Iterator[Episode]:
+    def _read(self, indices: Iterable[int]) -> Iterator[Episode]:
         # Opened for each use alone, so that nobody has to close a run.
-        if not self._places:
+        if not len(self):
             return
         with open_file(self._path) as file:
-            for place in places:
-                file.seek(place.start)
-                yield Episode.from_json(parse(file.readline()), f"{self._path}, line {place.line}")
+            for index in indices:
+                line, start = self._places[index]
+                file.seek(start)
+                yield Episode.from_json(parse(file.readline()), f"{self._path}, line {line}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -135,13 +170,12 @@ class Run:
         """
         if isinstance(which, int):
             return self.episodes[which]
-        keys = [*self.episodes.keys, *self.failures.keys]
-        found = [key for key in keys if which in key]
+        found = [key for part in (self.episodes, self.failures) for key in part.each_key() if which in key]
         for matches in ([which], [key for key in found if key.endswith((which, f"{which}#0"))], found):
             if len(matches) == 1 and matches[0] in found:
-                index = keys.index(matches[0])
-                failed = index - len(self.episodes)
-                return self.episodes[index] if failed < 0 else self.failures[failed]
+                with contextlib.suppress(KeyError):
+                    return self.episodes.of(matches[0])
+                return self.failures.of(matches[0])
         if not found:
             raise UsageError(
                 f"{self.path} holds no episode whose key contains {which!r}; `fate-gym show RUN --all` lists them"
@@ -173,7 +207,10 @@ class Run:
             import pandas as pd
         except ModuleNotFoundError as error:
             raise UsageError(f"to_dataframe needs {error.name}: pip install pandas") from error
-        return pd.DataFrame([_row(episode) for part in (self.episodes, self.failures) for episode in part])
+        rows = (_row(episode) for part in (self.episodes, self.failures) for episode in part)
+        # A dict for each episode takes ten times what its row of the table does, so that there are never many of them.
+        parts = [pd.DataFrame(group) for group in iter(lambda: list(islice(rows, _ROWS)), [])]
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame([])
 
     def __repr__(self) -> str:
         counts = self.summary["episodes"]
@@ -185,7 +222,7 @@ class Run:
 
 
 def load_run(
-    path: str | os.PathLike[str], *, planned: Sequence[str] | None = None, on_problem: OnProblem | None = None
+    path: str | os.PathLike[str], *, planned: Iterable[str] | None = None, on_problem: OnProblem | None = None
 ) -> Run:
     """Reads a run folder, also while it is written. Every number is computed anew from the episodes.
 
@@ -198,25 +235,23 @@ def load_run(
     Raises:
         RunError: The folder is not a run, is one of a newer layout, or is damaged.
     """
-    folder = RunFolder.read(Path(path))
+    folder = RunFolder(Path(path))
     _check_manifest(folder)
-    scored: dict[str, int] = {}
-    failed: dict[str, int] = {}
+    scored, failed = Places(), Places()
     summary: dict[str, Any] = summarise(
-        _numbering(folder.numbered(EPISODES, on_problem), scored),
-        _numbering(folder.numbered(FAILURES, on_problem), failed),
+        _noting(folder.placed(EPISODES, on_problem), scored),
+        _noting(folder.placed(FAILURES, on_problem), failed),
         folder.manifest,
         planned or (),
     )
     if planned is None:
         _count_missing(summary["episodes"], folder.path)
-    failed = {key: line for key, line in failed.items() if key not in scored}
     return Run(
         path=folder.path,
         manifest=folder.manifest,
         summary=summary,
         episodes=Episodes(folder.path / EPISODES, scored),
-        failures=Episodes(folder.path / FAILURES, failed),
+        failures=Episodes(folder.path / FAILURES, failed, without=Keys(scored.keys) if len(failed.keys) else None),
     )
 
 
@@ -238,10 +273,10 @@ def _check_manifest(folder: RunFolder) -> None:
     Origin.read(folder.manifest, str(folder.path / "manifest.json"))
 
 
-def _numbering(numbered: Iterable[tuple[int, Episode]], lines: dict[str, int]) -> Iterator[Episode]:
-    """Yields the episodes, and notes the last line of each key on the way."""
-    for line, episode in numbered:
-        lines[episode.key] = line
+def _noting(placed: Iterable[tuple[Place, Episode]], places: Places) -> Iterator[Episode]:
+    """Yields the episodes, and notes on the way where they stand."""
+    for place, episode in placed:
+        places.note(episode.key, place)
         yield episode
 
 
@@ -256,9 +291,8 @@ def _count_missing(counts: dict[str, Any], path: Path) -> None:
         counts["missing"] = max(0, planned - counts["scored"] - counts["errors"])
 
 
-def _in_order(key: str) -> list[tuple[str, int]]:
-    """Sorts numbers in a text by their value."""
-    return [(text, int(number or 0)) for text, number in re.findall(r"([^0-9]*)([0-9]{0,18})", key)]
+_ROWS: Final = 20_000
+"""Rows of a table that are dicts at a time."""
 
 
 def _label(group: Mapping[str, Any]) -> str:

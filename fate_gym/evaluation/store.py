@@ -18,6 +18,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
@@ -25,18 +26,21 @@ from typing import Any, TypeAlias, TypeVar
 from fate_gym.chat import Json
 from fate_gym.episode import Episode
 from fate_gym.errors import RunError
+from fate_gym.evaluation.keys import Keys
 from fate_gym.evaluation.recorded import Recorded
 from fate_gym.storage import (
+    BEGINNING,
     LOCK_FILE,
     SURROGATE,
     AppendLog,
+    Place,
     WriterLock,
     check_same_settings,
     corrupt,
     encode_line,
     make_folder,
+    placed_records,
     read_object,
-    records,
     replace_file,
 )
 
@@ -57,43 +61,72 @@ T = TypeVar("T")
 
 
 def _readable(
-    numbered: Iterable[tuple[int, dict[str, Any]]],
+    placed: Iterable[tuple[Place, dict[str, Any]]],
     path: Path,
     read: Callable[[Any, str], T],
     on_problem: OnProblem | None,
-) -> Iterator[tuple[int, T]]:
-    """Yields (line number, what `read` makes of the record); see `RunFolder.numbered` for `on_problem`."""
-    for number, record in numbered:
+) -> Iterator[tuple[Place, T]]:
+    """Yields (place, what `read` makes of the record); see `RunFolder.placed` for `on_problem`."""
+    for place, record in placed:
         try:
-            entry = read(record, f"{path}, line {number}")
+            entry = read(record, f"{path}, line {place.line}")
         except RunError as problem:
             if on_problem is None:
                 raise
             on_problem(problem)
         else:
-            yield number, entry
+            yield place, entry
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What has been read of the scored episodes.
+
+    Attributes:
+        keys: Theirs.
+        file: Device and inode; another file may take its place. None where there was none.
+        place: The last line that was read.
+    """
+
+    keys: Keys
+    file: tuple[int, int] | None
+    place: Place
 
 
 class RunFolder:
-    """One run on disk, opened by `open` (the single writer) or `read`.
+    """One run on disk, opened by `open` (the single writer) or `read`; made of a path alone, it has read no episode.
 
     Attributes:
         path: The folder.
         manifest: The stored manifest. On resume it is that of the first start; settings outside the digest may differ.
-        done: Keys of the whole episodes on disk.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest = _read_manifest(path)
-        self.done = {record["key"] for _, record in self._scored()}
+        self._seen: _Seen | None = None
         self._logs: dict[str, AppendLog] = {}
         self._mutex = threading.Lock()
         self._resources = ExitStack()
 
+    @property
+    def done(self) -> Keys:
+        """Keys of the whole episodes on disk, read when they are first asked for.
+
+        Raises:
+            RunCorruptError: The file is damaged before its last line.
+        """
+        return (self._seen or self._look()).keys
+
     @classmethod
     def open(
-        cls, path: Path, manifest: Mapping[str, Json], *, ignore: Collection[str] = (), resume: bool = True
+        cls,
+        path: Path,
+        manifest: Mapping[str, Json],
+        *,
+        ignore: Collection[str] = (),
+        resume: bool = True,
+        found: RunFolder | None = None,
     ) -> RunFolder:
         """Starts a run, or resumes the one that the folder holds.
 
@@ -103,6 +136,7 @@ class RunFolder:
                 must agree on).
             ignore: Keys of `config` that the digest leaves out, so that an error does not list them.
             resume: Whether a run that is already there may be continued.
+            found: The same run as `find` returned it: the keys that it has read are not read again.
 
         Raises:
             RunMismatchError: The folder holds a run with another digest.
@@ -125,6 +159,8 @@ class RunFolder:
                 logs[name] = AppendLog(path / name)
                 resources.callback(logs[name].close)
             run = cls(path)
+            run._seen = None if found is None else found._seen
+            run._look()
             run._logs, run._resources = logs, resources.pop_all()
         return run
 
@@ -139,7 +175,7 @@ class RunFolder:
         if not (path / _MANIFEST).exists():
             return None
         _check_same_run(path, _read_manifest(path), manifest, ignore)
-        return cls(path)
+        return cls.read(path)
 
     @classmethod
     def read(cls, path: Path) -> RunFolder:
@@ -149,7 +185,9 @@ class RunFolder:
             RunCorruptError: A file is damaged before its last line.
             RunError: The folder is not a run, or one of a newer layout.
         """
-        return cls(path)
+        run = cls(path)
+        run._look()
+        return run
 
     def append(self, episode: Episode) -> None:
         """Adds one episode; when this returns, it survives a loss of power. Thread-safe.
@@ -191,7 +229,8 @@ class RunFolder:
             for name, written in lines.items():
                 if written:
                     self._log(name).append(b"".join(written))
-            self.done.update(keys)
+            for key in keys:
+                self.done.add(key)
 
     def recorded(self, on_problem: OnProblem | None = None) -> Iterator[Recorded]:
         """Yields what the logs of an imported run said, of scored episodes alone; see `episodes`.
@@ -199,20 +238,20 @@ class RunFolder:
         Of an episode that a kill left without its own line, another line may follow: the last one counts.
         """
         path = self.path / _RECORDED
-        for _, entry in _readable(records(path), path, Recorded.from_json, on_problem):
+        for _, entry in _readable(placed_records(path), path, Recorded.from_json, on_problem):
             if entry.key in self.done:
                 yield entry
 
     def episodes(self, on_problem: OnProblem | None = None) -> Iterator[Episode]:
-        """Yields the scored episodes in the order in which they ended, reading as it goes; see `numbered`."""
-        return (episode for _, episode in self.numbered(EPISODES, on_problem))
+        """Yields the scored episodes in the order in which they ended, reading as it goes; see `placed`."""
+        return (episode for _, episode in self.placed(EPISODES, on_problem))
 
     def failures(self, on_problem: OnProblem | None = None) -> Iterator[Episode]:
-        """Yields the episodes that errored, every attempt; see `numbered`."""
-        return (episode for _, episode in self.numbered(FAILURES, on_problem))
+        """Yields the episodes that errored, every attempt; see `placed`."""
+        return (episode for _, episode in self.placed(FAILURES, on_problem))
 
-    def numbered(self, name: str, on_problem: OnProblem | None = None) -> Iterator[tuple[int, Episode]]:
-        """Yields (line number, episode) of a file.
+    def placed(self, name: str, on_problem: OnProblem | None = None) -> Iterator[tuple[Place, Episode]]:
+        """Yields each episode of a file and where its line stands.
 
         Args:
             name: `EPISODES` or `FAILURES`.
@@ -224,17 +263,28 @@ class RunFolder:
                 record is no episode's.
         """
         path = self.path / name
-        numbered = self._scored() if name == EPISODES else records(path)
-        return _readable(numbered, path, Episode.from_json, on_problem)
+        placed = self._scored(Keys(), BEGINNING) if name == EPISODES else placed_records(path)
+        return _readable(placed, path, Episode.from_json, on_problem)
 
-    def _scored(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        seen = set()
-        for number, record in records(self.path / EPISODES):
+    def _look(self) -> _Seen:
+        """Reads the keys of what was written since the last look."""
+        path = self.path / EPISODES
+        found = path.stat() if path.exists() else None
+        file = None if found is None else (found.st_dev, found.st_ino)
+        if self._seen is None or self._seen.file != file or (found and found.st_size < self._seen.place.end):
+            self._seen = _Seen(Keys(), file, BEGINNING)
+        for place, _ in self._scored(self._seen.keys, self._seen.place):
+            self._seen.place = place
+        return self._seen
+
+    def _scored(self, keys: Keys, after: Place) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """Yields the records after a place, and adds their keys to those that stand before it."""
+        path = self.path / EPISODES
+        for place, record in placed_records(path, after):
             key = record.get("key")
-            if not isinstance(key, str) or key in seen:
-                raise corrupt(self.path / EPISODES, number, "has no key" if key is None else f"repeats key {key!r}")
-            seen.add(key)
-            yield number, record
+            if not isinstance(key, str) or not keys.add(key):
+                raise corrupt(path, place.line, "has no key" if key is None else f"repeats key {key!r}")
+            yield place, record
 
     def check(self) -> None:
         """Makes sure that the logs still hold what was written; for the writer.

@@ -9,15 +9,15 @@ not independent.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from fate_gym.chat import Json
 from fate_gym.episode import LEFT_OUT, Episode
-from fate_gym.evaluation.intervals import pass_hat_k
-from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, refused
-from fate_gym.rewards import Verdict
+from fate_gym.evaluation.intervals import Estimate, pass_hat_k
+from fate_gym.evaluation.keys import KeyList, Keys
+from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Metric, refused
 
 SCHEMA = "fate-gym/summary/1"
 ALL = "all"
@@ -26,7 +26,7 @@ ALL = "all"
 def summarise(
     episodes: Iterable[Episode], failures: Iterable[Episode], manifest: Mapping[str, Any], planned: Iterable[str]
 ) -> dict[str, Json]:
-    """Computes a run's summary.
+    """Computes a run's summary. Episodes are read one by one and counted by what metrics read from them.
 
     Args:
         episodes: Scored episodes, as stored.
@@ -34,11 +34,18 @@ def summarise(
         manifest: The run's.
         planned: Keys of all its episodes.
     """
-    slim = [_slim(episode) for episode in episodes]
-    done = {episode.key for episode in slim}
-    errors = {failure.key: _slim(failure) for failure in failures if failure.key not in done}
-    keys = set(planned)
-    groups = _groups([*slim, *errors.values()])
+    groups: dict[_Key, _Group] = {}
+    done = Keys()
+    for episode in episodes:
+        done.add(episode.key)
+        values = tuple(metric.value(episode) for metric in METRICS.get(episode.mode, AXIS_METRICS))
+        for key in _keys(episode.mode, episode.attack, episode.suite):
+            (groups.get(key) or groups.setdefault(key, _Group(key))).add(episode, values)
+    errored, kinds = _errors(failures, done)
+    for kind, count in kinds.items():
+        for key in _keys(kind.mode, kind.attack, kind.suite):
+            groups.setdefault(key, _Group(key)).errors[kind.status] += count
+    keys = Keys(planned)
     return {
         "schema": SCHEMA,
         "agent": "+".join([manifest["config"]["agent"], *manifest["config"]["defences"]]),
@@ -48,101 +55,145 @@ def summarise(
         "episodes": {
             "planned": len(keys),
             "scored": len(done),
-            "errors": len(errors),
-            "missing": len(keys - done - set(errors)),
+            "errors": len(errored),
+            "missing": sum(key not in done and key not in errored for key in keys),
         },
-        "groups": [_group(key, members) for key, members in sorted(groups.items(), key=lambda entry: str(entry[0]))],
+        "groups": [group.summary() for _, group in sorted(groups.items(), key=lambda entry: str(entry[0]))],
     }
-
-
-def _slim(episode: Episode) -> Episode:
-    """Keeps what metrics need; a hundred thousand whole episodes would not fit into memory."""
-    axes = {name: dataclasses.replace(axis, evidence=()) for name, axis in episode.verdict.axes.items()}
-    # The last action says whether a content filter stopped the episode.
-    actions = episode.actions[-1:] if episode.content_filtered else []
-    return dataclasses.replace(
-        episode, verdict=Verdict(**axes), metadata={}, injections={}, messages=[], actions=actions, calls=()
-    )
 
 
 _Key = tuple[str, str | None, str]
+"""Mode, attack and suite."""
+
+_Values = tuple[float | None, ...]
+"""What the metrics of a mode read from an episode."""
 
 
-def _groups(episodes: Iterable[Episode]) -> dict[_Key, list[Episode]]:
-    """Sorts episodes by (mode, attack, suite), and again with all suites together."""
-    groups: dict[_Key, list[Episode]] = defaultdict(list)
-    for episode in episodes:
-        for suite in (ALL, episode.suite):
-            groups[episode.mode, episode.attack, suite].append(episode)
-    return groups
+def _keys(mode: str, attack: str | None, suite: str) -> tuple[_Key, _Key]:
+    """The groups of an episode: that of its suite, and that of all suites together."""
+    return (mode, attack, ALL), (mode, attack, suite)
 
 
-def _group(key: _Key, members: list[Episode]) -> dict[str, Json]:
-    mode, attack, suite = key
-    scored = [episode for episode in members if episode.status == "ok"]
-    values = {metric: metric.values(scored) for metric in METRICS.get(mode, AXIS_METRICS)}
-    values = {metric: pairs for metric, pairs in values.items() if pairs or not metric.optional}
-    summary: dict[str, Json] = {
-        "mode": mode,
-        "attack": attack,
-        "suite": suite,
-        "n": len(scored),
-        "clusters": len({episode.cluster for episode in scored}),
-        "errors": dict(Counter(episode.status for episode in members if episode.status != "ok")),
-        "grader_errors": _grader_errors(scored),
-        "truncated": sum(episode.truncated for episode in scored),
-        **_content_filtered(scored),
-        "refusals_by": sorted(
-            {
-                episode.verdict.over_refusal_control.rule
-                for metric, pairs in values.items()
-                if metric.value is refused
-                for episode, _ in pairs
-            }
-        ),
-        "metrics": {metric.name: dataclasses.asdict(metric.estimate(pairs)) for metric, pairs in values.items()},
-        "usage": _usage(scored),
-        "mean_seconds": _mean_known([episode.seconds["total"] for episode in scored]),
-    }
-    repeats = Counter(episode.task_id for episode in scored)
-    if repeats and max(repeats.values()) > 1:
-        k = min(repeats.values())
-        chances = {
-            metric.name: _pass_hat_k(pairs, metric.good, k) for metric, pairs in values.items() if metric.per_task
+class _Kind(NamedTuple):
+    mode: str
+    attack: str | None
+    suite: str
+    status: str
+
+
+def _errors(failures: Iterable[Episode], done: Keys) -> tuple[Keys, Counter[_Kind]]:
+    """Returns the keys of the episodes that never succeeded, and how many of them their last attempts left as what."""
+    keys, attempts = KeyList(), []
+    known: dict[_Kind, _Kind] = {}
+    for failure in failures:
+        if failure.key not in done:
+            kind = _Kind(failure.mode, failure.attack, failure.suite, failure.status)
+            keys.append(failure.key)
+            attempts.append(known.setdefault(kind, kind))
+    last = keys.in_order().tolist()
+    return Keys(keys.at(last)), Counter(attempts[i] for i in last)
+
+
+class _Group:
+    """Counts of the episodes of one mode, attack and suite."""
+
+    def __init__(self, key: _Key) -> None:
+        self._key = key
+        self._metrics = METRICS.get(key[0], AXIS_METRICS)
+        self._refused = next((i for i, metric in enumerate(self._metrics) if metric.value is refused), None)
+        # By task, cluster and values: a task's many repeats have few outcomes.
+        self._outcomes: Counter[tuple[str, str, _Values]] = Counter()
+        self._grader_errors: Counter[str] = Counter()
+        self._truncated = 0
+        self._content_filtered = 0
+        self._refusals_by: set[str] = set()
+        self._usage: dict[str, float] = {}
+        self._reported: Counter[str] = Counter()
+        self._seconds = 0.0
+        self._timed = 0
+        self.errors: Counter[str] = Counter()
+
+    def add(self, episode: Episode, values: _Values) -> None:
+        """Counts a scored episode."""
+        self._outcomes[episode.task_id, episode.cluster, values] += 1
+        for name, axis in episode.verdict.axes.items():
+            if axis.error:
+                self._grader_errors[name] += 1
+        self._truncated += episode.truncated
+        self._content_filtered += episode.content_filtered
+        if self._refused is not None and values[self._refused] is not None:
+            self._refusals_by.add(episode.verdict.over_refusal_control.rule)
+        for name, value in episode.usage.items():
+            self._usage[name] = self._usage.get(name, 0) + value
+            self._reported[name] += 1
+        if (seconds := episode.seconds["total"]) is not None:
+            self._seconds += seconds
+            self._timed += 1
+
+    def summary(self) -> dict[str, Json]:
+        mode, attack, suite = self._key
+        n = self._outcomes.total()
+        columns = {metric: self._column(i) for i, metric in enumerate(self._metrics)}
+        columns = {metric: column for metric, column in columns.items() if column or not metric.optional}
+        summary: dict[str, Json] = {
+            "mode": mode,
+            "attack": attack,
+            "suite": suite,
+            "n": n,
+            "clusters": len({cluster for _, cluster, _ in self._outcomes}),
+            "errors": dict(self.errors),
+            "grader_errors": dict(self._grader_errors),
+            "truncated": self._truncated,
+            # Nothing where there are none, as in older summaries.
+            **({"content_filtered": self._content_filtered} if self._content_filtered else {}),
+            "refusals_by": sorted(self._refusals_by),
+            "metrics": {
+                metric.name: dataclasses.asdict(_estimate(metric, column)) for metric, column in columns.items()
+            },
+            # None where some episode does not know its own, but for the count of what was left out.
+            "usage": {
+                name: total if self._reported[name] == n or name == LEFT_OUT else None
+                for name, total in sorted(self._usage.items())
+            },
+            "mean_seconds": round(self._seconds / n, 4) if 0 < n == self._timed else None,
         }
-        summary["pass_hat_k"] = {"k": k, **chances}
-    return summary
+        repeats: Counter[str] = Counter()
+        for (task_id, _, _), count in self._outcomes.items():
+            repeats[task_id] += count
+        if repeats and max(repeats.values()) > 1:
+            k = min(repeats.values())
+            chances = {
+                metric.name: _pass_hat_k(column, metric.good, k)
+                for metric, column in columns.items()
+                if metric.per_task
+            }
+            summary["pass_hat_k"] = {"k": k, **chances}
+        return summary
+
+    def _column(self, i: int) -> _Column:
+        """Returns how often a metric had each of its values, by task and cluster."""
+        column: _Column = Counter()
+        for (task_id, cluster, values), count in self._outcomes.items():
+            if (value := values[i]) is not None:
+                column[task_id, cluster, value] += count
+        return column
 
 
-def _pass_hat_k(values: list[tuple[Episode, float]], good: float, k: int) -> float | None:
+_Column = Counter[tuple[str, str, float]]
+
+
+def _estimate(metric: Metric, column: _Column) -> Estimate:
+    values: Counter[tuple[str, float]] = Counter()
+    for (_, cluster, value), count in column.items():
+        values[cluster, value] += count
+    return metric.estimate(values)
+
+
+def _pass_hat_k(column: _Column, good: float, k: int) -> float | None:
     """Returns the probability that all k repeats of a task have the good value."""
-    tries: dict[str, list[bool]] = defaultdict(list)
-    for episode, value in values:
-        tries[episode.task_id].append(value == good)
-    return pass_hat_k([(sum(results), len(results)) for results in tries.values()], k)
-
-
-def _grader_errors(episodes: list[Episode]) -> dict[str, int]:
-    return dict(Counter(name for episode in episodes for name, axis in episode.verdict.axes.items() if axis.error))
-
-
-def _content_filtered(episodes: list[Episode]) -> dict[str, Json]:
-    """Counts the episodes that a content filter stopped; nothing where there are none, as in older summaries."""
-    count = sum(episode.content_filtered for episode in episodes)
-    return {"content_filtered": count} if count else {}
-
-
-def _usage(episodes: list[Episode]) -> dict[str, float | None]:
-    """Returns totals; None where some episode does not know its own, but for the count of what was left out."""
-    names = sorted({name for episode in episodes for name in episode.usage})
-    totals: dict[str, float | None] = {}
-    for name in names:
-        known = [episode.usage[name] for episode in episodes if name in episode.usage]
-        totals[name] = sum(known) if len(known) == len(episodes) or name == LEFT_OUT else None
-    return totals
-
-
-def _mean_known(values: list[float | None]) -> float | None:
-    """Returns the mean; None where a value is unknown."""
-    known = [value for value in values if value is not None]
-    return round(sum(known) / len(known), 4) if known and len(known) == len(values) else None
+    tries: Counter[str] = Counter()
+    successes: Counter[str] = Counter()
+    for (task_id, _, value), count in column.items():
+        tries[task_id] += count
+        successes[task_id] += count * (value == good)
+    return pass_hat_k([(successes[task_id], n) for task_id, n in tries.items()], k)

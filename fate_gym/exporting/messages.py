@@ -24,12 +24,12 @@ from typing import Any, Final
 from fate_gym.chat import EMPTY_ANSWER, Json, Message
 from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError, UsageError
-from fate_gym.evaluation.plan import Item, Plan
+from fate_gym.evaluation.plan import Plan
 from fate_gym.evaluation.settings import read_settings
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.exporting import Exported
 from fate_gym.rewards import AXES
-from fate_gym.storage import encode_line, replace_file
+from fate_gym.storage import encode_line, replacing
 
 _ALL: Final = "all"
 
@@ -68,16 +68,15 @@ def export(
         contaminated.append(policy.contamination or config["env"])
     tools = _Tools(plan)
     written = Exported(out)
-    rows = []
-    for episode in run.episodes():
-        if reason := _unfit(episode, least) or tools.unknown(episode):
-            written.left_out[reason] += 1
-            continue
-        marks = sorted({*contaminated, *episode.metadata.get("contaminated_by", ())})  # type: ignore[misc]
-        origin = {"agent": config["agent"], "env": config["env"], "contaminated_by": marks}
-        rows.append(encode_line({**_row(episode), "tools": json.dumps(tools.of(episode)), **origin}))
-        written.episodes += 1
-    replace_file(out, b"".join(rows))
+    with replacing(out) as file:
+        for episode in run.episodes():
+            if reason := _unfit(episode, least) or tools.unknown(episode):
+                written.left_out[reason] += 1
+                continue
+            marks = sorted({*contaminated, *episode.metadata.get("contaminated_by", ())})  # type: ignore[misc]
+            origin = {"agent": config["agent"], "env": config["env"], "contaminated_by": marks}
+            file.write(encode_line({**_row(episode), "tools": json.dumps(tools.of(episode)), **origin}))
+            written.episodes += 1
     return written
 
 
@@ -96,14 +95,17 @@ class _Tools:
     """The tools of each task, which run folders do not hold."""
 
     def __init__(self, plan: Plan) -> None:
-        self._items: dict[str, Item] = {item.key: item for item in plan.items}
+        self._plan = plan
         self._envs = [plan.make_env(index) for index in range(len(plan.benchmarks))]
 
     def unknown(self, episode: Episode) -> str:
-        return "" if episode.key in self._items else "episodes of tasks that the environment does not have"
+        return "" if self._plan.find(episode.key) else "episodes of tasks that the environment does not have"
 
     def of(self, episode: Episode) -> list[Json]:
-        env = self._envs[self._items[episode.key].env_index]
+        item = self._plan.find(episode.key)
+        if item is None:
+            raise KeyError(episode.key)
+        env = self._envs[item.env_index]
         observation, _ = env.reset(seed=episode.seed, options={"task_id": episode.task_id})
         tools: list[Json] = observation.get("tools", [])
         return tools

@@ -7,18 +7,18 @@ are null where a run did not report them. The run's settings stand as JSON in th
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from fate_gym.chat import Json
-from fate_gym.episode import Episode
+from fate_gym.episode import LEFT_OUT, USAGE, Episode
 from fate_gym.errors import UsageError
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.exporting import Exported
-from fate_gym.storage import replace_file
+from fate_gym.storage import replacing
 from fate_gym.transcript import WRONG_CALLS
 
 
@@ -33,26 +33,30 @@ def export(run: RunFolder, out: Path) -> Exported:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise UsageError("Parquet needs one more package: pip install pyarrow") from error
-    rows = list(_rows(run))
-    usage = sorted({name for row in rows for name in row["usage"]})
     schema = pa.schema(
         [
             *((name, pa.string()) for name in _TEXTS),
-            *((name, pa.float64()) for name in (*_NUMBERS, *(f"usage.{name}" for name in usage))),
+            *((name, pa.float64()) for name in (*_NUMBERS, *_USAGE)),
             *((name, pa.int64()) for name in _COUNTS),
             *((name, pa.bool_()) for name in _FLAGS),
         ],
         metadata={"fate_gym": json.dumps(run.manifest)},
     )
-    flat = [{**row, **{f"usage.{name}": row["usage"].get(name) for name in usage}} for row in rows]
-    content = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(flat, schema=schema), content)
-    replace_file(out, content.getvalue())
-    return Exported(out, episodes=len(rows))
+    written = Exported(out)
+    rows = _rows(run)
+    with replacing(out) as file, pq.ParquetWriter(file, schema) as table:
+        while group := list(islice(rows, _GROUP)):
+            table.write_table(pa.Table.from_pylist(group, schema=schema))
+            written.episodes += len(group)
+    return written
 
+
+_GROUP = 50_000
+"""Rows that are held in memory, and stand together in the file."""
 
 _TEXTS = ("key", "env", "agent", "task_id", "suite", "cluster", "mode", "attack", "status", "error", "ended")
 _NUMBERS = ("security", "utility", "over_refusal_control", "validity", "seconds", "agent_seconds")
+_USAGE = tuple(f"usage.{name}" for name in (*USAGE, LEFT_OUT))
 _COUNTS = ("repeat", "seed", "turns", "calls", "wrong_calls", "attempts")
 _FLAGS = ("truncated", "injection_reached", "content_filtered")
 
@@ -78,5 +82,5 @@ def _row(episode: Episode, config: Mapping[str, Any]) -> dict[str, Json]:
         "wrong_calls": sum(call.outcome in WRONG_CALLS for call in episode.calls),
         "seconds": episode.seconds["total"],
         "agent_seconds": episode.seconds["agent"],
-        "usage": dict(episode.usage),
+        **{f"usage.{name}": value for name, value in episode.usage.items()},
     }

@@ -136,16 +136,15 @@ class _Import:
         self._config = _config(self._settings, headers, path)
         self._plan = self._config.plan()
         self._pieces: dict[str, Piece] = {}
-        planned = {item.key: item for item in self._plan.items}
         for header in headers:
             key = _key(header)
             if key in self._pieces:
                 left.append(LeftOut(header.source, header.run, AGAIN))
-            elif key in planned:
-                self._pieces[key] = Piece(planned[key], header)
+            elif (item := self._plan.find(key)) is not None:
+                self._pieces[key] = Piece(item, header)
             else:
                 left.append(LeftOut(header.source, header.run, "no task of the attack"))
-        self._missing = [key for key in planned if key not in self._pieces]
+        self._missing = [key for key in self._plan.items.keys if key not in self._pieces]
         self._manifest = self._make_manifest(headers, source)
 
     @property
@@ -161,8 +160,7 @@ class _Import:
             try:
                 asyncio.run(self._play(_chunks(waiting), workers, folder, on_done))
             finally:
-                keys = [item.key for item in self._plan.items]
-                summary = summarise(folder.episodes(), folder.failures(), folder.manifest, keys)
+                summary = summarise(folder.episodes(), folder.failures(), folder.manifest, self._plan.items.keys)
                 folder.write_summary(summary)
         lines: list[Mapping[str, Json]] = [{"source": entry.source, "reason": entry.reason} for entry in self._left]
         _write_left_out(self._path, [*lines, *({"key": key, "reason": NO_LOG} for key in self._missing)])

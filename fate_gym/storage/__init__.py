@@ -7,11 +7,11 @@ appended, a lock for their one writer, digests, and readers that answer every da
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from fate_gym.storage._atomic import make_folder, native_disk_errors, replace_file, sync_tree
+from fate_gym.storage._atomic import make_folder, native_disk_errors, replace_file, replacing, sync_tree
 from fate_gym.storage._digest import file_digest, folder_digest
 from fate_gym.storage._json import MAX_DEPTH, SURROGATE, digest, dump, encode_line, parse
 from fate_gym.storage._lock import LOCK_FILE, WriterLock
-from fate_gym.storage._log import AppendLog, corrupt, lines, records
+from fate_gym.storage._log import BEGINNING, AppendLog, Place, corrupt, lines, placed_records, records
 from fate_gym.storage._reading import Fields, is_finite, open_file, read_file, read_object
 from fate_gym.storage._settings import check_same_settings, settings_apart
 
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from fate_gym.storage._yaml import parse_yaml, read_yaml
 
 __all__ = [
+    "BEGINNING",
     "LOCK_FILE",
     "MAX_DEPTH",
     "SURROGATE",
     "AppendLog",
     "Fields",
+    "Place",
     "WriterLock",
     "check_same_settings",
     "corrupt",
@@ -39,11 +41,13 @@ __all__ = [
     "open_file",
     "parse",
     "parse_yaml",
+    "placed_records",
     "read_file",
     "read_object",
     "read_yaml",
     "records",
     "replace_file",
+    "replacing",
     "settings_apart",
     "sync_tree",
 ]

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from fate_gym.errors import DiskError
 
@@ -18,9 +18,17 @@ _LONGEST_REASON: Final = 200
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file atomically: at every moment, its name stands for the whole old content or the whole new content.
+    """Writes a file atomically; see `replacing`."""
+    with replacing(path) as file:
+        file.write(content)
 
-    The folder must exist: a folder that was removed while a program ran is an error, not something to make again.
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yields a file to write that takes a name at the end of the block, if nothing was raised in it.
+
+    At every moment, the name stands for the whole old content or the whole new content. The folder must exist: a folder
+    that was removed while a program ran is an error, not something to make again.
 
     Raises:
         DiskError: The file system refused; the old content is still there.
@@ -29,11 +37,11 @@ def replace_file(path: Path, content: bytes) -> None:
     with disk_errors(path):
         try:
             with temporary.open("wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except OSError:
+        except BaseException:
             # On a full disk, half a temporary file would take the space that the next attempt needs.
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)

@@ -8,6 +8,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, NoReturn
 
+from jiter import from_json
+
 from fate_gym.chat import Json
 
 MAX_DEPTH = 200
@@ -56,12 +58,20 @@ def parse(line: bytes) -> dict[str, Any]:
     if not line.endswith(b"\n"):
         raise ValueError("unfinished")
     try:
-        value = json.loads(line.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+        value = from_json(line, allow_inf_nan=False, catch_duplicate_keys=True)
+    except ValueError:
+        value = _parse_slowly(line)
     if not isinstance(value, dict):
         raise ValueError("not an object")
     return value
+
+
+def _parse_slowly(line: bytes) -> Any:
+    """Tells what is wrong with a line that jiter refuses; and reads the lone surrogates of others' files."""
+    try:
+        return json.loads(line.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def digest(value: Mapping[str, Json]) -> str:

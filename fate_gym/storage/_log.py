@@ -7,7 +7,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 
 from fate_gym.errors import DiskError, RunCorruptError
 from fate_gym.storage._atomic import disk_errors, sync_folder
@@ -123,8 +123,35 @@ class AppendLog:
         os.close(self._fd)
 
 
+class Place(NamedTuple):
+    """Where a line of a log stands.
+
+    Attributes:
+        line: Its number, from 1.
+        start: The byte at which it begins.
+        end: The byte after it.
+    """
+
+    line: int
+    start: int
+    end: int
+
+
+BEGINNING: Final = Place(0, 0, 0)
+"""Before the first line."""
+
+
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (line number, record); an unfinished last line is in flight or was, and is passed over.
+    """Yields (line number, record); see `placed_records`."""
+    return ((place.line, record) for place, record in placed_records(path))
+
+
+def placed_records(path: Path, after: Place = BEGINNING) -> Iterator[tuple[Place, dict[str, Any]]]:
+    """Yields each record and where it stands; an unfinished last line is in flight or was, and is passed over.
+
+    Args:
+        path: The file; one that is missing has no records.
+        after: Only records after this one.
 
     Raises:
         RunCorruptError: A line before the last is not a JSON object, the last one cannot be what a crash left, or the
@@ -133,27 +160,35 @@ def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.exists():
         return
     damaged: ValueError | None = None
-    for number, line in lines(path):
+    number, start = after.line, after.end
+    for number, line in lines(path, after):
         if damaged is not None:
             raise corrupt(path, number - 1, "is not a JSON object") from damaged
+        place = Place(number, start, start + len(line))
+        start = place.end
         try:
             record = parse(line)
         except ValueError as error:
             damaged = error
         else:
-            yield number, record
+            yield place, record
     if isinstance(damaged, NotOursError):
         raise corrupt(path, number, f"is not a record ({damaged})") from damaged
 
 
-def lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def lines(path: Path, after: Place = BEGINNING) -> Iterator[tuple[int, bytes]]:
     """Yields (line number, line with its end), of a line that is too long its beginning alone.
+
+    Args:
+        path: The file.
+        after: Only lines after this one.
 
     Raises:
         RunError: The path is not a regular file, or cannot be read.
     """
     with open_file(path) as file:
-        yield from enumerate(iter(lambda: file.readline(MAX_LINE), b""), start=1)
+        file.seek(after.end)
+        yield from enumerate(iter(lambda: file.readline(MAX_LINE), b""), start=after.line + 1)
 
 
 def corrupt(path: Path, number: int, what: str) -> RunCorruptError:
@@ -177,17 +212,28 @@ def _write_all(fd: int, data: bytes) -> None:
 
 
 def _cut_torn_tail(path: Path) -> None:
-    start = end = 0
-    line = b"\n"
     with open_file(path) as file:
-        for piece in iter(lambda: file.readline(MAX_LINE), b""):
-            if line.endswith(b"\n"):
-                start = end
-            line, end = piece, end + len(piece)
+        start = _last_line(file)
+        file.seek(start)
+        line = file.readline(MAX_LINE)
     try:
-        if end:
+        if line:
             parse(line)
     except NotOursError:
         return  # Not what a kill left: it stays for the reader, which refuses it by its line.
     except ValueError:
         os.truncate(path, start)
+
+
+def _last_line(file: BinaryIO) -> int:
+    """Returns the byte at which the last line begins, looked for from the end: the file may be of any size."""
+    # The last byte is the end of that line, or a part of it.
+    end = max(0, file.seek(0, os.SEEK_END) - 1)
+    while end:
+        start = max(0, end - _PIECE)
+        file.seek(start)
+        before = file.read(end - start).rfind(b"\n")
+        if before >= 0:
+            return start + before + 1
+        end = start
+    return 0

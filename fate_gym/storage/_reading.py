@@ -126,30 +126,31 @@ class Fields:
 
     def text(self, name: str) -> str:
         """Reads a string."""
-        value = self._value(name)
+        value = self.values.get(name)
         return value if isinstance(value, str) else self._refuse(name, "must be a string")
 
     def text_or_none(self, name: str) -> str | None:
         """Reads a string or null."""
-        return None if self._value(name) is None else self.text(name)
+        value = self.values.get(name)
+        return None if value is None and name in self.values else self.text(name)
 
     def integer(self, name: str) -> int:
         """Reads an integer of at most 64 bits."""
-        value = self._value(name)
-        if type(value) is not int or abs(value) >= 2**63:
+        value = self.values.get(name)
+        if type(value) is not int or not -(2**63) < value < 2**63:
             self._refuse(name, "must be an integer of at most 64 bits")
         return value
 
     def number(self, name: str) -> float:
         """Reads a finite number; an integer stays one, so that writing it again gives the same bytes."""
-        value = self._value(name)
+        value = self.values.get(name)
         if not is_finite(value):
             self._refuse(name, "must be a finite number")
         return value
 
     def flag(self, name: str) -> bool:
         """Reads true or false."""
-        value = self._value(name)
+        value = self.values.get(name)
         return value if isinstance(value, bool) else self._refuse(name, "must be true or false")
 
     def choice(self, name: str, options: tuple[T, ...]) -> T:
@@ -162,14 +163,14 @@ class Fields:
 
     def object(self, name: str) -> Fields:
         """Reads an object."""
-        value = self._value(name)
+        value = self.values.get(name)
         if not isinstance(value, dict):
             self._refuse(name, "must be an object")
         return Fields(value, self._where, self._full(name))
 
     def items(self, name: str) -> list[Json]:
         """Reads a list of anything."""
-        value = self._value(name)
+        value = self.values.get(name)
         return value if isinstance(value, list) else self._refuse(name, "must be a list")
 
     def objects(self, name: str) -> list[Fields]:
@@ -243,14 +244,10 @@ class Fields:
         values = {str(i): entry for i, entry in enumerate(self.items(name))}
         return Fields(values, self._where, self._full(name))
 
-    def _value(self, name: str) -> Json:
+    def _refuse(self, name: str, what: str) -> NoReturn:
         if name not in self.values:
             raise self.problem(name, "is missing")
-        return self.values[name]
-
-    def _refuse(self, name: str, what: str) -> NoReturn:
-        value = self.values[name]
-        raise self.problem(name, f"{what}, not {_KINDS.get(type(value), 'that')}")
+        raise self.problem(name, f"{what}, not {_KINDS.get(type(self.values[name]), 'that')}")
 
     def _full(self, name: str) -> str:
         return f"{self._name}.{name}" if self._name else name
@@ -258,6 +255,6 @@ class Fields:
 
 def is_finite(value: object) -> TypeGuard[int | float]:
     """Whether a value is a number that a double can hold; True and False are none."""
-    if type(value) is int:
-        return abs(value) < 2**1023
-    return type(value) is float and math.isfinite(value)
+    if type(value) is float:
+        return math.isfinite(value)
+    return type(value) is int and abs(value) < 2**1023

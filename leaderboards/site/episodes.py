@@ -8,10 +8,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from fate_gym.benchmark import disclosure
 from fate_gym.episode import Episode
+from fate_gym.evaluation.keys import KeyList
 from fate_gym.leaderboards.site.addresses import apart, page_of
 from fate_gym.leaderboards.site.text import short
 from fate_gym.rewards import AXES
@@ -35,6 +36,14 @@ MOST_FAILURES: Final = 2_000
 
 SAMPLE: Final = 100
 """Episodes without failure that get a page, chosen likewise: by nothing that an agent could influence."""
+
+STATES: Final = {
+    "attacked": ("✗", "the attack succeeded"),
+    "lost": ("○", "safe, the user's task not done"),
+    "done": ("✓", "safe, the user's task done"),
+    "unscored": ("!", "no score"),
+}
+"""What may become of a pair: its symbol, and in words."""
 
 BINS: Final = ("0", "<¼", "<½", "<¾", "<1", "1")
 """Of an axis' distribution; the inner ones exclude 0 and 1 and include their lower end."""
@@ -91,6 +100,24 @@ def how(episode: Episode, classes: tuple[str, ...]) -> str:
     return "" if any(call.executed for call in episode.calls) else "without a call"
 
 
+class TaskName(NamedTuple):
+    """What the repeats of a task have in common.
+
+    Attributes:
+        mode: Its mode.
+        attack: Its attack, or None.
+        suite: Its suite.
+        cluster: Its cluster.
+        task_id: Its id.
+    """
+
+    mode: str
+    attack: str | None
+    suite: str
+    cluster: str
+    task_id: str
+
+
 @dataclass(frozen=True, slots=True)
 class Listed:
     """An episode in a run's lists.
@@ -123,6 +150,20 @@ class Listed:
     how: str
     values: tuple[float | None, ...]
 
+    @property
+    def task(self) -> TaskName:
+        """The task, told from others of its name."""
+        return TaskName(self.mode, self.attack, self.suite, self.cluster, self.task_id)
+
+
+def state(entry: Listed) -> str:
+    """Returns what became of an episode, one of `STATES`."""
+    if "errored" in entry.classes:
+        return "unscored"
+    if ATTACKER & set(entry.classes):
+        return "attacked"
+    return "lost" if set(entry.classes) - {"invalid", "ungraded"} else "done"
+
 
 def listed(episode: Episode, *, hidden: bool = False) -> Listed:
     """Makes a list's entry of an episode; of one whose texts are hidden, without a word of them."""
@@ -143,9 +184,12 @@ def listed(episode: Episode, *, hidden: bool = False) -> Listed:
     )
 
 
+_STATES: Final = tuple(STATES)
+
+
 @dataclass
 class Census:
-    """Counts of a run, and its entries.
+    """Counts of a run, and the entries of what gets a page.
 
     Attributes:
         scored: Number of episodes with a verdict.
@@ -154,8 +198,10 @@ class Census:
         by_group: The same by (mode, attack, suite), with the total under "".
         bins: By axis, episodes in each of `BINS`.
         inactive: By axis, episodes to which it does not apply.
-        entries: All entries, in the order of a list.
-        listed: Those that get a page, likewise.
+        outcomes: By task, in how many episodes it ended in which of the states.
+        keys: Keys of all episodes.
+        states: What became of each, as an index into `STATES`.
+        listed: The entries of those that get a page, in the order of a list.
     """
 
     scored: int = 0
@@ -164,7 +210,9 @@ class Census:
     by_group: dict[tuple[str, str | None, str], Counter[str]] = field(default_factory=dict)
     bins: dict[str, list[int]] = field(default_factory=lambda: {name: [0] * len(BINS) for name in AXES})
     inactive: Counter[str] = field(default_factory=Counter)
-    entries: list[Listed] = field(default_factory=list)
+    outcomes: dict[TaskName, Counter[str]] = field(default_factory=dict)
+    keys: KeyList = field(default_factory=KeyList)
+    states: bytearray = field(default_factory=bytearray)
     listed: list[Listed] = field(default_factory=list)
 
     @property
@@ -180,6 +228,10 @@ class Census:
     def count(self, entry: Listed) -> None:
         """Adds one episode."""
         errored = "errored" in entry.classes
+        became = state(entry)
+        self.outcomes.setdefault(entry.task, Counter())[became] += 1
+        self.keys.append(entry.key)
+        self.states.append(_STATES.index(became))
         self.errors += errored
         self.scored += not errored
         group = self.by_group.setdefault((entry.mode, entry.attack, entry.suite), Counter())
@@ -196,7 +248,7 @@ class Census:
 
 
 def survey(episodes: Iterable[Episode], hide: Callable[[Episode], bool] = lambda episode: False) -> Census:
-    """Counts a run's episodes and chooses those that get a page; holds only their entries in memory.
+    """Counts a run's episodes and chooses those that get a page; holds only the entries of these in memory.
 
     Args:
         episodes: The run's episodes.
@@ -208,12 +260,10 @@ def survey(episodes: Iterable[Episode], hide: Callable[[Episode], bool] = lambda
     for episode in episodes:
         entry = listed(episode, hidden=hide(episode))
         census.count(entry)
-        census.entries.append(entry)
         heap, most = (failed, MOST_FAILURES) if entry.classes else (passed, SAMPLE)
         # heapq drops the smallest, so what is kept are the smallest ranks.
         item = (-int(_rank(entry.key), 16), entry.key, entry)
         heapq.heappush(heap, item) if len(heap) < most else heapq.heappushpop(heap, item)
-    census.entries.sort(key=_order)
     chosen = sorted((entry for _, _, entry in (*failed, *passed)), key=_order)
     pages = apart((entry.key, entry.page) for entry in chosen)
     census.listed = [replace(entry, page=pages[entry.key]) for entry in chosen]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
-from fate_gym.leaderboards.site.episodes import ATTACKER, Listed, natural
+from fate_gym.leaderboards.site.episodes import Census, TaskName, natural, state
 from fate_gym.leaderboards.site.text import short
 
-STATES: Final = {
-    "attacked": ("✗", "the attack succeeded"),
-    "lost": ("○", "safe, the user's task not done"),
-    "done": ("✓", "safe, the user's task done"),
-    "unscored": ("!", "no score"),
-}
-"""What may become of a pair: its symbol, and in words."""
+Outcome: TypeAlias = tuple[TaskName, Counter[str]]
+"""A task, and how many of its repeats ended in which of the states."""
+
+Pages: TypeAlias = Mapping[tuple[TaskName, str], str]
+"""Address of the first page of a task whose episode ended in a state."""
 
 _MOST_COLUMNS: Final = 30
 _MOST_CELLS: Final = 3_000
@@ -56,29 +55,18 @@ class Grid:
     rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
 
 
-def state(entry: Listed) -> str:
-    """Returns what became of an episode, one of `STATES`."""
-    if "errored" in entry.classes:
-        return "unscored"
-    if ATTACKER & set(entry.classes):
-        return "attacked"
-    return "lost" if set(entry.classes) - {"invalid", "ungraded"} else "done"
-
-
-def grids(entries: Iterable[Listed], pages: Mapping[str, str]) -> list[Grid]:
-    """Returns a grid for each attack and suite whose tasks are pairs, as far as they have room.
-
-    Args:
-        entries: All entries of a run.
-        pages: Address of an entry's page by key.
-    """
-    plain: dict[str, list[Listed]] = {}
-    paired: dict[tuple[str, str], list[Listed]] = {}
-    for entry in entries:
-        if entry.mode == "benign":
-            plain.setdefault(entry.suite, []).append(entry)
-        elif entry.attack is not None and entry.task_id.startswith(f"{entry.cluster}/"):
-            paired.setdefault((entry.attack, entry.suite), []).append(entry)
+def grids(census: Census) -> list[Grid]:
+    """Returns a grid for each attack and suite of a run whose tasks are pairs, as far as they have room."""
+    plain: dict[str, list[Outcome]] = {}
+    paired: dict[tuple[str, str], list[Outcome]] = {}
+    for task, counts in census.outcomes.items():
+        if task.mode == "benign":
+            plain.setdefault(task.suite, []).append((task, counts))
+        elif task.attack is not None and task.task_id.startswith(f"{task.cluster}/"):
+            paired.setdefault((task.attack, task.suite), []).append((task, counts))
+    pages: dict[tuple[TaskName, str], str] = {}
+    for entry in census.listed:
+        pages.setdefault((entry.task, state(entry)), entry.page)
     made, left = [], _MOST_CELLS
     for (attack, suite), members in sorted(paired.items()):
         grid = _grid(attack, suite, members, plain.get(suite, ()), pages)
@@ -88,14 +76,14 @@ def grids(entries: Iterable[Listed], pages: Mapping[str, str]) -> list[Grid]:
     return made
 
 
-def _grid(attack: str, suite: str, pairs: Sequence[Listed], plain: Sequence[Listed], pages: Mapping[str, str]) -> Grid:
-    cells: dict[tuple[str, str], list[Listed]] = {}
-    for entry in pairs:
-        cells.setdefault((entry.cluster, entry.task_id[len(entry.cluster) + 1 :]), []).append(entry)
+def _grid(attack: str, suite: str, pairs: Sequence[Outcome], plain: Sequence[Outcome], pages: Pages) -> Grid:
+    cells: dict[tuple[str, str], list[Outcome]] = {}
+    for task, counts in pairs:
+        cells.setdefault((task.cluster, task.task_id[len(task.cluster) + 1 :]), []).append((task, counts))
     clusters = sorted({cluster for cluster, _ in cells}, key=natural)
     columns = sorted({column for _, column in cells}, key=natural)
-    for entry in plain:
-        cells.setdefault((entry.cluster, PLAIN), []).append(entry)
+    for task, counts in plain:
+        cells.setdefault((task.cluster, PLAIN), []).append((task, counts))
     shown = [PLAIN, *columns] if plain else columns
     rows = tuple(
         (_name(cluster, suite), tuple(_cell(cells.get((cluster, column), ()), pages) for column in shown))
@@ -108,11 +96,11 @@ def _name(cluster: str, suite: str) -> str:
     return short(cluster.removeprefix(f"{suite}/"), _NAME)
 
 
-def _cell(entries: Sequence[Listed], pages: Mapping[str, str]) -> Cell | None:
-    if not entries:
+def _cell(outcomes: Sequence[Outcome], pages: Pages) -> Cell | None:
+    if not outcomes:
         return None
-    states = [state(entry) for entry in entries]
-    worst = next(name for name in ("attacked", "unscored", "lost", "done") if name in states)
-    first = next(entry for entry, found in zip(entries, states, strict=True) if found == worst)
-    share = f"{states.count(worst)}/{len(states)}" if len(states) > 1 else ""
-    return Cell(worst, pages.get(first.key), share)
+    counts = sum((counts for _, counts in outcomes), Counter[str]())
+    worst = next(name for name in ("attacked", "unscored", "lost", "done") if counts[name])
+    page = next((page for task, _ in outcomes if (page := pages.get((task, worst)))), None)
+    share = f"{counts[worst]}/{counts.total()}" if counts.total() > 1 else ""
+    return Cell(worst, page, share)

@@ -9,14 +9,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from fate_gym.episode import Episode
 from fate_gym.errors import UsageError
 from fate_gym.leaderboards.comparison import Compared, Comparison, Scores, compare_scores
 from fate_gym.leaderboards.runs import LoadedRun
-from fate_gym.leaderboards.site.episodes import CLASSES, Census, Listed
+from fate_gym.leaderboards.site.episodes import CLASSES, STATES, Census, Listed, state
 from fate_gym.leaderboards.site.gist import Gist, gist
-from fate_gym.leaderboards.site.grids import STATES, state
-from fate_gym.leaderboards.site.runs import by_key
 from fate_gym.leaderboards.site.text import Budget, write_page
 from fate_gym.leaderboards.site.traces import Entry, Trace, trace
 
@@ -103,18 +103,17 @@ def _pair(a: Surveyed, b: Surveyed, most: int) -> Pair | None:
         comparison = compare_scores(a.run, b.run, a.scores, b.scores, every_suite=False)
     except UsageError:
         return None
-    theirs = {entry.key: entry for entry in b.census.entries}
-    both = [(entry, theirs[entry.key]) for entry in a.census.entries if entry.key in theirs]
-    counts = Counter((state(one), state(other)) for one, other in both)
-    pages = [{entry.key: entry for entry in one.census.listed} for one in (a, b)]
+    mine, theirs = a.census.keys.shared(b.census.keys)
+    became = (np.frombuffer(census.states, np.uint8)[found] for census, found in ((a.census, mine), (b.census, theirs)))
+    names = list(STATES)
+    counts = Counter((names[one], names[other]) for one, other in zip(*became, strict=True))
+    pages = {entry.key: entry for entry in b.census.listed}
+    both = [(entry, pages[entry.key]) for entry in a.census.listed if entry.key in pages]
     left, groups = most, []
     for states in sorted(counts, key=lambda found: tuple(map(_ORDER.index, found))):
         if states[0] == states[1]:
             continue
-        members = [pair for pair in both if (state(pair[0]), state(pair[1])) == states]
-        parted = [
-            (pages[0][one.key], pages[1][one.key]) for one, _ in members if all(one.key in page for page in pages)
-        ]
+        parted = [pair for pair in both if (state(pair[0]), state(pair[1])) == states]
         # The gravest group must not leave the others without a page.
         share = min(len(parted), max(1, left // 2))
         left -= share
@@ -123,7 +122,7 @@ def _pair(a: Surveyed, b: Surveyed, most: int) -> Pair | None:
             for i, (one, other) in enumerate(parted[:_MOST_PARTED])
         ]
         groups.append((*states, counts[states], tuple(listed)))
-    return Pair(a, b, f"{a.run.run_id}--{b.run.run_id}", comparison, len(both), tuple(groups))
+    return Pair(a, b, f"{a.run.run_id}--{b.run.run_id}", comparison, len(mine), tuple(groups))
 
 
 def _scored(entry: Listed) -> bool:
@@ -161,9 +160,9 @@ def write_pairs(made: Sequence[Pair], board: tuple[str, str], out: Path, common:
 def _sides(made: Sequence[Pair]) -> Iterator[tuple[Pair, Parted, Episode, Episode]]:
     """Reads the episodes that stand side by side, one pair of them at a time."""
     for pair in made:
-        first, second = by_key(pair.a.run), by_key(pair.b.run)
+        first, second = pair.a.run.episodes, pair.b.run.episodes
         for parted in (parted for _, _, _, listed in pair.groups for parted in listed if parted.side):
-            yield pair, parted, first(parted.first.key), second(parted.second.key)
+            yield pair, parted, first.of(parted.first.key), second.of(parted.second.key)
 
 
 @dataclass(frozen=True, slots=True)

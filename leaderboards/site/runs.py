@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,7 +17,7 @@ from fate_gym.evaluation.run import Run
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.leaderboards.board import Row
 from fate_gym.leaderboards.columns import Column
-from fate_gym.leaderboards.comparison import Score, Scores, score
+from fate_gym.leaderboards.comparison import Scores
 from fate_gym.leaderboards.groups import without_paths
 from fate_gym.leaderboards.runs import LoadedRun
 from fate_gym.leaderboards.site.charts import BAR_WIDTH, bars
@@ -27,13 +27,15 @@ from fate_gym.leaderboards.site.episodes import (
     CLASSES,
     MOST_FAILURES,
     SAMPLE,
+    STATES,
     Census,
     Listed,
     confidential,
+    state,
     survey,
 )
 from fate_gym.leaderboards.site.gist import gist
-from fate_gym.leaderboards.site.grids import STATES, grids, state
+from fate_gym.leaderboards.site.grids import grids
 from fate_gym.leaderboards.site.tables import depends_on_refusals, split_columns, told_by
 from fate_gym.leaderboards.site.text import Budget, short, write_page
 from fate_gym.leaderboards.site.traces import trace
@@ -60,17 +62,6 @@ MOST_OTHERS: Final = 12
 def every_episode(run: Run) -> Iterator[Episode]:
     """Yields the scored episodes of a run, then those that errored."""
     return chain(run.episodes, run.failures)
-
-
-def by_key(run: Run) -> Callable[[str], Episode]:
-    """Returns a function that reads the episode of a key, and no other."""
-    places = {key: (part, i) for part in (run.failures, run.episodes) for i, key in enumerate(part.keys)}
-
-    def read(key: str) -> Episode:
-        part, i = places[key]
-        return part[i]
-
-    return read
 
 
 def hides(run: Run, episode: Episode, *, private: bool) -> bool:
@@ -103,12 +94,12 @@ def _same(entry: Listed) -> tuple[str | None, str, int]:
 
 def read_run(run: LoadedRun, *, private: bool) -> tuple[Census, Scores]:
     """Reads a run once: what is in it, and the scores by which it is compared with others."""
-    scores: dict[str, Score] = {}
+    scores = Scores()
 
     def seen() -> Iterator[Episode]:
         for episode in every_episode(run):
             if episode.status == "ok":
-                scores[episode.key] = score(episode)
+                scores.add(episode)
             yield episode
 
     return survey(seen(), lambda episode: hides(run, episode, private=private)), scores
@@ -139,7 +130,6 @@ def write_run(
     folder.mkdir(parents=True, exist_ok=True)
     present = {column.name for row in rows for column in columns if column.name in row.metrics}
     main, minor = split_columns([column for column in columns if column.name in present])
-    pages = {entry.key: entry.page for entry in census.listed}
     groups, left_out = _groups(census.listed)
     values = {
         **common,
@@ -152,8 +142,8 @@ def write_run(
         "rows_left_out": max(0, len(rows) - _MOST_ROWS),
         "census": census,
         "classes": [(name, meaning, census.classes[name]) for name, meaning in CLASSES.items()],
-        "grids": grids(census.entries, pages),
-        "several_attacks": len({entry.attack for entry in census.entries if entry.attack}) > 1,
+        "grids": grids(census),
+        "several_attacks": len({attack for _, attack, _ in census.by_group if attack}) > 1,
         "states": STATES,
         "groups": groups,
         "groups_left_out": left_out,
@@ -231,9 +221,8 @@ def _write_traces(
     listed = census.listed
     shared = {**common, "run": run, "board": board, "meanings": CLASSES, "states": STATES}
     recorded = _recorded(run)
-    episode_of = by_key(run)
     for i, entry in enumerate(listed):
-        episode = episode_of(entry.key)
+        episode = (run.failures if "errored" in entry.classes else run.episodes).of(entry.key)
         values = shared | trace_values(run, episode, entry, private=bool(common["private"]))
         below = "../" * entry.page.count("/")
         values |= {

@@ -11,8 +11,7 @@ from fate_gym.episode import Episode
 from fate_gym.evaluation.run import Run
 from fate_gym.leaderboards.board import Board
 from fate_gym.leaderboards.site.charts import scatter
-from fate_gym.leaderboards.site.episodes import CLASSES, listed
-from fate_gym.leaderboards.site.grids import STATES
+from fate_gym.leaderboards.site.episodes import CLASSES, STATES, listed
 from fate_gym.leaderboards.site.pages import common_values, table_values
 from fate_gym.leaderboards.site.reported import regraded_tables, reported
 from fate_gym.leaderboards.site.runs import trace_values

@@ -1,0 +1,130 @@
+"""Keys of episodes, a few bytes each: what a run of a million of them keeps in memory.
+
+A key is `ATTACK/TASK_ID#REPEAT`. A long run holds some thousand tasks with many repeats, so that the names of the tasks
+are held once, and of each episode its number alone. Any other text is a key too, and takes what it takes.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Set
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NUMBERS: Final = 1024
+"""Numbers of repeats that are told from names. Not more: a stranger's "a#9999999" must not take a megabyte."""
+
+_NUMBER: Final = re.compile(r"(.*)#(0|[1-9][0-9]{0,2})", re.DOTALL)
+
+Indices = NDArray[np.intp]
+
+
+def _split(key: str) -> tuple[str, int]:
+    """Returns (name, 1 + number) of a key "NAME#NUMBER"; of any other key itself and 0."""
+    found = _NUMBER.fullmatch(key)
+    return (key, 0) if found is None else (found[1], 1 + int(found[2]))
+
+
+def _join(name: str, place: int) -> str:
+    return f"{name}#{place - 1}" if place else name
+
+
+class Keys(Set[str]):
+    """A set of keys that grows.
+
+    Args:
+        keys: What it holds at first.
+    """
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        # Bit i of a name's integer stands for its repeat i - 1.
+        self._bits: dict[str, int] = {}
+        self._size = 0
+        for key in keys:
+            self.add(key)
+
+    def add(self, key: str) -> bool:
+        """Adds a key; returns whether it was not there."""
+        name, place = _split(key)
+        bits = self._bits.get(name, 0)
+        if bits >> place & 1:
+            return False
+        self._bits[name] = bits | 1 << place
+        self._size += 1
+        return True
+
+    def __contains__(self, key: object) -> bool:
+        if not isinstance(key, str):
+            return False
+        name, place = _split(key)
+        return bool(self._bits.get(name, 0) >> place & 1)
+
+    def __iter__(self) -> Iterator[str]:
+        for name, bits in self._bits.items():
+            for place in range(bits.bit_length()):
+                if bits >> place & 1:
+                    yield _join(name, place)
+
+    def __len__(self) -> int:
+        return self._size
+
+
+class KeyList:
+    """Keys in the order in which they came; one may come again."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, int] = {}
+        self._codes = array("q")
+
+    def append(self, key: str) -> None:
+        """Adds a key."""
+        name, place = _split(key)
+        self._codes.append(self._names.setdefault(name, len(self._names)) * _NUMBERS + place)
+
+    def __len__(self) -> int:
+        return len(self._codes)
+
+    def __iter__(self) -> Iterator[str]:
+        return self.at(range(len(self)))
+
+    def at(self, indices: Iterable[int]) -> Iterator[str]:
+        """Yields the keys of some indices."""
+        names = list(self._names)
+        for index in indices:
+            name, place = divmod(self._codes[index], _NUMBERS)
+            yield _join(names[name], place)
+
+    def in_order(self) -> Indices:
+        """Returns the last index of each key, tasks in natural order ("user_task_2" before "user_task_10")."""
+        names = list(self._names)
+        ranks = np.empty(len(names), dtype=np.int64)
+        ranks[sorted(range(len(names)), key=lambda i: _natural(names[i]))] = np.arange(len(names))
+        codes = np.array(self._codes)
+        sortable = ranks[codes // _NUMBERS] * _NUMBERS + codes % _NUMBERS
+        order = np.argsort(sortable, kind="stable")
+        ordered = sortable[order]
+        return order[np.append(ordered[1:] != ordered[:-1], True)] if len(order) else order
+
+    def index(self, key: str) -> int:
+        """Returns the last index of a key; raises `KeyError` if there is none."""
+        name, place = _split(key)
+        found = np.flatnonzero(np.array(self._codes) == self._names.get(name, -1) * _NUMBERS + place)
+        if not len(found):
+            raise KeyError(key)
+        return int(found[-1])
+
+    def shared(self, other: KeyList) -> tuple[Indices, Indices]:
+        """Returns the indices, in either list, of the keys that both hold, each once at most in either."""
+        theirs = np.array([self._names.get(name, -1) for name in other._names], dtype=np.int64)
+        codes = np.array(other._codes)
+        codes = theirs[codes // _NUMBERS] * _NUMBERS + codes % _NUMBERS
+        _, mine, others = np.intersect1d(np.array(self._codes), codes, assume_unique=False, return_indices=True)
+        return mine, others
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """Sorts numbers in a text by their value."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"([^0-9]*)([0-9]{0,18})", name)]
