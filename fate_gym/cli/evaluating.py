@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fate_gym import loops
 from fate_gym.cli.preparing import Job, prepare, print_dry_run
 from fate_gym.cli.settings import add_agent_flags, add_env_flags, usage_errors
 from fate_gym.cli.stopping import Stopped, on_signals
@@ -102,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     stop: Stopped | None = None
     try:
         for job in jobs:
-            finished, stop = asyncio.run(_evaluate_and_close(job))
+            finished, stop = loops.run(_evaluate_and_close(job))
             runs.append(finished)
             if stop is not None:
                 break
