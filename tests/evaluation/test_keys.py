@@ -87,6 +87,7 @@ def test_a_plan_finds_its_items_by_key_and_makes_the_same_each_time() -> None:
     assert [plan.find(item.key) for item in items] == items
     assert [plan.items[i] for i in range(-len(items), 0)] == items
     assert list(plan.items[2:5]) == items[2:5]
+    assert list(plan.items.without({items[0].key, items[5].key})) == items[1:5] + items[6:]
     with pytest.raises(IndexError):
         plan.items[len(items)]
     name = items[0].key.removesuffix("#0")
