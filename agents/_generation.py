@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from fate_gym.agents._drafts import ALIKE, Drafts
+from fate_gym.agents._rows import Batch, Row, Sample
 from fate_gym.agents._token_agent import Completion, GenerationRequest
 from fate_gym.agents.kv_cache import (
     BLOCK,
-    CACHE_ARGUMENT,
     KeysAndValues,
     PrefixStore,
-    batch_cache,
     can_share,
     row_of,
 )
 
 _TOGETHER_ON_CPU: Final = 64
 
+_GUESSED: Final = 64
+"""Guessed tokens of a forward pass, over all rows: on a CPU so many cost about as much as the pass itself."""
+
+_GUESSED_A_ROW: Final = 16
+
+# All generators of a process share it, since training makes one a step. A guess from another model does no harm.
+_DRAFTS: Final = Drafts()
+
 
 class Generator:
     """Generates for batches of prompts, and reads no beginning of a prompt twice.
+
+    It reads guesses of what comes next, and keeps those that come true (see `Drafts`): one forward pass gives several
+    tokens of a text like earlier ones. Requests with the same prompt are one row until their samples differ.
 
     Not `model.generate`, because a request's sample must not depend on who shares its batch: each draws from random
     numbers of its own. (The last bits of its logits do depend on the batch, as in any batched arithmetic.)
@@ -76,19 +87,26 @@ class Generator:
     def _generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         if self._may_learn:
             self._store.renew(_fingerprint(self._model))
-        self._read_common([request.prompt_ids for request in requests])
-        pasts = [self._known(request.prompt_ids) for request in requests]
+        samples = [
+            Sample(Completion(), _uniforms(request.seed, self._max_new_tokens).to(self._model.device))
+            for request in requests
+        ]
+        rows: dict[tuple[int, ...], Row] = {}
+        for request, own in zip(requests, samples, strict=True):
+            rows.setdefault(request.prompt_ids, Row(request.prompt_ids, [])).samples.append(own)
+        self._read_common(rows)
+        pasts = {prompt: self._known(prompt) for prompt in rows}
         # On a CPU, prompts with about as much to read go together, a few at a time: padding costs as much as text
         # there, and a larger batch gains nothing.
         size = _TOGETHER_ON_CPU if self._model.device.type == "cpu" else max(1, len(requests))
-        order = sorted(range(len(requests)), key=lambda row: len(requests[row].prompt_ids) - BLOCK * len(pasts[row]))
-        completions = [Completion() for _ in requests]
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            self._together(
-                [requests[row] for row in rows], [pasts[row] for row in rows], [completions[row] for row in rows]
-            )
-        return completions
+        together: list[Row] = []
+        for prompt in sorted(rows, key=lambda prompt: len(prompt) - BLOCK * len(pasts[prompt])):
+            if together and sum(len(row.samples) for row in (*together, rows[prompt])) > size:
+                self._together(together, [pasts[row.prompt_ids] for row in together])
+                together = []
+            together.append(rows[prompt])
+        self._together(together, [pasts[row.prompt_ids] for row in together])
+        return [one.made for one in samples]
 
     def _known(self, ids: Sequence[int]) -> list[KeysAndValues]:
         # Without the last token: the model has to read one, since it answers with what follows it.
@@ -118,113 +136,71 @@ class Generator:
 
     def _read(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Reads prompts and keeps their keys and values."""
-        batch = _Batch(prompts, [self._known(prompt) for prompt in prompts], self._layers, 0, self._model.device)
+        batch = Batch(prompts, [self._known(prompt) for prompt in prompts], self._layers, 0, self._model.device)
         cache = batch.run(self._model)[1]
         for row, prompt in enumerate(prompts):
             self._keep(prompt, batch, cache, row)
 
-    def _keep(self, ids: Sequence[int], batch: _Batch, cache: Any, row: int) -> None:
+    def _keep(self, ids: Sequence[int], batch: Batch, cache: Any, row: int) -> None:
         if self._shares:
             start = batch.known[row]
             columns = batch.mask[row].nonzero().squeeze(-1)[start : len(ids)]
             self._store.write(ids, row_of(cache, row, columns), start)
 
-    def _together(
-        self,
-        requests: Sequence[GenerationRequest],
-        pasts: Sequence[list[KeysAndValues]],
-        completions: Sequence[Completion],
-    ) -> None:
+    def _together(self, rows: list[Row], pasts: Sequence[list[KeysAndValues]]) -> None:
         """Generates for prompts that share every forward pass, into their completions."""
-        batch = _Batch(
-            [request.prompt_ids for request in requests], pasts, self._layers, self._max_new_tokens, self._model.device
-        )
-        uniforms = torch.stack([_uniforms(request.seed, self._max_new_tokens) for request in requests])
-        uniforms = uniforms.to(self._model.device)
-        rows: list[int | None] = list(range(len(requests)))  # The request behind each row; None if it has ended.
-        for step in range(self._max_new_tokens):
+        prompts = [row.prompt_ids for row in rows]
+        batch = Batch(prompts, pasts, self._layers, self._max_new_tokens, self._model.device)
+        while True:
+            self._guess(rows)
+            batch.guess([row.guess for row in rows])
             logits, cache = batch.run(self._model)
-            chosen, logprobs = sample(logits, uniforms[:, step], self._temperature, self._top_p)
-            last = step + 1 == self._max_new_tokens
-            for index, (row, token, logprob) in enumerate(zip(rows, chosen.tolist(), logprobs.tolist(), strict=True)):
-                if row is None:
-                    continue
-                made = completions[row]
-                made.token_ids.append(token)
-                made.logprobs.append(logprob)
-                if last or token in self._stop_ids:
+            drawn = self._draw(rows, logits)
+            branches = [row.branches(drawn, self._stop_ids, self._max_new_tokens) for row in rows]
+            if any(len(parts) > 1 for parts in branches):
+                batch.keep(torch.tensor([index for index, parts in enumerate(branches) for _ in parts]))
+            rows = [row for parts in branches for row in parts]
+            batch.accept([row.accepted for row in rows])
+            for index, row in enumerate(rows):
+                if row.samples and row.is_over(self._stop_ids, self._max_new_tokens):
+                    ids = (*row.prompt_ids, *row.written)
                     # The last token has not been read, so it has no keys yet.
-                    self._keep((*requests[row].prompt_ids, *made.token_ids[:-1]), batch, cache, index)
-                    rows[index] = None
-            live = [index for index, row in enumerate(rows) if row is not None]
+                    self._keep(ids[:-1], batch, cache, index)
+                    _DRAFTS.learn(ids, batch.known[index], len(row.prompt_ids))
+                    row.samples = []
+            live = [index for index, row in enumerate(rows) if row.samples]
             if not live:
                 break
             # Rows that have ended leave a quarter at a time, since each leave copies the whole cache.
             if len(live) <= 0.75 * len(rows):
-                keep = torch.tensor(live, device=chosen.device)
-                batch.keep(keep)
+                batch.keep(torch.tensor(live))
                 rows = [rows[index] for index in live]
-                chosen, uniforms = chosen[keep], uniforms[keep]
-            batch.append(chosen)
+            batch.append([row.last for row in rows])
 
+    def _guess(self, rows: Sequence[Row]) -> None:
+        """Guesses how rows go on."""
+        live = sum(bool(row.samples) for row in rows)
+        # Holes in a cache, which wrong guesses leave, are masked; a sliding window would count them.
+        most = 0 if self._layers is None else min(max(_GUESSED // live, 1), _GUESSED_A_ROW)
+        for row in rows:
+            written = row.written
+            # The token after the last guess is drawn as well.
+            left = self._max_new_tokens - len(written) - 1 if row.samples else 0
+            row.guess = _DRAFTS.guess((*row.prompt_ids[-ALIKE:], *written[-ALIKE:]), min(most, left))
 
-class _Batch:
-    """The tensors of prompts that share their forward passes.
-
-    Attributes:
-        known: Tokens of each row that were known before, (n,).
-        mask: 1 on real tokens, read or about to be read, int (n, w). Both the known beginning and the rest of a row are
-            padded on the left.
-    """
-
-    def __init__(
-        self,
-        prompts: Sequence[Sequence[int]],
-        pasts: Sequence[Sequence[KeysAndValues]],
-        layers: int | None,
-        room: int,
-        device: Any,
-    ) -> None:
-        self.known = [BLOCK * len(past) for past in pasts]
-        rests = [list(prompt[known:]) for prompt, known in zip(prompts, self.known, strict=True)]
-        width, longest = max(self.known), max(map(len, rests))
-        mask = [
-            [0] * (width - known) + [1] * known + [0] * (longest - len(rest)) + [1] * len(rest)
-            for known, rest in zip(self.known, rests, strict=True)
+    def _draw(self, rows: Sequence[Row], logits: Tensor) -> Iterator[tuple[int, float]]:
+        """Draws for each sample the tokens after what is certain of it and after each guess, with logprobs."""
+        places = [
+            (index, place) for index, row in enumerate(rows) for _ in row.samples for place in range(1 + len(row.guess))
         ]
-        self.mask = torch.tensor(mask, device=device)
-        # Any id pads, since the mask hides it.
-        self._ids = torch.tensor([[0] * (longest - len(rest)) + rest for rest in rests], device=device)
-        self._positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, width:]
-        self._cache: Any = None if layers is None else batch_cache(pasts, layers, longest + min(room, 64))
-
-    def run(self, model: Any) -> tuple[Tensor, Any]:
-        """Reads the tokens that are about to be read.
-
-        Returns:
-            The logits of what follows, float32 (n, vocabulary), and the cache.
-        """
-        output = model(
-            input_ids=self._ids,
-            attention_mask=self.mask,
-            position_ids=self._positions,
-            use_cache=True,
-            logits_to_keep=1,
-            **({} if self._cache is None else {CACHE_ARGUMENT: self._cache}),
-        )
-        self._cache = output[CACHE_ARGUMENT]
-        return output.logits[:, -1].float(), self._cache
-
-    def append(self, chosen: Tensor) -> None:
-        """Makes the chosen tokens, (n,), those that are read next."""
-        self._ids, self._positions = chosen[:, None], self._positions[:, -1:] + 1
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(chosen), 1)], dim=-1)
-
-    def keep(self, rows: Tensor) -> None:
-        """Keeps some rows, (k,)."""
-        self._cache.batch_select_indices(rows)
-        self.known = [self.known[row] for row in rows.tolist()]
-        self.mask, self._positions = self.mask[rows], self._positions[rows]
+        uniforms = [
+            one.uniforms[len(row.written) : len(row.written) + 1 + len(row.guess)]
+            for row in rows
+            for one in row.samples
+        ]
+        index, place = torch.tensor(places, device=logits.device).T
+        drawn = sample(logits[index, place], torch.cat(uniforms), self._temperature, self._top_p)
+        return zip(*(values.tolist() for values in drawn), strict=True)
 
 
 def sample(logits: Tensor, uniforms: Tensor, temperature: float, top_p: float) -> tuple[Tensor, Tensor]:

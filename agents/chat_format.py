@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import threading
@@ -18,6 +19,9 @@ from fate_gym.errors import UsageError, unknown
 
 _log = logging.getLogger(__name__)
 _JINJA = ".jinja"
+
+_REMEMBERED = 512
+"""Stretches of conversations whose text and tokens are remembered."""
 
 _MARKER = "fategymmarker"
 """Stands for what the model said where only what the chat template adds after it matters."""
@@ -42,6 +46,9 @@ class ChatFormat:
         self._kwargs = dict(kwargs)
         self._stop_texts = tokenizer.convert_ids_to_tokens(sorted(stop_ids))
         self._lock = threading.Lock()  # Fast tokenizers are not made for threads.
+        # Episodes of a task are written alike, turn by turn, and a template takes several times as long as a look-up.
+        self._rendered = functools.lru_cache(_REMEMBERED)(self._render_json)
+        self._encode = functools.lru_cache(_REMEMBERED)(self._encode_text)
         self._appends = {role: self._keeps_the_past(role) for role in ("tool", "user")}
         if not all(self._appends.values()):
             after = " or ".join(role for role, keeps in self._appends.items() if not keeps)
@@ -128,12 +135,16 @@ class ChatFormat:
             return False  # Templates raise their own errors for what they do not take.
 
     def _render(self, messages: list[Message], tools: list[ToolSchema] | None) -> str:
+        return self._rendered(json.dumps([messages, tools]))
+
+    def _render_json(self, conversation: str) -> str:
+        messages, tools = json.loads(conversation)
         text: str = self.tokenizer.apply_chat_template(
             messages, tools=tools, add_generation_prompt=True, tokenize=False, **self._kwargs
         )
         return text
 
-    def _encode(self, text: str) -> tuple[int, ...]:
+    def _encode_text(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
 

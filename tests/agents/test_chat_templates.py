@@ -89,6 +89,19 @@ def test_all_that_a_message_says_stands_in_the_prompt(toolless: Path) -> None:
     assert "<|im_start|>system" not in compact.tokenizer.decode(compact.prompt(CONVERSATION[1:], None))
 
 
+def test_what_was_written_before_is_remembered_by_what_it_says(toolless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = chat(toolless, "hermes")
+    messages = [dict(message) for message in CONVERSATION]
+    before = made.prompt(messages, TOOLS)
+    messages[1]["content"] = "Look."  # The same objects, and another text.
+    after = made.prompt(messages, TOOLS)
+    assert after != before
+    assert made.prompt(messages, TOOLS[:1]) not in (before, after)
+    monkeypatch.setattr(made.tokenizer, "apply_chat_template", None)
+    assert made.prompt(messages, TOOLS) == after
+    assert made.prompt([dict(message) for message in CONVERSATION], TOOLS) == before
+
+
 def test_a_model_without_tools_is_told_of_the_templates_and_plays_with_one(toolless: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"takes no tools; chat_template=hermes or hermes_compact"):
         load_tokenizer(str(toolless))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
+from fate_gym.agents import _generation
+from fate_gym.agents._drafts import ALIKE, Drafts
 from fate_gym.agents._generation import Generator, sample
 from fate_gym.agents._token_agent import Completion, GenerationRequest
 from fate_gym.agents.kv_cache import BLOCK, KeysAndValues, PrefixStore
@@ -23,6 +26,11 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_generation, "_DRAFTS", Drafts())
 
 
 STOP = 2
@@ -189,10 +197,12 @@ def test_a_beginning_is_read_once(model: Any) -> None:
 
 
 def test_prompts_of_one_batch_share_their_beginning(model: Any) -> None:
-    prompt = tuple(range(30, 30 + 8 * BLOCK))
+    common = tuple(range(30, 30 + 7 * BLOCK))
+    prompts = [(*common, *range(150 + number, 150 + number + BLOCK)) for number in range(5)]
     with Reads(model) as reads:
-        generator(model, max_new_tokens=1)([GenerationRequest(prompt, seed) for seed in range(5)])
-    # All blocks but the last, whose last token each request reads for itself.
+        # Twice: what is the same to its last token is one prompt.
+        generator(model, max_new_tokens=1)([GenerationRequest(prompt, seed) for seed, prompt in enumerate(prompts * 2)])
+    # The last token of each is left to be read with the rest of its last block.
     assert reads.tokens == 7 * BLOCK + 5 * BLOCK
 
 
@@ -236,6 +246,109 @@ def test_a_model_with_sliding_windows_keeps_nothing_and_generates_as_transformer
     for _ in range(2):
         [done] = generate([GenerationRequest(PROMPTS[2], seed=0)])
         assert done.token_ids == theirs[0, ids.shape[1] :].tolist()
+
+
+# Guesses change the time that a sample takes, and nothing else.
+
+
+class Passes:
+    """Counts the forward passes of a model."""
+
+    def __init__(self, model: Any) -> None:
+        self.count = 0
+        self._handle = model.register_forward_pre_hook(self._add)
+
+    def _add(self, *_: Any) -> None:
+        self.count += 1
+
+    def __enter__(self) -> Passes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (1.2, 1.0), (1.5, 0.9)])
+def test_what_was_written_before_is_written_again_in_few_passes(model: Any, temperature: float, top_p: float) -> None:
+    def talk() -> tuple[list[list[int]], list[float]]:
+        return conversation(generator(model, temperature=temperature, top_p=top_p), turns=3)
+
+    with Passes(model) as first:
+        expected, logprobs = talk()
+    with Passes(model) as second:
+        again, others = talk()
+    assert again == expected
+    assert torch.allclose(torch.tensor(others), torch.tensor(logprobs), atol=1e-4)
+    assert second.count < first.count / 3
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.2])
+def test_wrong_guesses_change_no_token(model: Any, monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    expected, logprobs = conversation(generator(model, temperature=temperature), turns=3)
+    rng = random.Random(0)
+    truth = {tuple(ids[place - ALIKE : place]): ids[place:] for ids in expected for place in range(ALIKE, len(ids))}
+    guessed: list[int] = []
+
+    class Liar(Drafts):
+        def guess(self, last: Sequence[int], most: int) -> Sequence[int]:
+            """Some tokens that will come, then some that will not, a stop among them."""
+            true = truth.get(tuple(last[-ALIKE:]), [])[: rng.randrange(most + 1)]
+            guessed.append(len(true))
+            return [*true, STOP, *rng.sample(range(250), 3)][: rng.randrange(most + 1)]
+
+    monkeypatch.setattr(_generation, "_DRAFTS", Liar())
+    kept, others = conversation(generator(model, temperature=temperature), turns=3)
+    assert kept == expected
+    assert torch.allclose(torch.tensor(others), torch.tensor(logprobs), atol=1e-4)
+    assert max(guessed) > 3
+
+
+def test_requests_with_one_prompt_are_one_row_until_they_differ(model: Any) -> None:
+    options: dict[str, Any] = {"temperature": 1.5, "max_new_tokens": 12}
+    seeds = [*range(5), 3, 3]
+    alone = [generator(model, **options)([GenerationRequest(PROMPTS[2], seed)])[0] for seed in seeds]
+    read: list[int] = []
+    handle = model.register_forward_pre_hook(
+        lambda _, __, given: read.append(len(given["input_ids"])), with_kwargs=True
+    )
+    mixed = [GenerationRequest(prompt, seed) for seed in seeds for prompt in (PROMPTS[2], PROMPTS[0])]
+    together = generator(model, **options)(mixed)[::2]
+    handle.remove()
+    assert [done.token_ids for done in together] == [done.token_ids for done in alone]
+    for done, own in zip(together, alone, strict=True):
+        assert done.logprobs == pytest.approx(own.logprobs, abs=1e-4)
+    # Two prompts at first, then a row for each of at most five samples of either.
+    assert read[0] == 2
+    assert max(read) == 10
+
+
+def test_a_guess_ends_where_the_completion_must(model: Any) -> None:
+    whole = complete(model, [PROMPTS[2]])[0].token_ids
+    assert complete(model, [PROMPTS[2]], max_new_tokens=7)[0].token_ids == whole[:7]
+    stop = whole[11]
+    assert complete(model, [PROMPTS[2]], stop_ids={stop})[0].token_ids == whole[: whole.index(stop) + 1]
+
+
+def test_drafts_know_what_followed_last_and_prefer_what_was_written() -> None:
+    drafts = Drafts()
+    last = tuple(range(ALIKE))
+    assert drafts.guess(last, 5) == ()
+    drafts.learn((*last, 7, 8, 9), 0, ALIKE)
+    assert drafts.guess((99, *last), 2) == (7, 8)
+    drafts.learn((*last, 5, 5), 0, 100)
+    assert drafts.guess(last, 9) == (7, 8, 9)
+    drafts.learn((*last, 6, 6), 0, ALIKE)
+    assert drafts.guess(last, 9) == (6, 6)
+    # What was known before is not learned again.
+    drafts.learn((*last, 4), ALIKE + 1, ALIKE)
+    assert drafts.guess(last, 9) == (6, 6)
+
+
+def test_drafts_forget_the_oldest() -> None:
+    drafts = Drafts(capacity=3)
+    for number in range(5):
+        drafts.learn((*[number] * ALIKE, 1), 0, 0)
+    assert [bool(drafts.guess([number] * ALIKE, 1)) for number in range(5)] == [False, False, True, True, True]
 
 
 def states(tokens: int) -> KeysAndValues:
