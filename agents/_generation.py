@@ -27,8 +27,9 @@ _GUESSED: Final = 64
 
 _GUESSED_A_ROW: Final = 16
 
-# All generators of a process share it, since training makes one a step. A guess from another model does no harm.
-_DRAFTS: Final = Drafts()
+# By the size of the vocabulary. Generators share it, since training makes one a step: a guess from another model does
+# no harm, but a token that a model does not have would.
+_DRAFTS: Final[dict[int, Drafts]] = defaultdict(Drafts)
 
 
 class Generator:
@@ -69,6 +70,7 @@ class Generator:
         # A model with sliding windows or states makes the cache that it needs, and nothing of it is kept.
         self._layers = model.config.get_text_config().num_hidden_layers if can_share(model) else None
         self._store = PrefixStore(cache_bytes)
+        self._drafts = _DRAFTS[model.config.get_text_config().vocab_size]
         self._shares = self._layers is not None and cache_bytes > 0
 
     def __call__(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
@@ -166,7 +168,7 @@ class Generator:
                     ids = (*row.prompt_ids, *row.written)
                     # The last token has not been read, so it has no keys yet.
                     self._keep(ids[:-1], batch, cache, index)
-                    _DRAFTS.learn(ids, batch.known[index], len(row.prompt_ids))
+                    self._drafts.learn(ids, batch.known[index], len(row.prompt_ids))
                     row.samples = []
             live = [index for index, row in enumerate(rows) if row.samples]
             if not live:
@@ -186,7 +188,7 @@ class Generator:
             written = row.written
             # The token after the last guess is drawn as well.
             left = self._max_new_tokens - len(written) - 1 if row.samples else 0
-            row.guess = _DRAFTS.guess((*row.prompt_ids[-ALIKE:], *written[-ALIKE:]), min(most, left))
+            row.guess = self._drafts.guess((*row.prompt_ids[-ALIKE:], *written[-ALIKE:]), min(most, left))
 
     def _draw(self, rows: Sequence[Row], logits: Tensor) -> Iterator[tuple[int, float]]:
         """Draws for each sample the tokens after what is certain of it and after each guess, with logprobs."""

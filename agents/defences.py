@@ -276,6 +276,7 @@ class _Around(Agent):
         self.privileged = agent.privileged
         self.contaminated_by = agent.contaminated_by
         self.unpriced = agent.unpriced
+        self.on_gpu = agent.on_gpu
         self.defences = agent.defences
         self._agent = agent
 

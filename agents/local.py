@@ -88,6 +88,7 @@ class LocalAgent(TokenAgent):
         self.model, self.adapter = model, adapter
         self.max_new_tokens = max_new_tokens
         self._dtype, self._device, self._attention = dtype, device, attention
+        self.on_gpu = None if device in (None, "auto") else device.startswith("cuda")
         self._temperature, self._top_p = temperature, top_p
         self._max_batch = max_batch
         self._max_context = max_context
@@ -212,7 +213,10 @@ def load_model(model: str, **options: Any) -> Any:
         UsageError: A part of the weights is missing.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.integrations import unset_hf_deepspeed_config
 
+    # Once a trainer has begun under DeepSpeed, it would have all processes read the weights together, in shards.
+    unset_hf_deepspeed_config()
     auto: Any = AutoModelForCausalLM  # Its types leave out `output_loading_info`.
     loaded, report = auto.from_pretrained(
         model, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options

@@ -26,6 +26,7 @@ from fate_gym.evaluation.playing import Player
 from fate_gym.evaluation.report import remarks
 from fate_gym.evaluation.run import Run
 from fate_gym.evaluation.workers import Backend, engage
+from fate_gym.loops import new_event_loop
 from fate_gym.rollout import ActFunction, Agent, as_agent
 
 T = TypeVar("T")
@@ -116,7 +117,7 @@ def evaluate(
 
 async def _evaluate(config: EvalConfig, agent: Agent, on_done: Callable[[Episode], None]) -> Run:
     plan = config.plan()
-    workers = engage(Player(plan.environments, agent), config.workers, config.backend)
+    workers = engage(Player(plan.environments, agent), config.workers, config.backend, on_gpu=agent.on_gpu)
     try:
         await workers.do(Player.check, plan.has_tools())
         run = await run_evaluation(config, agent, plan=plan, workers=workers, on_done=on_done)
@@ -129,7 +130,7 @@ async def _evaluate(config: EvalConfig, agent: Agent, on_done: Callable[[Episode
 
 def _finish(work: Coroutine[Any, Any, T]) -> T:
     """Runs a coroutine to its end, in a thread of its own: the caller's may have a running event loop already."""
-    loop = asyncio.new_event_loop()
+    loop = new_event_loop()
 
     def run() -> T:
         with asyncio.Runner(loop_factory=lambda: loop) as runner:

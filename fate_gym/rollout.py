@@ -77,6 +77,8 @@ class Agent(Remade, ABC):
         privileged: Whether it is given the ground truth (oracles).
         contaminated_by: Benchmark data that its model learned from against the authors' wish; stands in every run.
         unpriced: Whether its replies cannot say what they cost, so that no budget can be kept.
+        on_gpu: Whether its model runs in its own process on a graphics card, so that a cluster must give each process a
+            card; None if it takes one where there is one.
         defences: Texts of the defences around it, the innermost first.
         exhausted: Why no further episode can be played (a daily quota is spent), None while one can; a run then ends.
     """
@@ -85,6 +87,7 @@ class Agent(Remade, ABC):
     privileged: bool = False
     contaminated_by: tuple[str, ...] = ()
     unpriced: bool = False
+    on_gpu: bool | None = False
     defences: tuple[str, ...] = ()
     exhausted: str | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fate_gym.errors import UsageError
 from fate_gym.trainers.folder import TrainingFolder
+from fate_gym.trainers.processes import first_alone
 
 
 def base_policy(folder: TrainingFolder) -> str:
@@ -17,17 +18,18 @@ def base_policy(folder: TrainingFolder) -> str:
         return folder.base
     from fate_gym.trainers.cloning.base import build_base, read_base
 
-    made = read_base(folder.shared / "base")
-    if made is None or made.digest != settings.digest():
-        with folder.timed("base"), folder.progress.stage("base", settings.steps):
-            try:
-                build_base(
-                    folder.shared / "base",
-                    settings,
-                    on_progress=lambda step, steps, loss: folder.progress.advance(f"loss {loss:.3f}"),
-                )
-            except ModuleNotFoundError as error:
-                raise UsageError(f"training needs {error.name}: pip install 'fate-gym[train]'") from error
+    with first_alone():
+        made = read_base(folder.shared / "base")
+        if made is None or made.digest != settings.digest():
+            with folder.timed("base"), folder.progress.stage("base", settings.steps):
+                try:
+                    build_base(
+                        folder.shared / "base",
+                        settings,
+                        on_progress=lambda step, steps, loss: folder.progress.advance(f"loss {loss:.3f}"),
+                    )
+                except ModuleNotFoundError as error:
+                    raise UsageError(f"training needs {error.name}: pip install 'fate-gym[train]'") from error
     return folder.base
 
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fate_gym.errors import UsageError
 from fate_gym.trainers.base_policy import base_policy
 from fate_gym.trainers.config import TrainConfig
 from fate_gym.trainers.folder import TrainingFolder
 from fate_gym.trainers.gate import check_competence
-from fate_gym.trainers.processes import process_count
+from fate_gym.trainers.processes import is_first_process
 from fate_gym.trainers.progress import ProgressReporter
 from fate_gym.trainers.round import Round
 from fate_gym.trainers.stages.collect import collect
@@ -54,6 +53,8 @@ def train(
 ) -> Summary:
     """Trains the base policy, round after round, and scores it. The same call resumes an interrupted training.
 
+    Several processes that a launcher started make the same call; each of them returns the summary.
+
     Args:
         config: The settings.
         out: The folder of the training.
@@ -65,16 +66,10 @@ def train(
 
     Raises:
         NotCompetentError: The base policy does too few tasks, or obeys too few attacks, to learn from (`config.gate`).
-        UsageError: This is one of several processes, which train in one stage alone.
         RunMismatchError: The folder holds a training with other settings.
         RunLockedError: Another process trains in the folder.
         RunError: A file in the folder is damaged.
     """
-    if process_count() > 1:
-        raise UsageError(
-            "several processes train in one stage alone: run `train warmup` and `train pfpo` under accelerate launch, "
-            "and the rest once"
-        )
     with TrainingFolder(config, out, progress, shared=shared) as folder:
         policies = [base_policy(folder)]
         # The gate judges the base policy by the first round's rollouts, which that round then finds in its stage file.
@@ -93,5 +88,6 @@ def train(
             write_rounds(rounds, folder)
         after = score_tests("after", policies[best], folder)
         summary = summarise(rounds, best, policies[best], before, after, folder)
-        draw(rounds, folder)
+        if is_first_process():
+            draw(rounds, folder)
     return summary

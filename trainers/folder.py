@@ -25,7 +25,7 @@ from fate_gym.storage import (
     replace_file,
 )
 from fate_gym.trainers.config import MAY_CHANGE, TrainConfig, config_from
-from fate_gym.trainers.processes import is_first_process
+from fate_gym.trainers.processes import first_alone, is_first_process, together
 from fate_gym.trainers.progress import ProgressReporter
 from fate_gym.trainers.sampling import LocalSampler, Sampler
 from fate_gym.trainers.server import ServerSampler
@@ -36,7 +36,8 @@ SCHEMA: Final = "fate-gym/train/2"
 class TrainingFolder:
     """A training on disk. As a context manager it is the folder's only writer.
 
-    Under torchrun only the first process holds the folder and writes into it.
+    Among several processes the first alone holds the folder, writes into it and reports progress; an error in one ends
+    all (see `processes.together`).
 
     Args:
         config: The settings of the training.
@@ -54,23 +55,25 @@ class TrainingFolder:
         self, config: TrainConfig, out: Path, progress: ProgressReporter | None = None, *, shared: Path | None = None
     ) -> None:
         self.config, self.out, self.shared = config, out, shared or out
-        self.progress = progress or ProgressReporter()
+        self.progress = progress if progress and is_first_process() else ProgressReporter()
         self._held = ExitStack()
 
     def __enter__(self) -> TrainingFolder:
-        make_folder(self.out)
-        if is_first_process():
-            # The lock is released if the settings do not fit, and kept to the end of the training if they do.
-            with ExitStack() as held:
-                held.enter_context(WriterLock(self.out))
-                self._check_settings(self.config.to_json(), MAY_CHANGE)
-                self._held = held.pop_all()
+        # The lock is released if the settings do not fit, and kept to the end of the training if they do.
+        with ExitStack() as held:
+            held.enter_context(together())
+            with first_alone():
+                make_folder(self.out)
+                if is_first_process():
+                    held.enter_context(WriterLock(self.out))
+                    self._check_settings(self.config.to_json(), MAY_CHANGE)
+            self._held = held.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._held.close()
+        self._held.__exit__(kind, error, trace)
 
     @property
     def base(self) -> str:

@@ -21,9 +21,8 @@ from fate_gym.errors import UsageError
 from fate_gym.evaluation.plan import Plan, TaskSet
 from fate_gym.trainers.config import TrainConfig
 from fate_gym.trainers.fate import train
-from fate_gym.trainers.processes import is_first_process, process_count
+from fate_gym.trainers.processes import first_alone, is_first_process, meet, of_first, process_count, together
 from fate_gym.trainers.progress import ProgressReporter
-from fate_gym.trainers.tasks import training_plan
 
 _SIZES: Final = {
     "hidden_size": 64,
@@ -42,7 +41,7 @@ _OF_THE_REAL_MODEL: Final = ("chat_template", "response_template", "max_context"
 def rehearse(config: TrainConfig, *, progress: ProgressReporter | None = None) -> list[str]:
     """Runs one round of a training in a temporary folder, with few tasks and one step per update.
 
-    Among several processes, which train in the updates alone, only the updates are run.
+    Several processes that a launcher started on one machine rehearse it together.
 
     Args:
         config: The settings of the real training.
@@ -55,22 +54,27 @@ def rehearse(config: TrainConfig, *, progress: ProgressReporter | None = None) -
         UsageError: The architecture cannot be made small.
         Exception: Whatever the real training would have raised.
     """
-    if process_count() > 1:
-        return _rehearse_updates(config)
-    with tempfile.TemporaryDirectory(prefix=_PREFIX) as folder:
-        kind, small = _on_a_random_model(config, Path(folder) / "policy")
-        make_random_model(kind, Path(folder) / "policy")
-        summary = train(small, Path(folder) / "run", progress=progress)
-        row = summary["rounds"][1]
-        stages = {
-            "collect": f"{row['collected']['records']} episodes",
-            "repair": f"{summary['budget']['candidates']} candidates",
-            "select": f"{row['selected']['chosen']} chosen" if row["selected"] else "not part of it",
-            "warmup": f"{row['warmup']['steps']} steps" if row["warmup"] else "not part of it",
-            "pfpo": f"{row['pfpo']['steps']} steps" if row["pfpo"] else "not part of it",
-            "score": f"{', '.join(['dev', *small.evaluate.test])}",
-        }
-        return [f"  {name:<8} {what}" for name, what in {"model": kind, **stages}.items()]
+    with contextlib.ExitStack() as held:
+        held.enter_context(together())
+        made = held.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX)) if is_first_process() else ""
+        folder = Path(of_first(made))
+        kind, small = _on_a_random_model(config, folder / "policy")
+        with first_alone():
+            if is_first_process():
+                make_random_model(kind, folder / "policy")
+        summary = train(small, folder / "run", progress=progress)
+        # The first process deletes the folder.
+        meet()
+    row = summary["rounds"][1]
+    stages = {
+        "collect": f"{row['collected']['records']} episodes",
+        "repair": f"{summary['budget']['candidates']} candidates",
+        "select": f"{row['selected']['chosen']} chosen" if row["selected"] else "not part of it",
+        "warmup": f"{row['warmup']['steps']} steps" if row["warmup"] else "not part of it",
+        "pfpo": f"{row['pfpo']['steps']} steps" if row["pfpo"] else "not part of it",
+        "score": f"{', '.join(['dev', *small.evaluate.test])}",
+    }
+    return [f"  {name:<8} {what}" for name, what in {"model": kind, **stages}.items()]
 
 
 def _on_a_random_model(config: TrainConfig, policy: Path) -> tuple[str, TrainConfig]:
@@ -80,43 +84,6 @@ def _on_a_random_model(config: TrainConfig, policy: Path) -> tuple[str, TrainCon
     agent = {name: value for name, value in small.agent.items() if name not in _OF_THE_REAL_MODEL}
     small = dataclasses.replace(small, policy=str(policy), base=None, sampler=None, agent=agent, attention=None)
     return model_type(given) if given else "qwen3", small
-
-
-def _rehearse_updates(config: TrainConfig) -> list[str]:
-    """Runs the updates once in all processes that a launcher has started on this machine."""
-    import accelerate
-    import torch
-
-    from fate_gym.trainers.algorithms.pfpo import optimise_policy
-    from fate_gym.trainers.algorithms.sequences import Example
-    from fate_gym.trainers.algorithms.supervised import learn_examples
-
-    state = accelerate.PartialState(cpu=not torch.cuda.is_available())
-    with contextlib.ExitStack() as held:
-        made = held.enter_context(tempfile.TemporaryDirectory(prefix=_PREFIX)) if is_first_process() else ""
-        folder = Path(str(accelerate.utils.broadcast_object_list([made])[0]))
-        policy = str(folder / "policy")
-        kind, small = _on_a_random_model(config, folder / "policy")
-        if is_first_process():
-            make_random_model(kind, folder / "policy")
-        state.wait_for_everyone()
-        steps = {}
-        if small.warmup:
-            # Bytes of any text: what matters is that the update runs.
-            examples = [Example([1, 2, 3], [4, 5, 6], [1, 0, 1])] * process_count()
-            numbers = learn_examples(policy, examples, small.warmup, folder / "warmup", lora=small.lora)
-            policy, steps["warmup"] = str(folder / "warmup"), numbers["steps"]
-        if small.pfpo:
-            settings, plan = dataclasses.replace(small.pfpo, groups=process_count()), training_plan(small.train, 0)
-            numbers = optimise_policy(
-                policy, plan, plan.items, settings, folder / "pfpo", lora=small.lora, agent_options=small.agent
-            )
-            steps["pfpo"] = numbers["steps"]
-        state.wait_for_everyone()
-    lines = {"model": kind, "processes": state.num_processes} | {
-        name: f"{count} steps" for name, count in steps.items()
-    }
-    return [f"  {name:<9} {what}" for name, what in lines.items()]
 
 
 def model_type(policy: str) -> str:
@@ -179,7 +146,9 @@ def reduced(config: TrainConfig) -> TrainConfig:
         "select": dataclasses.replace(config.select, rescore=False),
         "warmup": config.warmup and dataclasses.replace(config.warmup, epochs=1),
         "pfpo": config.pfpo
-        and dataclasses.replace(config.pfpo, steps=1, groups=1, group_size=2, micro_batch=2, refills=0, passes=1),
+        and dataclasses.replace(
+            config.pfpo, steps=1, groups=process_count(), group_size=2, micro_batch=2, refills=0, passes=1
+        ),
         "dpo": dataclasses.replace(config.dpo, epochs=1),
         "evaluate": dataclasses.replace(
             evaluate, dev=few(evaluate.dev), test={name: few(entry) for name, entry in evaluate.test.items()}

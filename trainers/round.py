@@ -23,6 +23,7 @@ from fate_gym.storage import encode_line, file_digest, folder_digest, make_folde
 from fate_gym.trainers.algorithms.update_folder import Numbers, OnStep, read_numbers, read_steps
 from fate_gym.trainers.folder import TrainingFolder
 from fate_gym.trainers.methods import StageName
+from fate_gym.trainers.processes import first_alone, is_first_process, meet
 from fate_gym.trainers.progress import axes_line
 from fate_gym.trainers.sampling import Sampler
 from fate_gym.trainers.stage_file import StageFile, Upgrade, read_header
@@ -170,29 +171,36 @@ class Round:
     def stage_file(
         self, stage: FileStage, inputs: Mapping[str, Json], upgrade: Upgrade = lambda inputs: inputs
     ) -> Iterator[StageFile]:
-        """Opens the file of a stage.
+        """Opens the file of a stage: that of the first process, and when it is finished that of the others.
 
         Raises:
             RunError: It is not finished, and the stage may not run.
         """
         name, schema = FILES[stage]
-        file = StageFile(self.path / name, schema, inputs, upgrade)
-        if file.finished is None and self._only not in (None, stage):
-            raise RunError(f"there is no {file.path}: run the stage that writes it first")
-        with file:
-            yield file
+        with first_alone():
+            file = StageFile(self.path / name, schema, inputs, upgrade)
+            if file.finished is None and self._only not in (None, stage):
+                raise RunError(f"there is no {file.path}: run the stage that writes it first")
+            with file:
+                yield file
 
     @contextlib.contextmanager
     def update(self, stage: UpdateStage, total: int = 0) -> Iterator[OnStep]:
-        """Records the time of an update of the weights, and yields the function that reports its steps."""
+        """Records the time of an update of the weights, and yields the function that reports its steps.
+
+        It ends when every process finds all that the update leaves.
+        """
         done = len(read_steps(self.path / stage))
         with self.folder.timed(stage, self.number), self.progress.stage(stage, total, done):
             yield lambda step: self.progress.advance(_step_line(step))
+        meet()
 
     def skip(self, stage: UpdateStage, reason: str) -> None:
         """Records that an update does not take place."""
-        make_folder(self.path / stage)
-        replace_file(self.path / stage / "skipped.json", encode_line({"reason": reason}))
+        with first_alone():
+            make_folder(self.path / stage)
+            if is_first_process():
+                replace_file(self.path / stage / "skipped.json", encode_line({"reason": reason}))
         self.progress.say(f"round {self.number}: no {stage}, {reason}")
 
     def policy_after(self, stage: UpdateStage, before: str) -> str:

@@ -27,7 +27,7 @@ from fate_gym.serving import ChatClient, RetryPolicy
 from fate_gym.storage import folder_digest
 from fate_gym.trainers.adapters import adapter_of, adapters_since, save_sum
 from fate_gym.trainers.policy import Options
-from fate_gym.trainers.processes import is_first_process
+from fate_gym.trainers.processes import is_first_process, meet, of_first
 
 _OF_THIS_PROCESS: Final = ("adapter", "attention", "cache_gib", "device", "dtype", "max_batch")
 """Options of `LocalAgent` that say how a model runs here."""
@@ -109,7 +109,7 @@ class ServerSampler:
         weights = Weights(self._settings, self._save(trainer, policy))
         agent = self._agent(policy, weights, options)
         # No process asks for them before the first one has had the server load them.
-        trainer.accelerator.wait_for_everyone()
+        meet()
         try:
             yield agent
         finally:
@@ -132,8 +132,7 @@ class ServerSampler:
             else:
                 save_sum([*adapters_since(self._base, policy), adapter_of(model, state)], self._base, fresh)
             fresh = self._named(fresh)
-        names = accelerate.utils.broadcast_object_list([fresh.name])
-        return self._out / str(names[0])
+        return self._out / of_first(fresh.name)
 
     def _named(self, fresh: Path) -> Path:
         """Gives a folder of weights the name of its content, and deletes those before it."""

@@ -15,7 +15,7 @@ from fate_gym.trainers.stages.warm_up import warm_up
 
 
 def run_stage(stage: StageName, number: int, folder: TrainingFolder) -> Numbers | None:
-    """Runs one stage of a round. Under torchrun, "warmup" and "pfpo" alone may be run.
+    """Runs one stage of a round.
 
     Args:
         stage: The stage.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.progress import BarColumn, MofNCompleteColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fate_gym import loops
 from fate_gym.cli.preparing import Job, prepare, print_dry_run
 from fate_gym.cli.settings import add_agent_flags, add_env_flags, usage_errors
 from fate_gym.cli.stopping import Stopped, on_signals
@@ -102,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     stop: Stopped | None = None
     try:
         for job in jobs:
-            finished, stop = asyncio.run(_evaluate_and_close(job))
+            finished, stop = loops.run(_evaluate_and_close(job))
             runs.append(finished)
             if stop is not None:
                 break
@@ -126,7 +127,8 @@ async def _evaluate_and_close(job: Job) -> tuple[Run, Stopped | None]:
     from fate_gym.evaluation.playing import Player
     from fate_gym.evaluation.workers import engage
 
-    workers = engage(Player(job.plan.environments, job.agent), job.config.workers, job.config.backend)
+    player = Player(job.plan.environments, job.agent)
+    workers = engage(player, job.config.workers, job.config.backend, on_gpu=job.agent.on_gpu)
     try:
         return await _evaluate(job, workers)
     finally:

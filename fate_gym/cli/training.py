@@ -111,6 +111,7 @@ def _command(settings: list[str]) -> tuple[str | None, list[str]]:
 def _train(config: TrainConfig, options: argparse.Namespace, folder: Path) -> int:
     from fate_gym.trainers.fate import train
     from fate_gym.trainers.gate import NotCompetentError
+    from fate_gym.trainers.processes import is_first_process
 
     _quiet()
     try:
@@ -119,7 +120,8 @@ def _train(config: TrainConfig, options: argparse.Namespace, folder: Path) -> in
     except NotCompetentError as error:
         err.line(f"fate-gym: {error}")
         return 1
-    _print(summary, folder, as_json=options.json)
+    if is_first_process():
+        _print(summary, folder, as_json=options.json)
     return 0
 
 
@@ -147,8 +149,12 @@ def _stage(config: TrainConfig, stage: str, options: argparse.Namespace, folder:
 
 def _study(options: argparse.Namespace, overrides: list[str], folder: Path) -> int:
     from fate_gym.trainers.fate import train
+    from fate_gym.trainers.processes import process_count
     from fate_gym.trainers.study.plan import read_study
     from fate_gym.trainers.study.study import run_study
+
+    if process_count() > 1:
+        raise UsageError("a study runs in one process: `train` alone, with the settings of --dry-run, runs in several")
 
     with usage_errors():
         study = read_study(options.config, overrides)

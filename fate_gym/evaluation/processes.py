@@ -15,6 +15,7 @@ from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
+from fate_gym import loops
 from fate_gym.evaluation.hosting import Answer, DiedError, Host, Sent
 
 _LONGEST_END: Final = 10.0
@@ -133,7 +134,7 @@ def _serve(connection: Connection, sent: Sent) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Each of the processes would otherwise compute on every processor.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // sent.share.of)))
-    asyncio.run(_answer(connection, Host(sent)))
+    loops.run(_answer(connection, Host(sent)))
 
 
 async def _answer(connection: Connection, host: Host) -> None:

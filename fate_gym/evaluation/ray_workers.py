@@ -1,4 +1,4 @@
-"""Workers on a Ray cluster: each is an actor, wherever Ray finds a processor for it.
+"""Workers on a Ray cluster: each is an actor, wherever Ray finds a processor for it, and a GPU where it needs one.
 
 The cluster is the one that `RAY_ADDRESS` names, or one that runs on this machine, or else a new one on this machine.
 The package, and modules of the user's own, must be installed on every machine. Keys of APIs are never sent: an actor
@@ -24,18 +24,29 @@ class RayWorker:
 
     Args:
         sent: What the worker is made of.
+        on_gpu: Whether it takes a graphics card, which no other actor then sees or is given; None if it does where the
+            cluster has any.
 
     Raises:
         UsageError: Ray is not installed.
-        WorkerError: There is no cluster at the address.
+        WorkerError: There is no cluster at the address, or none with the graphics card that the worker needs.
     """
 
-    def __init__(self, sent: Sent) -> None:
+    def __init__(self, sent: Sent, *, on_gpu: bool | None = False) -> None:
         _connect()
         import ray
 
+        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+        if on_gpu and not has_gpus:
+            raise WorkerError("no machine of the Ray cluster has a graphics card, which the agent's `device` asks for")
         # A dead actor is replaced by the pool, which knows what it was at.
-        options = {"num_cpus": 1, "max_restarts": 0, "max_concurrency": _MOST_AT_ONCE, "scheduling_strategy": "SPREAD"}
+        options = {
+            "num_cpus": 1,
+            "num_gpus": int(has_gpus and on_gpu is not False),
+            "max_restarts": 0,
+            "max_concurrency": _MOST_AT_ONCE,
+            "scheduling_strategy": "SPREAD",
+        }
         self._actor: Any = ray.remote(Host).options(**options).remote(sent)
 
     async def start(self) -> Answer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import pickle
 from abc import ABC, abstractmethod
@@ -158,7 +159,12 @@ class WorkerPool(Workers[W]):
         """Puts a worker into an empty place."""
         # What has never worked is not tried again and again.
         for _ in range(MOST_DEATHS if self._proven else 1):
-            worker = self._make(place.share)
+            try:
+                worker = self._make(place.share)
+            except Exception as error:
+                # It would be met again: no such package, no such cluster.
+                self._failure = self._failure or error
+                break
             try:
                 answer = await worker.start()
                 self._opened(answer)
@@ -239,7 +245,7 @@ async def keep_busy(count: int, work: Callable[[], Coroutine[Any, Any, None]]) -
         raise failures.exceptions[0] from None
 
 
-def engage(worker: W, count: int, backend: Backend = "local") -> Workers[W]:
+def engage(worker: W, count: int, backend: Backend = "local", *, on_gpu: bool | None = False) -> Workers[W]:
     """Returns so many workers like the one given.
 
     Args:
@@ -247,6 +253,7 @@ def engage(worker: W, count: int, backend: Backend = "local") -> Workers[W]:
             processes by `pickle`.
         count: Number of workers.
         backend: Where they are.
+        on_gpu: Whether a cluster gives each of them a graphics card; None if it does where it has any.
 
     Raises:
         UsageError: The worker cannot be sent to another process, or a package is missing.
@@ -264,7 +271,7 @@ def engage(worker: W, count: int, backend: Backend = "local") -> Workers[W]:
     if backend == "ray":
         from fate_gym.evaluation.ray_workers import RayWorker
 
-        remote = RayWorker
+        remote = functools.partial(RayWorker, on_gpu=on_gpu)
     else:
         from fate_gym.evaluation.processes import ProcessWorker
 

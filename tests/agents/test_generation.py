@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import tiny_model
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
+from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
 from fate_gym.agents import _generation
 from fate_gym.agents._drafts import ALIKE, Drafts
@@ -30,7 +31,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _nothing_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_generation, "_DRAFTS", Drafts())
+    monkeypatch.setattr(_generation, "_DRAFTS", defaultdict(Drafts))
 
 
 STOP = 2
@@ -296,7 +297,7 @@ def test_wrong_guesses_change_no_token(model: Any, monkeypatch: pytest.MonkeyPat
             guessed.append(len(true))
             return [*true, STOP, *rng.sample(range(250), 3)][: rng.randrange(most + 1)]
 
-    monkeypatch.setattr(_generation, "_DRAFTS", Liar())
+    monkeypatch.setattr(_generation, "_DRAFTS", defaultdict(Liar))
     kept, others = conversation(generator(model, temperature=temperature), turns=3)
     assert kept == expected
     assert torch.allclose(torch.tensor(others), torch.tensor(logprobs), atol=1e-4)
@@ -320,6 +321,18 @@ def test_requests_with_one_prompt_are_one_row_until_they_differ(model: Any) -> N
     # Two prompts at first, then a row for each of at most five samples of either.
     assert read[0] == 2
     assert max(read) == 10
+
+
+def test_a_model_is_given_no_token_that_it_lacks(model: Any) -> None:
+    prompt = (5, 6, 7, 8)
+    many = Drafts()
+    many.learn((*prompt, 250, 251, 252), 0, 0)
+    _generation._DRAFTS[model.config.vocab_size] = many
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    small = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=1, vocab_size=100)).eval()
+    assert len(complete(small, [prompt], max_new_tokens=5)[0].token_ids) == 5
+    assert model.config.vocab_size > 252
 
 
 def test_a_guess_ends_where_the_completion_must(model: Any) -> None:

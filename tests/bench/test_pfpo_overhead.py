@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import shop_policy
 import torch
+from trl import GRPOTrainer
 
 from fate_gym.trainers.algorithms.groups import GroupSampler
 from fate_gym.trainers.algorithms.rollouts import Rollouts
@@ -35,6 +36,12 @@ class Kept:
         return dict(self._rows)
 
 
+class PlainGRPO(PFPOTrainer):  # type: ignore[misc]
+    """TRL's own log-probabilities and advantages, on our rollouts."""
+
+    _get_per_token_logps_and_entropies = GRPOTrainer._get_per_token_logps_and_entropies
+
+
 def make_step(policy: Path, out: Path, rule: AdvantageRule | None) -> Any:
     """A function that does one step on kept rollouts and returns its processor time in seconds."""
     settings = PFPOSettings(steps=1, groups=8, group_size=8, refills=0, micro_batch=64)
@@ -43,7 +50,7 @@ def make_step(policy: Path, out: Path, rule: AdvantageRule | None) -> Any:
     groups = GroupSampler(plan, plan.items, settings.rule, 8, refills=0, concurrency=64, seed=0)
     sampler = LocalSampler({"max_new_tokens": 8, "max_batch": 64})
     rollouts = Rollouts(groups, sampler, str(policy), tokenizer, settings)
-    trainer = PFPOTrainer(
+    trainer = (PFPOTrainer if rule else PlainGRPO)(
         advantage_rule=rule,
         model=model,
         args=trl_config(settings, UpdateFolder(out, {})),
@@ -75,7 +82,7 @@ def test_a_step_of_pfpo_costs_what_a_step_of_grpo_costs(tmp_path: Path, table: C
     for number in range(30):
         for name, step in steps.items():
             best[name] = min(best[name], step())
-        if number >= 4 and max(best.values()) <= 1.05 * best["grpo"]:
+        if number >= 4 and max(best.values()) <= best["grpo"]:
             break
     torch.set_num_threads(threads)
     ratios = {name: seconds / best["grpo"] for name, seconds in best.items()}
@@ -83,4 +90,4 @@ def test_a_step_of_pfpo_costs_what_a_step_of_grpo_costs(tmp_path: Path, table: C
     for name in ("safe-tchebycheff", "safe-ranks"):
         ours, theirs = (f"{1e3 * best[rule]:.0f} ms" for rule in (name, "grpo"))
         table(f"step of PFPO, {name} (peer: TRL's GRPO)", ours, theirs, f"{ratios[name]:.2f}", "<= 1.0")
-    assert max(ratios.values()) <= 1.05
+    assert max(ratios.values()) <= 1.0

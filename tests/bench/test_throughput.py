@@ -17,7 +17,7 @@ from misbehaving import Scripted, tasks_by_prompt
 from openai import AsyncOpenAI
 from quick import serve_quickly, spent
 
-from fate_gym import ToolEnv
+from fate_gym import ToolEnv, loops
 from fate_gym.agents import load_agent
 from fate_gym.agents.api import DEFAULT_MAX_TOKENS, OpenAIAgent
 from fate_gym.env import Observation
@@ -72,7 +72,7 @@ def evaluated(agent: Agent, concurrency: int, out: Path) -> None:
         finally:
             await agent.aclose()
 
-    summary = asyncio.run(main())
+    summary = loops.run(main())
     assert summary["episodes"]["errors"] == summary["episodes"]["missing"] == 0
 
 
@@ -115,13 +115,13 @@ def test_a_reply_takes_less_processor_time_than_in_the_client_of_openai(
     with serve_quickly(oracle, latency) as url:
         evaluated(first := Watched("m", base_url=url), concurrency, tmp_path / "first")
         conversations, replies = first.asked.values(), len(first.came)
-        asyncio.run(asked_by_openai(url, conversations, concurrency))
+        loops.run(asked_by_openai(url, conversations, concurrency))
         before = spent(url)
-        for number in range(3):
+        for number in range(2):
             began = time.process_time()
             evaluated(agent := Watched("m", base_url=url), concurrency, tmp_path / str(number))
             between = time.process_time()
-            asyncio.run(asked_by_openai(url, conversations, concurrency))
+            loops.run(asked_by_openai(url, conversations, concurrency))
             ours.append((between - began) / replies)
             theirs.append((time.process_time() - between) / replies)
             rates.append(steady(agent))
@@ -134,7 +134,7 @@ def test_a_reply_takes_less_processor_time_than_in_the_client_of_openai(
           f"{max(rates) * latency / concurrency:.0%}", ">= 90%")  # fmt: skip
     table(f"processor time of a reply, whole episodes, {work} (peer: openai's client alone)",
           f"{1e3 * min(ours):.2f} ms", f"{1e3 * min(theirs):.2f} ms", f"{ratio:.1f}x", "<= 1.0 ms")  # fmt: skip
-    assert ratio >= 1.0
+    assert ratio >= 2.5
 
 
 _SLOW_JUDGE = """

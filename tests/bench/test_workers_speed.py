@@ -5,69 +5,100 @@ Processor time is a bound: with two free processors the run takes half of what i
 
 from __future__ import annotations
 
-import asyncio
-import resource
+import multiprocessing
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import psutil
 import pytest
+from misbehaving import Scripted, tasks_by_prompt
+from quick import serve_quickly
+from quick import spent as server_spent
 
+from fate_gym import loops
 from fate_gym.agents import load_agent
+from fate_gym.agents.api import OpenAIAgent
+from fate_gym.episode import Episode
 from fate_gym.evaluation import EvalConfig, run_evaluation
 from fate_gym.evaluation.playing import Player
 from fate_gym.evaluation.workers import engage
+from fate_gym.rollout import Agent
 
 pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 
+ATTACK = "important_instructions"
 SUITES = ["workspace", "travel", "banking", "slack"]
+SMALL = ["banking", "slack"]
 
 
-def spent() -> float:
-    """Processor seconds of this process and of its children that have ended."""
-    return sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
-    )
+@dataclass(frozen=True)
+class Work:
+    """What is played: each of 60 tasks so many times, so many episodes at once."""
 
+    agent: Agent
+    suites: list[str]
+    concurrency: int
+    repeats: int
 
-def seconds(agent: Any, workers: int, repeats: int, out: Path, concurrency: int) -> tuple[float, int]:
-    """Processor seconds of a run, and its number of episodes."""
-    config = EvalConfig(
-        agent="a",
-        env_args={"suite": SUITES},
-        attack=("important_instructions",),
-        limit=60,
-        repeats=repeats,
-        concurrency=concurrency,
-        out=out / f"{workers}-{repeats}",
-    )
-    plan = config.plan()
+    def seconds(self, workers: int, out: Path) -> float:
+        """Processor seconds that an episode takes, without what starting takes: the first third is not counted."""
+        config = EvalConfig(
+            agent="a",
+            env_args={"suite": self.suites},
+            attack=(ATTACK,),
+            limit=60,
+            repeats=self.repeats,
+            concurrency=self.concurrency,
+            out=out,
+        )
+        plan = config.plan()
+        beside = multiprocessing.active_children()
+        taken: list[float] = []
 
-    async def main() -> int:
-        players = engage(Player(plan.environments, agent), workers)
-        try:
-            await players.do(Player.check, True)
-            run = await run_evaluation(config, agent, plan=plan, workers=players)
-        finally:
-            await players.aclose()
-        assert run.summary["episodes"]["errors"] == run.summary["episodes"]["missing"] == 0
-        return len(run.episodes)
+        def on_done(episode: Episode) -> None:
+            ours = [child.pid for child in multiprocessing.active_children() if child not in beside]
+            times = [psutil.Process(pid).cpu_times() for pid in [None, *ours]]
+            taken.append(sum(time.user + time.system for time in times))
 
-    before = spent()
-    episodes = asyncio.run(main())
-    return spent() - before, episodes
+        async def main() -> None:
+            players = engage(Player(plan.environments, self.agent), workers)
+            try:
+                run = await run_evaluation(config, self.agent, plan=plan, workers=players, on_done=on_done)
+            finally:
+                await players.aclose()
+            assert run.summary["episodes"]["errors"] == run.summary["episodes"]["missing"] == 0
 
-
-def marginal(agent: Any, workers: int, out: Path, concurrency: int) -> float:
-    """Processor seconds that one more episode takes, without what starting takes."""
-    few, many = (seconds(agent, workers, repeats, out, concurrency) for repeats in (2, 12))
-    return (many[0] - few[0]) / (many[1] - few[1])
+        loops.run(main())
+        first = len(taken) // 3
+        return (taken[-1] - taken[first]) / (len(taken) - 1 - first)
 
 
 def test_two_processes_are_worth_more_than_one(tmp_path: Path, table: Callable[..., None]) -> None:
-    one, two = (marginal(load_agent("gullible"), workers, tmp_path, 8) for workers in (1, 2))
+    work = Work(load_agent("gullible"), SUITES, concurrency=8, repeats=8)
+    one, two = (work.seconds(workers, tmp_path / str(workers)) for workers in (1, 2))
     figures = f"{1e3 * two:.2f} ms", f"{1e3 * one:.2f} ms", f"{2 * one / two:.2f}x", "1.8x"
     table("processor time of an episode, two processes against one", *figures)
     # 1.99 on a quiet machine; where others work on the same processors, 1.48 to 1.68.
     assert 2 * one / two >= 1.4
+
+
+def test_two_processes_ask_a_server_for_more_than_one(tmp_path: Path, table: Callable[..., None]) -> None:
+    """So many episodes at once that one process alone could not keep the server busy."""
+    env: Any = gym.make("fate/AgentDojo-v0", suite=SMALL, attack=ATTACK).unwrapped
+    with serve_quickly(Scripted("oracle", tasks_by_prompt(env)), latency=0.1) as url:
+        agent = OpenAIAgent("m", base_url=url)
+        Work(agent, SMALL, concurrency=64, repeats=1).seconds(1, tmp_path / "seen")
+        before = server_spent(url)
+        work = Work(agent, SMALL, concurrency=256, repeats=16)
+        one, two = (work.seconds(workers, tmp_path / str(workers)) for workers in (1, 2))
+        server = server_spent(url) - before
+    cost = server.seconds / server.replies
+    print(f"\nthe server took {1e3 * cost:.3f} ms for a reply")
+    figures = f"{1e3 * two:.2f} ms", f"{1e3 * one:.2f} ms", f"{2 * one / two:.2f}x", "1.8x"
+    table("processor time of an episode at a server, 256 at once at 0.1 s, two processes against one", *figures)
+    assert server.thought == 0
+    # 1.79 with a dozen other processes on the same two processors.
+    assert 2 * one / two >= 1.5

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shop_policy
 import shop_workers
 from test_workers import lines, run
 
 from fate_gym.agents.api import OpenAIAgent
+from fate_gym.agents.local import LocalAgent
 from fate_gym.cli import main
 from fate_gym.episode import Episode
-from fate_gym.errors import UsageError
+from fate_gym.errors import UsageError, WorkerError
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +52,27 @@ def test_a_run_goes_on_from_one_machine_to_a_cluster_and_back(cluster: Any, tmp_
     assert found.summary["episodes"]["scored"] == 6
     run(shop_workers.Clerk(), tmp_path / "run", **settings)
     run(shop_workers.Clerk(), tmp_path / "one", **settings)
+    assert lines(tmp_path / "run") == lines(tmp_path / "one")
+
+
+def test_each_actor_with_a_local_model_has_a_card_of_its_own(cluster: Any, tmp_path: Path) -> None:
+    policy = shop_policy.make_shop_policy(tmp_path / "policy")
+    (cards := tmp_path / "cards").mkdir()
+    agent = shop_workers.Carded(str(policy), cards)
+    settings: dict[str, Any] = {"repeats": 4, "concurrency": 4}
+    with pytest.raises(WorkerError, match="no machine of the Ray cluster has a graphics card"):
+        run(LocalAgent(str(policy), device="cuda"), tmp_path / "none", workers=2, backend="ray", **settings)
+    # Ray's word for it: nobody looks whether they are there.
+    machine = cluster.add_node(num_cpus=2, num_gpus=2)
+    try:
+        found = run(agent, tmp_path / "run", workers=2, backend="ray", **settings)
+    finally:
+        cluster.remove_node(machine)
+    assert found.summary["episodes"]["scored"] == 12
+    seen = dict(path.name.split() for path in cards.iterdir())
+    assert set(seen) == {"0", "1"}
+    assert len(set(seen.values())) == 2
+    run(agent, tmp_path / "one", workers=1, **settings)
     assert lines(tmp_path / "run") == lines(tmp_path / "one")
 
 

@@ -47,7 +47,7 @@ def run(
 
     async def body() -> Run:
         plan = config.plan()
-        players = engage(Player(plan.environments, acting), workers, backend)
+        players = engage(Player(plan.environments, acting), workers, backend, on_gpu=acting.on_gpu)
         try:
             if check:
                 await players.do(Player.check, plan.has_tools())

@@ -11,6 +11,7 @@ from typing import Any
 
 import shop_plugin
 
+from fate_gym.agents.local import LocalAgent
 from fate_gym.rollout import Agent, Reply, Session
 from fate_gym.task import Task
 
@@ -41,6 +42,18 @@ class Placed(Clerk):
         while (self._places / f"{node} is lost").exists():
             await asyncio.sleep(0.1)
         return await super().act(observation)
+
+
+class Carded(LocalAgent):
+    """A model in its own process, which leaves the cards that the process sees, and its number, in a folder."""
+
+    def __init__(self, model: str, cards: Path) -> None:
+        super().__init__(model, max_new_tokens=8, temperature=1.0, device=None)
+        self._cards = cards
+
+    def start(self, task: Task, seed: int) -> Session:
+        (self._cards / f"{os.environ.get('CUDA_VISIBLE_DEVICES')} {os.getpid()}").touch()
+        return super().start(task, seed)
 
 
 class Deadly(Clerk):

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import shop_policy
+from launching import launch
 
-SCRIPT = Path(shop_policy.__file__).with_name("several_processes.py")
+SUPPORT = Path(shop_policy.__file__).parent
 
 
 def train(policy: Path, out: Path, processes: int, late: float = 0.0) -> list[dict[str, Any]]:
     """Runs the script, and returns the records of its steps."""
-    command = [sys.executable]
-    if processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(policy), str(out), str(late)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = launch(SUPPORT / "several_processes.py", policy, out, late, processes=processes)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
 
@@ -45,9 +29,9 @@ def advantages(out: Path, processes: int) -> list[list[float]]:
 @pytest.mark.slow
 def test_two_processes_give_the_advantages_of_one_and_wait_for_each_other(tmp_path: Path) -> None:
     policy = shop_policy.make_shop_policy(tmp_path / "policy")
-    alone = train(policy, tmp_path / "one", 1)
-    # The second process comes five seconds late to every batch, and its groups refill as often as they need.
-    together = train(policy, tmp_path / "two", 2, late=5.0)
+    alone = train(policy, tmp_path / "one", 0)
+    # The second process comes a second late to every batch, and its groups refill as often as they need.
+    together = train(policy, tmp_path / "two", 2, late=1.0)
     one, two = advantages(tmp_path / "one", 1), advantages(tmp_path / "two", 2)
     assert one[0] == two[0]
     assert len(one[0]) == 16
@@ -64,3 +48,15 @@ def test_two_processes_give_the_advantages_of_one_and_wait_for_each_other(tmp_pa
     ]
     assert shares[1] == pytest.approx(shares[2], abs=1e-3)
     assert shares[1] != pytest.approx(shares[0], abs=1e-2)
+
+
+@pytest.mark.slow
+def test_processes_wait_for_the_first_and_hear_why_another_failed(tmp_path: Path) -> None:
+    done = launch(SUPPORT / "meeting.py", tmp_path, processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert [one["heard"] for one in told] == ["by the first"] * 2
+    # The file was there when the other process came.
+    assert [one["found"] for one in told] == [False, True]
+    assert told[1]["error"] == ["ValueError", "wrong in\nthis process"]
+    assert told[0]["error"] == ["FateGymError", "process 1 failed: wrong in this process"]

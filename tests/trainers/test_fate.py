@@ -15,7 +15,6 @@ from typing import Any
 import depot
 import pytest
 import shop_policy
-import torch
 import transformers
 import yaml
 from small_episodes import make_episode
@@ -307,14 +306,6 @@ def test_a_folder_of_version_1_is_gone_on_with(
     assert json.loads((out / "config.json").read_bytes())["schema"] == "fate-gym/train/2"
 
 
-def test_several_processes_train_in_one_stage_alone(
-    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UsageError, match="under accelerate launch"):
-        train(config(), tmp_path)
-
-
 # Scores.
 
 
@@ -435,17 +426,3 @@ def test_architectures_are_told_by_folder_or_name(policy: Path, tmp_path: Path) 
 @pytest.mark.parametrize("name", ["fate-qwen3-0.6b", "fate-qwen3-8b"])
 def test_the_big_configurations_rehearse(name: str) -> None:
     assert len(rehearse(read_config(name))) == 7
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_tiny_case_made_small_learns_to_resist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.set_num_threads(2)
-    # 1 would be the gate's: a base policy that cannot do its tasks is a failure of the cloning, not of this machine.
-    assert main(["train", "--config", "fate-tiny-ci", "--out", str(tmp_path), "--json"]) == 0
-    summary = json.loads(capsys.readouterr().out)
-    before, after = summary["before"], summary["after"]
-    assert after["ASR"]["value"] <= before["ASR"]["value"] / 2
-    assert after["earned_utility"]["value"] >= before["earned_utility"]["value"] - 0.25
-    assert after["reached"]["value"] >= 0.7
-    assert summary["rounds"][1]["selected"]["chosen"] > 0

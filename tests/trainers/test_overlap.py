@@ -224,7 +224,7 @@ def test_what_is_sampled_ahead_is_paid_for_once_and_its_place_decides_it(base: P
         resumed = optimise(server, "killed", overlap=True, steps=9, tokens=200)
     # The kill lost the second step, which no checkpoint had yet, and what was sampled ahead of the third.
     assert [step["step"] for step in resumed] == list(range(1, len(resumed) + 1))
-    assert resumed[0]["loss"] == whole[0]["loss"]
+    assert resumed[0]["loss"] == pytest.approx(whole[0]["loss"], rel=1e-3)
     steps = min(len(whole), len(resumed))
     assert set(meter.seeds[: 8 * steps]) <= set(other.seeds)
     assert len(set(other.seeds)) == 8 * len(resumed)

@@ -76,11 +76,12 @@ def test_an_agent_over_a_model_in_memory_is_the_agent_of_its_folder(base: Path) 
     asyncio.run(agent.check())
     assert not model.training
     expected = greedy(LocalAgent(str(base), max_new_tokens=12))
-    assert greedy(agent) == expected
-    assert greedy(agent) == expected  # The model is still there after `aclose`.
+    # Guesses that came true in one are read in other batches by the other: equal tokens, numbers within rounding.
+    assert_same(greedy(agent), expected)
+    assert_same(greedy(agent), expected)  # The model is still there after `aclose`.
     with torch.no_grad():
         model.lm_head.weight.neg_()
-    assert greedy(agent) != expected
+    assert [one.token_ids for one in greedy(agent)] != [one.token_ids for one in expected]
 
 
 def test_merged_and_adapter_checkpoints_play_to_the_same_numbers(base: Path, tmp_path: Path) -> None:
@@ -178,3 +179,18 @@ def test_a_tensor_for_which_the_disk_has_no_room_is_one_clear_line(tmp_path: Pat
 def test_other_errors_of_a_library_stay_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(KeyError), native_disk_errors(tmp_path):
         raise KeyError("weights")
+
+
+def test_a_policy_is_read_whole_after_a_trainer_has_begun_under_deepspeed(base: Path) -> None:
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, set_hf_deepspeed_config
+
+    class Zero3:
+        """What accelerate leaves behind, which then lives as long as the process."""
+
+        def is_zero3(self) -> bool:
+            return True
+
+    left = Zero3()
+    set_hf_deepspeed_config(left)
+    assert is_deepspeed_zero3_enabled()
+    load_policy(base, lora=None)

@@ -1,13 +1,11 @@
-"""Updates with sharded weights, in two processes, as the shipped configurations of accelerate have it."""
+"""Training with sharded weights, in two processes, as the shipped configurations of accelerate have it."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
 import subprocess
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +14,14 @@ import shop_policy
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from launching import launch
 from safetensors.torch import load_file
 
+from fate_gym.errors import RunError
 from fate_gym.trainers.algorithms.supervised import Share, shares
+from fate_gym.trainers.algorithms.update_folder import UpdateFolder
 
-SCRIPT = Path(shop_policy.__file__).with_name("sharded_training.py")
+SUPPORT = Path(shop_policy.__file__).parent
 CONFIGS = Path(__file__).parents[2] / "configs" / "accelerate"
 
 
@@ -30,25 +31,16 @@ def launch_arguments(name: str) -> argparse.Namespace:
     return _validate_launch_command(launch_command_parser().parse_args(given))[0]
 
 
-def run(policy: Path, out: Path, processes: int, dies: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs the script in so many sharded processes, or without a launcher if 0."""
-    command = [sys.executable]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if processes:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port)]
-        shipped = prepare_multi_gpu_env(launch_arguments("fsdp2"))
-        # A CPU trains these weights in float32.
-        environment |= {name: value for name, value in shipped.items() if "FSDP" in name}
-    return subprocess.run(
-        [*command, str(SCRIPT), str(policy), str(out), *([dies] if dies else [])],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def sharding() -> Mapping[str, str]:
+    """What `accelerate launch` tells its processes of sharding. A CPU trains these weights in float32."""
+    shipped = prepare_multi_gpu_env(launch_arguments("fsdp2"))
+    return {name: value for name, value in shipped.items() if "FSDP" in name}
+
+
+def run(policy: Path, out: Path, processes: int, *dies: str) -> subprocess.CompletedProcess[str]:
+    """Runs both updates in so many sharded processes, or without a launcher if 0."""
+    environment = sharding() if processes else {}
+    return launch(SUPPORT / "sharded_training.py", policy, out, *dies, processes=processes, environment=environment)
 
 
 def weights(folder: Path) -> torch.Tensor:
@@ -66,7 +58,7 @@ def test_two_processes_with_sharded_weights_do_what_one_does_and_resume(tmp_path
     one, two = tmp_path / "one", tmp_path / "two"
     alone = run(policy, one, 0)
     assert alone.returncode == 0, alone.stderr[-3000:]
-    killed = run(policy, two, 2, dies="2")
+    killed = run(policy, two, 2, "2")
     assert killed.returncode != 0
     assert (two / "warmup" / "numbers.json").exists()
     assert len(steps(two / "pfpo")) == 2
@@ -89,6 +81,60 @@ def test_two_processes_with_sharded_weights_do_what_one_does_and_resume(tmp_path
         learned = weights(one / update) - weights(policy)
         assert learned.norm() > 1e-3
         assert (weights(two / update) - weights(one / update)).norm() < 0.01 * learned.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_the_tiny_case_made_small_learns_to_resist_also_where_a_process_failed(tmp_path: Path) -> None:
+    def train(fails: str) -> subprocess.CompletedProcess[str]:
+        command = ["train", "--config", "fate-tiny-ci", "--out", str(tmp_path), "--json"]
+        script = SUPPORT / "whole_training.py"
+        return launch(script, fails, *command, processes=2, environment=sharding(), threads=2)
+
+    failed = train("1")
+    assert failed.returncode != 0
+    # The other one either says so too, or that the launcher ended it.
+    assert "fate-gym: no power today" in failed.stderr.splitlines()
+    assert "RuntimeError" not in failed.stderr
+    done = train("none")
+    # 1 would be the gate's: a base policy that cannot do its tasks is a failure of the cloning, not of this machine.
+    assert done.returncode == 0, done.stderr[-3000:]
+    # One process alone prints.
+    summary = json.loads(done.stdout)
+    before, after = summary["before"], summary["after"]
+    assert after["ASR"]["value"] <= before["ASR"]["value"] / 2
+    assert after["earned_utility"]["value"] >= before["earned_utility"]["value"] - 0.25
+    assert after["reached"]["value"] >= 0.7
+    assert summary["rounds"][1]["selected"]["chosen"] > 0
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "says"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "under FSDP, and this start has no sharding"),
+        ({}, {"ACCELERATE_USE_FSDP": "true"}, "under no sharding, and this start has FSDP"),
+        (
+            {"ACCELERATE_USE_DEEPSPEED": "true", "WORLD_SIZE": "8"},
+            {"ACCELERATE_USE_DEEPSPEED": "true", "WORLD_SIZE": "4"},
+            "under DeepSpeed in 8 processes, and this start has DeepSpeed in 4 processes",
+        ),
+    ],
+)
+def test_a_checkpoint_that_another_launcher_wrote_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: dict[str, str], now: dict[str, str], says: str
+) -> None:
+    folder = UpdateFolder(tmp_path, {})
+    (folder.checkpoints / "checkpoint-1").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        for name, value in then.items():
+            patch.setenv(name, value)
+        folder.mark_checkpoint(1)
+        patch.setenv("WORLD_SIZE", then.get("WORLD_SIZE", "3"))
+        assert UpdateFolder(tmp_path, {}).step == 1
+    for name, value in now.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RunError, match=f"{says}: use the launcher"):
+        UpdateFolder(tmp_path, {})
 
 
 def test_a_batch_is_divided_so_that_every_process_takes_part() -> None:

@@ -19,6 +19,7 @@ from fate_gym.rewards import AXES
 from fate_gym.trainers.algorithms.groups import Group, GroupSampler, Tally, schedule
 from fate_gym.trainers.algorithms.settings import PFPOSettings
 from fate_gym.trainers.policy import Tokenizer
+from fate_gym.trainers.processes import meet
 from fate_gym.trainers.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -73,10 +74,7 @@ class Rollouts:
         return Dataset.from_dict({"prompt": [str(task) for task in self._schedule]})
 
     def __call__(self, prompts: Sequence[str], trainer: GRPOTrainer) -> dict[str, Any]:
-        """Returns the rollouts of this process's groups, whose tasks follow from the step.
-
-        Processes synchronise only after they are sampled, so episodes of unequal lengths cannot make one wait for ever.
-        """
+        """Returns the rollouts of this process's groups, whose tasks follow from the step."""
         began = time.perf_counter()
         # TRL counts updates; a step of ours is one batch of rollouts, however many passes learn from it.
         step = trainer.state.global_step // self._settings.passes
@@ -86,6 +84,8 @@ class Rollouts:
         else:
             with self._learner(trainer) as agent:
                 groups, tally = asyncio.run(self._draw(agent, trainer, step))
+        # Only now do processes wait for each other, however unequal the lengths of their episodes.
+        meet()
         seconds = time.perf_counter() - began
         self._measures = {**_measures(tally, len(groups), trainer.accelerator), "seconds_sampling": round(seconds, 4)}
         # Known to all processes now, so that all stop: one alone would leave the others waiting for it.

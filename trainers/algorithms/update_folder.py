@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fate_gym.chat import Json
-from fate_gym.errors import RunCorruptError
+from fate_gym.errors import RunCorruptError, RunError
 from fate_gym.storage import (
     Fields,
     check_same_settings,
@@ -21,12 +21,13 @@ from fate_gym.storage import (
     replace_file,
     sync_tree,
 )
-from fate_gym.trainers.processes import is_first_process
+from fate_gym.trainers.processes import is_first_process, sharding
 
 SCHEMA = "fate-gym/training/1"
 
 _COMPLETE = "complete"
-"""In a checkpoint's folder: written last, so that a kill or a loss of power leaves none that is only half there."""
+"""In a checkpoint's folder: written last, so that a kill or a loss of power leaves none that is only half there. It
+holds what `processes.sharding` said."""
 
 Numbers: TypeAlias = dict[str, Any]
 """What an update did, as it stands in `numbers.json`: steps, losses, tokens, seconds."""
@@ -51,7 +52,7 @@ class UpdateFolder:
 
     Raises:
         RunMismatchError: The folder holds an update with other settings.
-        RunError: A file in it is damaged.
+        RunError: A file in it is damaged, or the last checkpoint is one that only another launcher can go on from.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
@@ -62,6 +63,8 @@ class UpdateFolder:
         numbers = read_numbers(out)
         self.finished: Numbers | None = None if numbers is None else numbers.values
         self.checkpoint = _last_complete(self.checkpoints)
+        if self.checkpoint is not None and self.finished is None:
+            _check_sharding(self.checkpoint)
 
     @property
     def step(self) -> int:
@@ -83,7 +86,7 @@ class UpdateFolder:
         if is_first_process():
             checkpoint = self.checkpoints / f"checkpoint-{step}"
             sync_tree(checkpoint)
-            replace_file(checkpoint / _COMPLETE, b"")
+            replace_file(checkpoint / _COMPLETE, sharding().encode())
 
     def finish(self, numbers: Numbers) -> None:
         """Marks the update as complete, and deletes its checkpoints, which nothing reads any more."""
@@ -126,6 +129,16 @@ def read_steps(out: Path) -> list[Fields]:
 def _last_complete(folder: Path) -> Path | None:
     newest_first = sorted(folder.glob("checkpoint-*"), key=_step, reverse=True)
     return next((path for path in newest_first if (path / _COMPLETE).exists()), None)
+
+
+def _check_sharding(checkpoint: Path) -> None:
+    """Checks that these processes can go on from a checkpoint: each way of sharding writes files of its own."""
+    then, now = ((kind or "no sharding") for kind in ((checkpoint / _COMPLETE).read_text(), sharding()))
+    if then != now:
+        raise RunError(
+            f"{checkpoint} was written under {then}, and this start has {now}: use the launcher and configuration of "
+            f"before, or delete {checkpoint.parent} to begin this update again"
+        )
 
 
 def _step(checkpoint: Path) -> int:

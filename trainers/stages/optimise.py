@@ -50,7 +50,7 @@ def optimise(warmed: str, this_round: Round) -> str:
             attention=config.attention,
             on_step=on_step,
         )
-    # Every task counts as learned from: groups are sampled from any of them.
-    tasks = [this_round.plan.task(item) for item in this_round.items]
-    mark(out, [Origin.of(task.suite, task.metadata) for task in tasks], earlier=warmed, **this_round.provenance)
+        # Every task counts as learned from: groups are sampled from any of them.
+        tasks = [this_round.plan.task(item) for item in this_round.items]
+        mark(out, [Origin.of(task.suite, task.metadata) for task in tasks], earlier=warmed, **this_round.provenance)
     return str(out)

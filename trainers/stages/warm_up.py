@@ -62,14 +62,14 @@ def warm_up(policy: str, chosen: Sequence[Repair], successes: Sequence[Episode],
         elif config.warmup is not None:
             supervised = dataclasses.replace(config.warmup, seed=seed)
             learn_examples(policy, examples, supervised, out, **loading, on_step=on_step)
-    # All successes, also those that were not drawn as anchors: a mark may say too much, never too little.
-    learned = [*(repair.attempt for repair in chosen), *successes]
-    mark(
-        out,
-        [Origin.of(episode.suite, episode.metadata) for episode in learned],
-        earlier=policy,
-        **this_round.provenance,
-    )
+        # All successes, also those that were not drawn as anchors: a mark may say too much, never too little.
+        learned = [*(repair.attempt for repair in chosen), *successes]
+        mark(
+            out,
+            [Origin.of(episode.suite, episode.metadata) for episode in learned],
+            earlier=policy,
+            **this_round.provenance,
+        )
     return str(out)
 
 

@@ -20,6 +20,7 @@ from fate_gym.storage import encode_line, make_folder, read_object, replace_file
 from fate_gym.trainers.base_policy import cloned_pairs
 from fate_gym.trainers.episodes import mask, vector
 from fate_gym.trainers.folder import TrainingFolder
+from fate_gym.trainers.processes import first_alone, is_first_process
 from fate_gym.trainers.progress import ProgressReporter, RunningMeans
 from fate_gym.trainers.study.records import Row
 from fate_gym.trainers.tasks import idle_tasks
@@ -43,7 +44,7 @@ def score_dev(number: int, policy: str, folder: TrainingFolder) -> Row:
     out = folder.out if number else folder.shared
     row = _score(policy, dev, out / "eval" / f"dev-{number}", folder)
     row["hypervolume"] = {"value": volume(row)}
-    if number:
+    if number and is_first_process():
         make_folder(folder.out / f"round-{number}")
         replace_file(folder.out / f"round-{number}" / "dev.json", encode_line(row))
     return row
@@ -102,9 +103,9 @@ def _score(policy: str, task_set: TaskSet, out: Path, folder: TrainingFolder) ->
         concurrency=settings.concurrency,
         out=out,
     )
-    with folder.timed("score"):
+    with folder.timed("score"), first_alone():
         # A finished run is only read: loading the model takes longer than all the rest.
-        if not _is_complete(out, len(plan.items)):
+        if is_first_process() and not _is_complete(out, len(plan.items)):
             agent = folder.sampler.agent(policy, **config.agent_args)
             asyncio.run(_evaluate(config, plan, agent, folder.progress))
         run = load_run(out)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fate_gym.agents.marks import contamination
 from fate_gym.storage import encode_line, make_folder, replace_file
 from fate_gym.trainers.folder import TrainingFolder
+from fate_gym.trainers.processes import is_first_process
 from fate_gym.trainers.round import FILES, Round
 from fate_gym.trainers.stage_file import read_stage
 from fate_gym.trainers.stages.select import CHOSEN, decision_of
@@ -48,7 +49,8 @@ def describe(record: RoundRecord) -> str:
 
 def write_rounds(rounds: Sequence[RoundRecord], folder: TrainingFolder) -> None:
     """Writes `rounds.jsonl`."""
-    replace_file(folder.out / "rounds.jsonl", b"".join(map(encode_line, rounds)))
+    if is_first_process():
+        replace_file(folder.out / "rounds.jsonl", b"".join(map(encode_line, rounds)))
 
 
 def summarise(
@@ -82,8 +84,9 @@ def summarise(
         "budget": _budget(rounds, folder),
         "contaminated_by": list(contamination(policy)),
     }
-    replace_file(folder.out / "best", f"{policy}\n".encode())
-    replace_file(folder.out / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
+    if is_first_process():
+        replace_file(folder.out / "best", f"{policy}\n".encode())
+        replace_file(folder.out / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
     return summary
 
 
