@@ -11,9 +11,9 @@ from pathlib import Path
 
 
 def launch(
-    script: Path, *arguments: object, processes: int, environment: Mapping[str, str] | None = None, threads: int = 1
+    script: Path, *arguments: object, processes: int, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a script to its end in so many processes under torchrun, or without a launcher if 0."""
+    """Runs a script to its end in so many processes of one thread under torchrun, or without a launcher if 0."""
     command = [sys.executable]
     if processes:
         with socket.socket() as free:
@@ -22,7 +22,7 @@ def launch(
         command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-port", str(port)]
     return subprocess.run(
         [*command, str(script), *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), **(environment or {})},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
         capture_output=True,
         text=True,
         timeout=1500,

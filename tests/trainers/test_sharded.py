@@ -89,7 +89,7 @@ def test_the_tiny_case_made_small_learns_to_resist_also_where_a_process_failed(t
     def train(fails: str) -> subprocess.CompletedProcess[str]:
         command = ["train", "--config", "fate-tiny-ci", "--out", str(tmp_path), "--json"]
         script = SUPPORT / "whole_training.py"
-        return launch(script, fails, *command, processes=2, environment=sharding(), threads=2)
+        return launch(script, fails, *command, processes=2, environment=sharding())
 
     failed = train("1")
     assert failed.returncode != 0
