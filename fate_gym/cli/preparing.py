@@ -45,8 +45,7 @@ class Job:
     @property
     def left(self) -> Iterator[Item]:
         """The episodes to run."""
-        done = () if self.found is None else self.found.done
-        return (item for item in self.plan.items if item.key not in done)
+        return self.plan.items.without(() if self.found is None else self.found.done)
 
 
 def prepare(options: argparse.Namespace) -> list[Job]:

@@ -71,9 +71,13 @@ async def run_evaluation(
             on_done(episode)
 
         try:
-            items = (item for item in plan.items if item.key not in folder.done)
             exhausted = await run_episodes(
-                items, workers, concurrency=config.concurrency, on_done=keep, stop=stop, on_fault=faults.note
+                plan.items.without(folder.done),
+                workers,
+                concurrency=config.concurrency,
+                on_done=keep,
+                stop=stop,
+                on_fault=faults.note,
             )
         except BaseException:
             with contextlib.suppress(RunError):  # What ended the run is what its user must hear of.

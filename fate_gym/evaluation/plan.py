@@ -6,7 +6,7 @@ import contextlib
 import fnmatch
 import hashlib
 from bisect import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final, overload
@@ -104,6 +104,13 @@ class Items(Sequence[Item]):
     def keys(self) -> Iterator[str]:
         """Their keys, in order."""
         return (each.key(repeat) for each in self._planned for repeat in range(each.repeats))
+
+    def without(self, done: Container[str]) -> Iterator[Item]:
+        """Yields those whose keys are not among some, in order."""
+        for each in self._planned:
+            for repeat in range(each.repeats):
+                if each.key(repeat) not in done:
+                    yield each.item(repeat)
 
     def __len__(self) -> int:
         return self._ends[-1]
