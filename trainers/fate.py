@@ -80,6 +80,8 @@ def train(
         best = 0
         while len(rounds) <= config.rounds and len(rounds) - 1 - best < config.patience:
             this_round = Round(folder, len(rounds))
+            if config.budget is not None and this_round.tokens_left() <= 0:
+                break
             policies.append(evolve(policies[-1], this_round))
             rounds.append(record_of(this_round, score_dev(this_round.number, policies[-1], folder)))
             folder.progress.say(describe(rounds[-1]))

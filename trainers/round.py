@@ -83,7 +83,7 @@ class Round:
     def plan(self) -> Plan:
         """The training tasks, with the seeds of this round."""
         excluded = self.config.excluded_tasks
-        passes = 1 if self.tokens_for("collect") is None else _MOST_PASSES
+        passes = _MOST_PASSES if self.takes_the_rest("collect") else 1
         sets = [
             dataclasses.replace(one, exclude=(*one.exclude, *excluded), repeats=passes * one.repeats)
             for one in self.config.train
@@ -108,20 +108,38 @@ class Round:
                 raise ValueError(
                     "doing nothing passes all training tasks: set collect.leave_out_noop=false to use them"
                 )
-        return kept if self.tokens_for("collect") is None else sorted(kept, key=lambda item: item.repeat)
+        return sorted(kept, key=lambda item: item.repeat) if self.takes_the_rest("collect") else kept
+
+    def takes_the_rest(self, stage: StageName) -> bool:
+        """Whether a stage takes what a budget leaves to the round, instead of what the settings alone say."""
+        return self.config.budget is not None and stage == self.method.elastic
 
     def tokens_for(self, stage: StageName) -> int | None:
-        """Returns how many policy tokens a stage may sample; None if the settings alone decide how much it samples.
+        """Returns how many policy tokens a stage may sample; None without a budget.
+
+        One stage takes what is left of the round's share; the others may take all that is left of the budget, which
+        few settings let them reach.
 
         Raises:
             RunError: A stage before it, in this round or an earlier one, is not finished.
         """
-        if self.config.budget is None or stage != self.method.elastic:
+        if self.config.budget is None:
             return None
-        earlier = sum(Round(self.folder, number).sampled() for number in range(1, self.number))
-        share = (self.config.budget - earlier) // (self.config.rounds - self.number + 1)
-        before = [other for other in SAMPLING[: SAMPLING.index(stage)] if self.method.has_stage(other)]
-        return max(0, share - sum(self._tokens(other) for other in before))
+        before = sum(self._tokens(other) for other in SAMPLING[: SAMPLING.index(stage)])
+        left = self.tokens_left()
+        share = left // (self.config.rounds - self.number + 1) if self.takes_the_rest(stage) else left
+        return max(0, share - before)
+
+    def tokens_left(self) -> int:
+        """Returns what earlier rounds left of the budget, which may be less than nothing.
+
+        Raises:
+            RunError: A stage of an earlier round is not finished.
+            ValueError: There is no budget.
+        """
+        if self.config.budget is None:
+            raise ValueError("the training has no budget")
+        return self.config.budget - sum(Round(self.folder, number).sampled() for number in range(1, self.number))
 
     def sampled(self) -> int:
         """Returns the policy tokens that the stages of this round sampled.

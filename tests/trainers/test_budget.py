@@ -92,6 +92,14 @@ def test_an_interrupted_training_spends_no_more(method: str, stage: str, run: An
     assert len(sampled[0]) == len(sampled[1])
 
 
+def test_repairs_stop_where_the_budget_ends_and_no_round_follows(run: Any) -> None:
+    # Candidates are no part of what FATE gives the tokens that are left to; here they alone would take more than all.
+    summary = run("method=fate", "repair.candidates=64", "select.rescore=false", "rounds=4", "patience=4")
+    assert summary["budget"]["tokens"] == pytest.approx(BUDGET, rel=0.05)
+    assert [row["pfpo"] for row in summary["rounds"][1:]] == [None] * (len(summary["rounds"]) - 1)
+    assert len(summary["rounds"]) < 5
+
+
 def test_who_runs_out_of_failures_leaves_tokens_unspent(run: Any) -> None:
     # No episode fails, so that there is nothing to repair.
     summary = run("method=sft", "collect.thresholds=[0, 0, 0, 0]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from fate_gym.agents import Agent
 from fate_gym.chat import Json
@@ -22,6 +22,9 @@ from fate_gym.trainers.stage_file import StageFile
 
 MakeRecord: TypeAlias = Callable[[Episode], dict[str, Json]]
 """Makes the record of an episode in the stage's file."""
+
+_FIRST_CHUNK: Final = 16
+"""Episodes that a stage with a limit of tokens begins with, when it does not know yet how long they are."""
 
 OWN_FIELDS = ("failed", "failure")
 """Fields in which stages say more of an episode than it says itself."""
@@ -78,7 +81,7 @@ def roll_out(
         for chunk in [items] if tokens is None else within(tokens, items, file, concurrency):
             waiting = [item for item in chunk if item.key not in file.done]
             asyncio.run(run_episodes(waiting, workers, concurrency=concurrency, on_done=keep))
-    if items and not file.done:
+    if items and not file.done and tokens != 0:
         raise FateGymError(f"not one episode of stage {stage} could be scored; one of them: {problem}")
     return dict(errors)
 
@@ -96,8 +99,8 @@ def within(tokens: int, items: Sequence[Item], file: StageFile, size: int) -> It
     """
     spent = start = 0
     while start < len(items) and spent < tokens:
-        left = size if not spent else min(size, max(1, round((tokens - spent) * start / spent)))
-        chunk = items[start : start + left]
+        likely = round((tokens - spent) * start / spent) if spent else _FIRST_CHUNK
+        chunk = items[start : start + min(size, max(1, likely))]
         yield chunk
         spent += sum(_tokens_of(file.done[item.key]) for item in chunk if item.key in file.done)
         start += len(chunk)

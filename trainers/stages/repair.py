@@ -66,7 +66,7 @@ def repair(policy: str, failures: Sequence[Episode], this_round: Round) -> list[
     settings = this_round.config.repair
     tokens = this_round.tokens_for("repair")
     # The key of a candidate tells it from the others of its failure, and seeds its sampling.
-    count = settings.candidates if tokens is None else MOST_CANDIDATES
+    count = MOST_CANDIDATES if this_round.takes_the_rest("repair") else settings.candidates
     # First one candidate for every failure, then the second: so that a budget that ends leaves none out.
     failure_of = {f"{failure.key}~{k}": failure for k in range(count) for failure in failures}
     # The failure's own item, so that the candidate meets the same world: environment, task and seed.
