@@ -95,6 +95,12 @@ def test_without_options_only_the_limit_is_added() -> None:
     assert set(records.last) == {"model", "messages", "max_tokens"}
 
 
+@pytest.mark.parametrize("odd", ["\ud800 alone", 2**70, {"deep": ["\udfff", -(2**64)]}])
+def test_what_orjson_does_not_write_is_sent_all_the_same(odd: Any) -> None:
+    _, records = ask(Settings(saying(content="hi")), extra_body={"top_p": odd})
+    assert records.last == {"model": "m", **OBSERVATION, "max_tokens": DEFAULT_MAX_TOKENS, "top_p": odd}
+
+
 CALL = {"id": "a", "type": "function", "function": {"name": "look", "arguments": '{"far": true, "deep": [1, "é"]}'}}
 JUNK: list[dict[str, Any]] = [
     {"content": None},
