@@ -101,7 +101,7 @@ class KeyList:
         """Returns the last index of each key, tasks in natural order ("user_task_2" before "user_task_10")."""
         names = list(self._names)
         ranks = np.empty(len(names), dtype=np.int64)
-        ranks[sorted(range(len(names)), key=lambda i: _natural(names[i]))] = np.arange(len(names))
+        ranks[sorted(range(len(names)), key=lambda i: (_natural(names[i]), names[i]))] = np.arange(len(names))
         codes = np.array(self._codes)
         sortable = ranks[codes // _NUMBERS] * _NUMBERS + codes % _NUMBERS
         order = np.argsort(sortable, kind="stable")

@@ -124,17 +124,14 @@ class AppendLog:
 
 
 class Place(NamedTuple):
-    """Where a line of a log stands.
-
-    Attributes:
-        line: Its number, from 1.
-        start: The byte at which it begins.
-        end: The byte after it.
-    """
+    """Where a line of a log stands."""
 
     line: int
+    """Its number, from 1."""
     start: int
+    """The byte at which it begins."""
     end: int
+    """The byte after it."""
 
 
 BEGINNING: Final = Place(0, 0, 0)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fate_gym.evaluation.intervals import rate
@@ -31,14 +31,15 @@ def test_a_set_of_keys_is_a_set(held: list[str], others: list[str]) -> None:
     assert 1 not in keys
 
 
-def in_order(key: str) -> tuple[list[tuple[str, int]], int]:
+def in_order(key: str) -> tuple[list[tuple[str, int]], str, int]:
     found = re.fullmatch(r"(.*)#(0|[1-9][0-9]{0,2})", key, re.DOTALL)
     name, repeat = (key, -1) if found is None else (found[1], int(found[2]))
     parts = re.findall(r"([^0-9]*)([0-9]{0,18})", name)
-    return [(text, int(number or 0)) for text, number in parts], repeat
+    return [(text, int(number or 0)) for text, number in parts], name, repeat
 
 
 @given(st.lists(KEYS), st.lists(KEYS, unique=True))
+@example(["a#1#0", "a#01"], [])
 def test_a_list_of_keys_is_a_list(held: list[str], others: list[str]) -> None:
     keys, rest = KeyList(), KeyList()
     for key in held:
