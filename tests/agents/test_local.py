@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import functools
 import gc
 import itertools
 import json
@@ -20,6 +21,8 @@ import tiny_model
 import torch
 
 from fate_gym.actions import read_action
+from fate_gym.agents import local
+from fate_gym.agents._batching import MicroBatcher
 from fate_gym.agents.chat_format import ChatFormat
 from fate_gym.agents.local import LocalAgent
 from fate_gym.agents.response_templates import PROBE_TOOL, choose_response_template, registry
@@ -475,7 +478,9 @@ def test_malformed_calls_reach_the_environment_as_bad_turns(tmp_path: Path, env:
 
 
 def test_out_of_memory_halves_the_batch_and_changes_no_reply(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    agent = LocalAgent(str(tiny), max_new_tokens=8)
+    # A batch waits until it is full, however long a busy machine takes.
+    monkeypatch.setattr(local, "MicroBatcher", functools.partial(MicroBatcher, delay=600))
+    agent = LocalAgent(str(tiny), max_new_tokens=8, max_batch=8)
     questions = [[{"role": "user", "content": f"Question {i}"}] for i in range(8)]
 
     async def replies() -> list[Any]:
