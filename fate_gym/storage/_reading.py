@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 _VERSION: Final = re.compile("[0-9]{1,9}")
 
+_LONGEST_NAME: Final = 200
+"""Characters of a field's name that an error repeats."""
+
 
 def open_file(path: Path) -> BinaryIO:
     """Opens a regular file for reading.
@@ -237,7 +240,10 @@ class Fields:
 
     def problem(self, name: str, what: str) -> RunCorruptError:
         """Returns the error for a field, such as `problem("seed", "must not be negative")`."""
-        return RunCorruptError(f"{self._where}: {self._full(name)} {what}")
+        # A name may be a stranger's, as long as the file.
+        full = self._full(name)
+        shown = full if len(full) <= _LONGEST_NAME else f"{full[:_LONGEST_NAME]}..."
+        return RunCorruptError(f"{self._where}: {shown} {what}")
 
     def _entries(self, name: str) -> Fields:
         """Reads a list as an object of its indices."""

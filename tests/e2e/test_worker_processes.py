@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -92,3 +94,21 @@ def test_an_agent_that_cannot_be_sent_is_refused_before_anything_is_made(tmp_pat
     assert "Licence: MIT" in terms
     assert said.startswith("fate-gym: what plays cannot be sent to another process")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads what a process blocks from /proc")
+def test_the_first_process_too_never_hears_of_signals() -> None:
+    # In a new interpreter, since the first process of multiprocessing starts another beside it, which unblocks signals.
+    code = """
+import multiprocessing, pathlib, time
+from fate_gym.evaluation.processes import _signals_blocked
+process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+with _signals_blocked():
+    process.start()
+print(pathlib.Path(f"/proc/{process.pid}/status").read_text())
+process.kill()
+"""
+    status = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    (mask,) = re.findall(r"SigBlk:\s*([0-9a-f]+)", status)
+    blocked = int(mask, 16)
+    assert all(blocked >> number - 1 & 1 for number in (signal.SIGINT, signal.SIGTERM))

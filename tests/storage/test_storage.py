@@ -125,6 +125,12 @@ def test_entries_of_lists_are_named_by_their_index() -> None:
         fields.only({"calls"})
 
 
+def test_a_name_as_long_as_a_file_is_not_repeated() -> None:
+    with pytest.raises(RunCorruptError, match=r"here: x{200}\.\.\. is not a field") as error:
+        Fields({"x" * 10_000: 1}, "here").only(set())
+    assert len(str(error.value)) < 300
+
+
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "zero").symlink_to("/dev/zero")
