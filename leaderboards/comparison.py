@@ -106,9 +106,6 @@ class Table:
         self._clusters = array("l")
         self._values = array("d")
 
-    def __bool__(self) -> bool:
-        return True
-
     def add(self, episode: Episode) -> None:
         """Adds an episode."""
         self.keys.append(episode.key)
