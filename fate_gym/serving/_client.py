@@ -174,7 +174,7 @@ class ChatClient:
 
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ssl=_certificates()),
+                connector=aiohttp.TCPConnector(limit=0, ssl=_certificates() if self.url.startswith("https:") else True),
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeout),
                 # Decompressing here bounds the memory that it takes.
