@@ -268,6 +268,14 @@ def test_results_of_other_settings_are_not_taken_for_these(run: Any) -> None:
     assert run("concurrency=2", arms=["fate"])[0] == []
 
 
+def test_a_result_depends_on_no_setting_that_its_method_never_reads(run: Any) -> None:
+    _, trained = run()
+    problems, again = run("dpo.epochs=3")
+    assert again == trained
+    assert [problem.split(":")[0] for problem in problems] == ["seed1, dpo", "seed2, dpo"]
+    assert "dpo.epochs: stored 1, given 3" in problems[0]
+
+
 # What it says.
 
 
