@@ -480,7 +480,8 @@ def test_malformed_calls_reach_the_environment_as_bad_turns(tmp_path: Path, env:
 def test_out_of_memory_halves_the_batch_and_changes_no_reply(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A batch waits until it is full, however long a busy machine takes.
     monkeypatch.setattr(local, "MicroBatcher", functools.partial(MicroBatcher, delay=600))
-    agent = LocalAgent(str(tiny), max_new_tokens=8, max_batch=8)
+    # With this attention a pass has a row for each prompt, as on a GPU.
+    agent = LocalAgent(str(tiny), attention="eager", max_new_tokens=8, max_batch=8)
     questions = [[{"role": "user", "content": f"Question {i}"}] for i in range(8)]
 
     async def replies() -> list[Any]:
