@@ -119,7 +119,7 @@ def reply_to(agent: LocalAgent, text: str = "Hello there.") -> Reply:
 
 def model_of(agent: LocalAgent) -> Any:
     """The model that an agent has loaded."""
-    return agent._batcher._run._model  # type: ignore[union-attr, attr-defined]
+    return agent._batcher._run.__self__._model  # type: ignore[union-attr]
 
 
 def check(agent: LocalAgent) -> str:
@@ -644,4 +644,7 @@ def test_names_and_closing(tiny: Path) -> None:
     first = reply_to(agent)
     gc.collect()
     assert model() is None
-    assert reply_to(agent) == first  # It loads again.
+    again = reply_to(agent)  # It loads again.
+    # Guesses have it read several tokens in a pass now, which changes the last bits of log-probabilities alone.
+    assert (again.message, again.sample.token_ids) == (first.message, first.sample.token_ids)
+    assert again.sample.logprobs == pytest.approx(first.sample.logprobs, abs=1e-4)
