@@ -1,8 +1,8 @@
 """What two worker processes gain over one, in processor time: how fast they are in seconds depends on who else works.
 
 Processor time is a bound: with two free processors the run takes half of what is spent on it, if nothing waits. So
-where one process spends c on an episode, two that spend c + p on it are 2c / (c + p) times as fast. The command's share p
-is there however little the workers do: it gives out items, reads pickled episodes and resumes who waits for them. A
+where one process spends c on an episode, two that spend c + p on it are 2c / (c + p) times as fast. The command's share
+p is there however little the workers do: it gives out items, reads pickled episodes and resumes who waits for them. A
 server on the same two processors that spends s on an episode leaves 2c / (c + p + s).
 """
 
