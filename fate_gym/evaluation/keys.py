@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 _NUMBERS: Final = 1024
 """Numbers of repeats that are told from names. Not more: a stranger's "a#9999999" must not take a megabyte."""
 
-_NUMBER: Final = re.compile(r"(.*)#(0|[1-9][0-9]{0,2})", re.DOTALL)
+_PLACES: Final = {str(number): 1 + number for number in range(1000)}
 
 Indices = NDArray[np.intp]
 
 
 def _split(key: str) -> tuple[str, int]:
     """Returns (name, 1 + number) of a key "NAME#NUMBER"; of any other key itself and 0."""
-    found = _NUMBER.fullmatch(key)
-    return (key, 0) if found is None else (found[1], 1 + int(found[2]))
+    name, mark, number = key.rpartition("#")
+    place = _PLACES.get(number, 0)
+    return (name, place) if mark and place else (key, 0)
 
 
 def _join(name: str, place: int) -> str:
@@ -46,6 +47,12 @@ class Keys(Set[str]):
         for key in keys:
             self.add(key)
 
+    def copy(self) -> Keys:
+        """Returns another set of the same keys."""
+        twin = Keys()
+        twin._bits, twin._size = self._bits.copy(), self._size
+        return twin
+
     def add(self, key: str) -> bool:
         """Adds a key; returns whether it was not there."""
         name, place = _split(key)
@@ -55,6 +62,15 @@ class Keys(Set[str]):
         self._bits[name] = bits | 1 << place
         self._size += 1
         return True
+
+    def minus(self, other: Keys) -> Keys:
+        """Returns those that another set does not hold."""
+        rest = Keys()
+        for name, bits in self._bits.items():
+            if left := bits & ~other._bits.get(name, 0):
+                rest._bits[name] = left
+                rest._size += left.bit_count()
+        return rest
 
     def __contains__(self, key: object) -> bool:
         if not isinstance(key, str):

@@ -37,10 +37,14 @@ _LONGEST_NAME: Final = 200
 """Characters of a field's name that an error repeats."""
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path, buffer: int = -1) -> BinaryIO:
     """Opens a regular file for reading.
 
     A pipe would wait for a writer for ever and a device may never end, and both may stand in a stranger's folder.
+
+    Args:
+        path: The file.
+        buffer: Bytes that are read at a time; -1 for the system's choice.
 
     Raises:
         RunError: It is missing, is not a regular file, or cannot be opened.
@@ -54,7 +58,7 @@ def open_file(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise RunCorruptError(f"{path} is not a regular file: restore it")
-    return os.fdopen(fd, "rb")
+    return os.fdopen(fd, "rb", buffer)
 
 
 def read_file(path: Path, limit: int = MAX_FILE) -> bytes:
