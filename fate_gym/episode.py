@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar, get_args
+from functools import lru_cache
+from typing import Any, Final, NoReturn, get_args
 
 from fate_gym.chat import Json, Message
 from fate_gym.rewards import AXES, AxisVerdict, Verdict
@@ -28,9 +29,8 @@ LEFT_OUT: Final = "left_out"
 USAGE: Final = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_usd")
 """Figures that a reply may report. Prompts include what was cached, completions the reasoning; costs are in USD."""
 
-_TIMES: Final = ("total", "agent")
-
-N = TypeVar("N", int, float)
+_USAGE: Final = frozenset({*USAGE, LEFT_OUT})
+_TIMES: Final = dict.fromkeys(("total", "agent")).keys()
 
 _LABELS: Final = ("risk_source", "failure_mode", "real_world_harm")
 _SHARES: Final = frozenset(
@@ -229,7 +229,7 @@ class Episode:
         return data
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any], where: str = "episode") -> Episode:
+    def from_json(cls, record: dict[str, Any], where: str = "episode") -> Episode:
         """Reads what `to_json` gave.
 
         Args:
@@ -240,7 +240,7 @@ class Episode:
             RunCorruptError: The record is anything else; the message names the field.
             RunError: The record was written by a newer fate-gym.
         """
-        fields = Fields(dict(record), where)
+        fields = Fields(record, where)
         fields.check_schema(SCHEMA)
         fields.only(_NAMES)
         seconds = fields.object("seconds")
@@ -262,9 +262,9 @@ class Episode:
             verdict=_read_verdict(fields.object("verdict")),
             injections=fields.text_mapping("injections"),
             injection_reached=fields.flag("injection_reached"),
-            messages=[_read_message(message) for message in fields.objects("messages")],
+            messages=_read_messages(fields),
             actions=fields.items("actions"),
-            calls=tuple(_read_call(call) for call in fields.objects("calls")),
+            calls=_read_calls(fields),
             usage=_counts(fields.object("usage")),
             attempts=None if fields.values.get("attempts", 0) is None else _integer(fields, "attempts"),
             seconds={name: None if seconds.values.get(name, 0) is None else _count(seconds, name) for name in _TIMES},
@@ -279,21 +279,21 @@ _FIELDS: Final = tuple(entry.name for entry in dataclasses.fields(Episode) if en
 
 
 def _integer(fields: Fields, name: str) -> int:
-    return _within(fields, name, fields.integer(name))
+    value = fields.integer(name)
+    return value if 0 <= value <= MAX_COUNT else _refuse_count(fields, name)
 
 
 def _count(fields: Fields, name: str) -> float:
-    return _within(fields, name, fields.number(name))
+    value = fields.number(name)
+    return value if 0 <= value <= MAX_COUNT else _refuse_count(fields, name)
 
 
-def _within(fields: Fields, name: str, value: N) -> N:
-    if not 0 <= value <= MAX_COUNT:
-        raise fields.problem(name, f"must lie between 0 and {MAX_COUNT}")
-    return value
+def _refuse_count(fields: Fields, name: str) -> NoReturn:
+    raise fields.problem(name, f"must lie between 0 and {MAX_COUNT}")
 
 
 def _counts(fields: Fields) -> dict[str, float]:
-    fields.only((*USAGE, LEFT_OUT))
+    fields.only(_USAGE)
     return {name: _count(fields, name) for name in fields.values}
 
 
@@ -306,11 +306,19 @@ def _read_measures(fields: Fields) -> dict[str, float]:
 
 
 def _read_verdict(fields: Fields) -> Verdict:
-    fields.only(AXES)
-    return Verdict(**{name: _read_axis(fields.object(name)) for name in AXES})
+    fields.only(_AXES)
+    return Verdict(*[_read_axis(fields.object(name)) for name in AXES])
+
+
+_AXES: Final = frozenset(AXES)
 
 
 def _read_axis(fields: Fields) -> AxisVerdict:
+    values = fields.values
+    if values.keys() == _BARE and [*map(type, values.values())] == [float, bool, str]:
+        axis = _bare_axis(*values.values())
+        if 0 <= axis.value <= 1:
+            return axis
     fields.only(_AXIS_FIELDS)
     value = fields.number("value")
     if not 0 <= value <= 1:
@@ -326,6 +334,35 @@ def _read_axis(fields: Fields) -> AxisVerdict:
 
 
 _AXIS_FIELDS: Final = frozenset(entry.name for entry in dataclasses.fields(AxisVerdict))
+_BARE: Final = {"value", "active", "rule"}
+
+
+@lru_cache(maxsize=1000)
+def _bare_axis(value: float, active: bool, rule: str) -> AxisVerdict:
+    """Makes an axis without evidence; most of them are alike."""
+    return AxisVerdict(value, active, rule)
+
+
+# Of a stored episode most is messages and calls, so these are looked at as a whole first. `_read_call` and
+# `_check_message` look again at what does not seem right, and name what is wrong with it.
+
+
+def _read_calls(fields: Fields) -> tuple[Call, ...]:
+    calls = fields.items("calls")
+    if all(map(_is_call, calls)):
+        return tuple([Call(**call) for call in calls])  # type: ignore[arg-type]
+    return tuple(map(_read_call, fields.objects("calls")))
+
+
+def _is_call(call: Any) -> bool:
+    return (
+        type(call) is dict
+        and call.keys() == _CALL_FIELDS
+        and type(call["turn"]) is int
+        and 0 <= call["turn"] <= MAX_COUNT
+        and type(call["id"]) is type(call["name"]) is str
+        and call["outcome"] in _OUTCOMES
+    )
 
 
 def _read_call(fields: Fields) -> Call:
@@ -337,7 +374,37 @@ def _read_call(fields: Fields) -> Call:
 _CALL_FIELDS: Final = frozenset(entry.name for entry in dataclasses.fields(Call))
 
 
-def _read_message(fields: Fields) -> Message:
+def _read_messages(fields: Fields) -> list[Message]:
+    messages: list[Any] = fields.items("messages")
+    if not all(map(_is_message, messages)):
+        for message in fields.objects("messages"):
+            _check_message(message)
+    return messages
+
+
+def _is_message(message: Any) -> bool:
+    if type(message) is not dict:
+        return False
+    role, content = message.get("role"), message.get("content", 0)
+    return (
+        role in _ROLES
+        and (type(content) is str or content is None)
+        and (role != "tool" or type(message.get("tool_call_id")) is str)
+        and ("tool_calls" not in message or _are_requests(message["tool_calls"]))
+    )
+
+
+def _are_requests(calls: Any) -> bool:
+    return type(calls) is list and all(
+        type(call) is dict
+        and type(call.get("id")) is str
+        and type(function := call.get("function")) is dict
+        and type(function.get("name")) is type(function.get("arguments")) is str
+        for call in calls
+    )
+
+
+def _check_message(fields: Fields) -> None:
     """Checks the parts of a message that readers rely on."""
     role = fields.choice("role", _ROLES)
     fields.text_or_none("content")
@@ -348,7 +415,6 @@ def _read_message(fields: Fields) -> Message:
         function = call.object("function")
         function.text("name")
         function.text("arguments")
-    return fields.values
 
 
 def _read_shown(fields: Fields) -> Shown:

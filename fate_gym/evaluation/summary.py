@@ -18,6 +18,7 @@ from fate_gym.episode import LEFT_OUT, Episode
 from fate_gym.evaluation.intervals import Estimate, pass_hat_k
 from fate_gym.evaluation.keys import KeyList, Keys
 from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Metric, refused
+from fate_gym.rewards import AXES
 
 SCHEMA = "fate-gym/summary/1"
 ALL = "all"
@@ -60,7 +61,7 @@ class Tally:
             episode.truncated,
             episode.content_filtered,
             verdict.over_refusal_control.rule,
-            tuple([name for name, axis in verdict.axes.items() if axis.error]),
+            tuple([name for name in AXES if getattr(verdict, name).error]),
         )
         self._outcomes[outcome] += 1
         for key in _keys(mode, attack, suite):
