@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, NoReturn, get_args
 
+from fate_gym._stored_messages import read_messages
 from fate_gym.chat import Json, Message
 from fate_gym.rewards import AXES, AxisVerdict, Verdict
 from fate_gym.storage import Fields
@@ -40,7 +41,6 @@ _SHARES: Final = frozenset(
 
 _STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 _OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
-_ROLES: Final = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,7 @@ class Episode:
             verdict=_read_verdict(fields.object("verdict")),
             injections=fields.text_mapping("injections"),
             injection_reached=fields.flag("injection_reached"),
-            messages=_read_messages(fields),
+            messages=read_messages(fields),
             actions=fields.items("actions"),
             calls=_read_calls(fields),
             usage=_counts(fields.object("usage")),
@@ -343,11 +343,8 @@ def _bare_axis(value: float, active: bool, rule: str) -> AxisVerdict:
     return AxisVerdict(value, active, rule)
 
 
-# Of a stored episode most is messages and calls, so these are looked at as a whole first. `_read_call` and
-# `_check_message` look again at what does not seem right, and name what is wrong with it.
-
-
 def _read_calls(fields: Fields) -> tuple[Call, ...]:
+    # Looked at as a whole first, as messages are.
     calls = fields.items("calls")
     if all(map(_is_call, calls)):
         return tuple([Call(**call) for call in calls])  # type: ignore[arg-type]
@@ -372,49 +369,6 @@ def _read_call(fields: Fields) -> Call:
 
 
 _CALL_FIELDS: Final = frozenset(entry.name for entry in dataclasses.fields(Call))
-
-
-def _read_messages(fields: Fields) -> list[Message]:
-    messages: list[Any] = fields.items("messages")
-    if not all(map(_is_message, messages)):
-        for message in fields.objects("messages"):
-            _check_message(message)
-    return messages
-
-
-def _is_message(message: Any) -> bool:
-    if type(message) is not dict:
-        return False
-    role, content = message.get("role"), message.get("content", 0)
-    return (
-        role in _ROLES
-        and (type(content) is str or content is None)
-        and (role != "tool" or type(message.get("tool_call_id")) is str)
-        and ("tool_calls" not in message or _are_requests(message["tool_calls"]))
-    )
-
-
-def _are_requests(calls: Any) -> bool:
-    return type(calls) is list and all(
-        type(call) is dict
-        and type(call.get("id")) is str
-        and type(function := call.get("function")) is dict
-        and type(function.get("name")) is type(function.get("arguments")) is str
-        for call in calls
-    )
-
-
-def _check_message(fields: Fields) -> None:
-    """Checks the parts of a message that readers rely on."""
-    role = fields.choice("role", _ROLES)
-    fields.text_or_none("content")
-    if role == "tool":
-        fields.text("tool_call_id")
-    for call in fields.objects("tool_calls") if "tool_calls" in fields.values else ():
-        call.text("id")
-        function = call.object("function")
-        function.text("name")
-        function.text("arguments")
 
 
 def _read_shown(fields: Fields) -> Shown:
