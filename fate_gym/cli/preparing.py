@@ -73,7 +73,8 @@ def prepare(options: argparse.Namespace) -> list[Job]:
             if key not in plans:
                 with err.status(f"Loading {config.env}"):
                     plans[key] = config.plan()
-            found = RunFolder.find(config.out, make_manifest(config, plans[key], agent), ignore=NOT_IN_DIGEST)
+            with err.status(f"Reading {config.out}"):
+                found = RunFolder.find(config.out, make_manifest(config, plans[key], agent), ignore=NOT_IN_DIGEST)
             jobs.append(Job(config, agent, plans[key], found))
     return jobs
 
