@@ -17,9 +17,9 @@ from fate_gym.episode import Episode
 from fate_gym.errors import RunCorruptError, RunError, UsageError
 from fate_gym.evaluation.config import check_types
 from fate_gym.evaluation.intervals import Estimate
-from fate_gym.evaluation.keys import Keys
+from fate_gym.evaluation.keys import Keys, Places
 from fate_gym.evaluation.recorded import Origin
-from fate_gym.evaluation.store import EPISODES, FAILURES, OnProblem, Places, RunFolder
+from fate_gym.evaluation.store import EPISODES, FAILURES, OnProblem, RunFolder
 from fate_gym.evaluation.summary import ALL
 from fate_gym.rendering import EpisodeView
 from fate_gym.storage import Fields, Place, open_file, parse, read_object

@@ -16,7 +16,6 @@ meanwhile.
 from __future__ import annotations
 
 import threading
-from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from typing import Any, TypeAlias, TypeVar
 from fate_gym.chat import Json
 from fate_gym.episode import Episode
 from fate_gym.errors import RunError
-from fate_gym.evaluation.keys import KeyList, Keys
+from fate_gym.evaluation.keys import Keys, Places
 from fate_gym.evaluation.recorded import Recorded
 from fate_gym.evaluation.summary import Tally
 from fate_gym.storage import (
@@ -78,27 +77,6 @@ def _readable(
             on_problem(problem)
         else:
             yield place, entry
-
-
-class Places:
-    """Where the episodes of a file stand, noted while it is read: 24 bytes for each.
-
-    Attributes:
-        keys: Their keys.
-    """
-
-    def __init__(self) -> None:
-        self.keys = KeyList()
-        self._lines, self._starts = array("q"), array("q")
-
-    def note(self, key: str, place: Place) -> None:
-        """Adds an episode; of those with one key the last counts."""
-        self.keys.append(key)
-        self._lines.append(place.line)
-        self._starts.append(place.start)
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        return self._lines[index], self._starts[index]
 
 
 @dataclass(slots=True)
