@@ -46,14 +46,23 @@ class Keys(Set[str]):
         # Bit i of a name's integer stands for its repeat i - 1.
         self._bits: dict[str, int] = {}
         self._size = 0
+        if isinstance(keys, Keys):
+            self._bits, self._size = keys._bits.copy(), keys._size
+            return
         for key in keys:
             self.add(key)
 
-    def copy(self) -> Keys:
-        """Returns another set of the same keys."""
-        twin = Keys()
-        twin._bits, twin._size = self._bits.copy(), self._size
-        return twin
+    @classmethod
+    def of_repeats(cls, repeats: Iterable[tuple[str, int]]) -> Keys:
+        """Makes the keys NAME#0 to NAME#(n - 1) of each (name, n); of two names none may be the same."""
+        keys = cls()
+        for name, n in repeats:
+            few = min(n, len(_PLACES))
+            keys._bits[name] = (1 << few) - 1 << 1
+            keys._size += few
+            for number in range(few, n):
+                keys.add(f"{name}#{number}")
+        return keys
 
     def add(self, key: str) -> bool:
         """Adds a key; returns whether it was not there."""

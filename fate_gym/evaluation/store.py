@@ -294,7 +294,7 @@ class RunFolder:
         except BaseException:
             self._scored = None
             raise
-        scored.done = scored.keys.copy()
+        scored.done = Keys(scored.keys)
         return scored
 
     def _keyed(self, keys: Keys, after: Place) -> Iterator[tuple[Place, dict[str, Any]]]:
