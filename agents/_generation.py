@@ -9,6 +9,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from fate_gym.agents._attention import grouped_attention
 from fate_gym.agents._drafts import ALIKE, Drafts
 from fate_gym.agents._rows import Batch, Row, Sample
 from fate_gym.agents._token_agent import Completion, GenerationRequest
@@ -80,7 +81,7 @@ class Generator:
             torch.OutOfMemoryError: They do not fit in memory together. Nothing is kept between batches then.
         """
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), grouped_attention(self._model):
                 return self._generate(requests)
         except torch.OutOfMemoryError:
             self._store.clear()

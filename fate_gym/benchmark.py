@@ -114,8 +114,8 @@ class Benchmark(ABC):
     """The options that name a judge, and what each judge may score."""
 
     only_computes: ClassVar[bool] = False
-    """Whether its tools and graders compute for some milliseconds, and wait for nothing but a judge that an option
-    names. To hand such a step to a thread takes longer than the step."""
+    """Whether its worlds, tools and graders compute for some milliseconds, once its data are loaded, and wait for
+    nothing but a judge that an option names. To hand such a step to a thread takes longer than the step."""
 
     data_policy: DataPolicy
     tasks: tuple[str, ...]

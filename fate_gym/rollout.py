@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias, TypeVar
 
-from fate_gym.env import Observation, Step, ToolEnv
+from fate_gym.env import Observation, ToolEnv
 from fate_gym.episode import LEFT_OUT, MAX_COUNT, USAGE, Call, Episode, Sample, Shown, Trajectory
 from fate_gym.errors import CutError, ProviderError
 from fate_gym.pickling import Remade
@@ -22,6 +22,8 @@ from fate_gym.rewards import Verdict
 from fate_gym.storage import is_finite
 from fate_gym.task import Task
 from fate_gym.transcript import Transcript
+
+T = TypeVar("T")
 
 _MOST: Final = MAX_COUNT // 10**6
 """The most that one reply may claim, so that the sums of an episode stay within what an episode may have."""
@@ -197,7 +199,7 @@ async def rollout(
     key: str | None = None,
     on_fault: Callable[[BaseException], None] = lambda error: None,
 ) -> Episode:
-    """Runs one episode. What may wait (opening a world, a judge) runs in threads, so that it blocks no other episode.
+    """Runs one episode. What may wait (a tool, a judge) runs in threads, so that it blocks no other episode.
 
     Args:
         env: Used by this episode alone while it runs.
@@ -214,7 +216,7 @@ async def rollout(
     injections: dict[str, str] = {}
     transcript = Transcript([])
     try:
-        visible_task, observation, info = await asyncio.to_thread(_begin, env, agent, task_id, seed)
+        visible_task, observation, info = await _work(env, _begin, env, agent, task_id, seed)
         injections, transcript = info["injections"], env.transcript
         info = await _play(env, agent, visible_task, seed, observation, meter)
         if env.failure is not None:
@@ -307,8 +309,8 @@ async def _play(
             return info
 
 
-async def _work(env: ToolEnv, method: Callable[..., Step], *arguments: Any) -> Step:
-    """Has an environment take a step: in a thread where it may wait, so that no other episode waits for it."""
+async def _work(env: ToolEnv, method: Callable[..., T], *arguments: Any) -> T:
+    """Has an environment begin or take a step: in a thread where it may wait, so that no other episode waits for it."""
     if env.benchmark.may_wait:
         return await asyncio.to_thread(method, *arguments)
     return method(*arguments)

@@ -222,6 +222,18 @@ class TrainConfig:
         )
 
     @property
+    def unread(self) -> tuple[str, ...]:
+        """Names of the settings that the method never reads: no result depends on them."""
+        method = self.active_method
+        reads = {
+            "repair": method.repairs,
+            "select": method.repairs,
+            "pfpo": method.optimises,
+            "dpo": method.warm_up == "preferences",
+        }
+        return tuple(name for name, is_read in reads.items() if not is_read)
+
+    @property
     def excluded_tasks(self) -> tuple[str, ...]:
         """Patterns of tasks that a cloned base policy was not made for."""
         return self.base.exclude if self.base else ()

@@ -66,7 +66,7 @@ class TrainingFolder:
                 make_folder(self.out)
                 if is_first_process():
                     held.enter_context(WriterLock(self.out))
-                    self._check_settings(self.config.to_json(), MAY_CHANGE)
+                    self._check_settings(self.config.to_json(), (*MAY_CHANGE, *self.config.unread))
             self._held = held.pop_all()
         return self
 

@@ -18,6 +18,7 @@ from fate_gym.evaluation.playing import Player, run_episodes
 from fate_gym.evaluation.run import Run, load_run
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.workers import InProcess, Workers
+from fate_gym.evaluation.writing import Writer
 from fate_gym.rollout import ActFunction, Agent, as_agent
 
 
@@ -61,11 +62,12 @@ async def run_evaluation(
     manifest = make_manifest(config, plan, agent)
     with RunFolder.open(config.out, manifest, ignore=NOT_IN_DIGEST, found=found) as folder:
         planned = _whole(config, plan, folder)
+        writer = Writer(folder)
         budget = Budget(config.max_cost, agent, folder, stop)
         faults = Faults(stop, scored=bool(folder.done))
 
         async def keep(item: Item, episode: Episode) -> None:
-            await asyncio.to_thread(folder.append, episode)
+            await writer.store(episode)
             budget.spend(episode)
             faults.ended(episode)
             on_done(episode)

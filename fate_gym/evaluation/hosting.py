@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import logging.handlers
 import pickle
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fate_gym.errors import FateGymError, UsageError
+from fate_gym.evaluation.garbage import look_seldom
 from fate_gym.plugins import import_plugin
 from fate_gym.share import Share, take_share
 
@@ -101,8 +101,7 @@ class Host:
             self._make()
         except Exception as error:
             return self._answer(error=error)
-        # What is there now stays for as long as the process; see `run_episodes`.
-        gc.freeze()
+        look_seldom()
         # The caller has made such a worker, too, and has heard what there is to be said of that.
         self._log.take()
         return self._answer()

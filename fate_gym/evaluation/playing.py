@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,6 +12,7 @@ from fate_gym.env import ToolEnv
 from fate_gym.episode import Episode
 from fate_gym.errors import LostError
 from fate_gym.evaluation.faults import Fault
+from fate_gym.evaluation.garbage import looking_seldom
 from fate_gym.evaluation.plan import Item, another
 from fate_gym.evaluation.workers import Workers, keep_busy
 from fate_gym.rollout import Agent, rollout, unplayed
@@ -135,19 +134,6 @@ async def run_episodes(
                 on_fault(fault)
             await on_done(item, played.episode)
 
-    with _lasting():
+    with looking_seldom():
         await keep_busy(concurrency, play_one_by_one)
     return exhausted
-
-
-@contextmanager
-def _lasting() -> Iterator[None]:
-    """Keeps what is there now, modules and benchmarks, from being searched for garbage again and again.
-
-    Such a search takes a tenth of a second, in which no episode goes on: a seventh of an evaluation's time.
-    """
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

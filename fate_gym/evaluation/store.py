@@ -189,26 +189,22 @@ class RunFolder:
         run._look()
         return run
 
-    def append(self, episode: Episode) -> None:
-        """Adds one episode; when this returns, it survives a loss of power. Thread-safe.
+    def append(self, *episodes: Episode) -> None:
+        """Adds episodes; when this returns, they survive a loss of power. Thread-safe.
 
         One that errored goes into `failures.jsonl`, where its key may come again.
 
         Raises:
-            ValueError: A scored episode's key is there already, or the episode cannot be written as JSON.
+            ValueError: A scored episode's key is there already, or an episode cannot be written as JSON; nothing is
+                written then.
             DiskError: The disk refused; the file is as it was before.
         """
-        if SURROGATE.search(episode.key):
-            raise ValueError(f"an episode's key must be valid Unicode, not {episode.key!r}")
-        line = encode_line(episode.to_json())
-        with self._mutex:
-            if episode.status != "ok":
-                self._log(FAILURES).append(line)
-                return
-            if episode.key in self.done:
-                raise ValueError(f"{self.path}: the episode {episode.key!r} is already there")
-            self._log(EPISODES).append(line)
-            self.done.add(episode.key)
+        lines: dict[str, list[bytes]] = {EPISODES: [], FAILURES: []}
+        for episode in episodes:
+            if SURROGATE.search(episode.key):
+                raise ValueError(f"an episode's key must be valid Unicode, not {episode.key!r}")
+            lines[_file_of(episode)].append(encode_line(episode.to_json()))
+        self._add(lines, episodes)
 
     def append_imported(self, played: Sequence[tuple[Episode, Recorded]]) -> None:
         """Adds imported episodes with what their logs said; when this returns, all of them survive a loss of power.
@@ -217,18 +213,22 @@ class RunFolder:
             ValueError: A scored episode's key is there already.
             DiskError: The disk refused.
         """
+        # The records first, so that no episode stands there without its own.
         lines: dict[str, list[bytes]] = {_RECORDED: [], EPISODES: [], FAILURES: []}
         for episode, recorded in played:
             lines[_RECORDED].append(encode_line(recorded.to_json()))
-            lines[EPISODES if episode.status == "ok" else FAILURES].append(encode_line(episode.to_json()))
-        keys = [episode.key for episode, _ in played if episode.status == "ok"]
+            lines[_file_of(episode)].append(encode_line(episode.to_json()))
+        self._add(lines, [episode for episode, _ in played])
+
+    def _add(self, lines: Mapping[str, Sequence[bytes]], episodes: Sequence[Episode]) -> None:
+        """Writes the lines of some episodes, file by file."""
+        keys = [episode.key for episode in episodes if episode.status == "ok"]
         with self._mutex:
-            if not self.done.isdisjoint(keys):
-                raise ValueError(f"{self.path}: one of {keys} is already there")
-            # The records first, so that no episode stands there without its own.
+            if twice := [key for key in keys if key in self.done or keys.count(key) > 1]:
+                raise ValueError(f"{self.path}: the episode {twice[0]!r} is already there")
             for name, written in lines.items():
                 if written:
-                    self._log(name).append(b"".join(written))
+                    self._log(name).append(*written)
             for key in keys:
                 self.done.add(key)
 
@@ -331,6 +331,10 @@ class RunFolder:
         if name not in self._logs:
             raise RunError(f"{self.path} is not open for writing")
         return self._logs[name]
+
+
+def _file_of(episode: Episode) -> str:
+    return EPISODES if episode.status == "ok" else FAILURES
 
 
 def _refuse_foreign_folder(path: Path) -> None:

@@ -173,14 +173,16 @@ class ChatClient:
         import aiohttp
 
         if self._session is None:
+            proxy = _proxy(self.url)
+            encrypted = any(address.startswith("https:") for address in (self.url, proxy or ""))
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ssl=_certificates()),
+                connector=aiohttp.TCPConnector(limit=0, ssl=_certificates() if encrypted else True),
                 headers=self._headers,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeout),
                 # Decompressing here bounds the memory that it takes.
                 auto_decompress=False,
                 # Not `trust_env`, which would let a login in ~/.netrc stand in for the key.
-                proxy=_proxy(self.url),
+                proxy=proxy,
             )
         return self._session
 

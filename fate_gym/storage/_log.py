@@ -54,29 +54,30 @@ class AppendLog:
             self._size = os.fstat(self._fd).st_size
         self._whole = True
 
-    def append(self, line: bytes) -> None:
-        """Adds one line, or several, and fsyncs; a failed write is undone.
+    def append(self, *lines: bytes) -> None:
+        """Adds lines, and fsyncs once; a failed write is undone.
 
         Raises:
-            ValueError: The line is longer than readers accept.
+            ValueError: A line is longer than readers accept.
             DiskError: The disk refused, or the file was removed or changed: what is written would be lost.
             RunCorruptError: An earlier failure could not be undone.
         """
-        if len(line) > MAX_LINE:
-            raise ValueError(f"{self._path}: a record of {len(line)} bytes is longer than {MAX_LINE}")
+        if (longest := max(map(len, lines), default=0)) > MAX_LINE:
+            raise ValueError(f"{self._path}: a record of {longest} bytes is longer than {MAX_LINE}")
         if not self._whole:
             raise RunCorruptError(f"{self._path}: a failed write could not be undone; run again to repair and resume")
         self.check()
+        data = b"".join(lines)
         with disk_errors(self._path):
             self._whole = False
             try:
-                _write_all(self._fd, line)
+                _write_all(self._fd, data)
                 os.fsync(self._fd)
             except BaseException:
                 os.ftruncate(self._fd, self._size)
                 self._whole = True
                 raise
-            self._size += len(line)
+            self._size += len(data)
             self._whole = True
 
     def check(self) -> None:

@@ -12,13 +12,21 @@ import tiny_model
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from fate_gym.agents import _generation
+from fate_gym.agents._attention import grouped_attention
 from fate_gym.agents._drafts import ALIKE, Drafts
 from fate_gym.agents._generation import Generator, sample
 from fate_gym.agents._token_agent import Completion, GenerationRequest
-from fate_gym.agents.kv_cache import BLOCK, KeysAndValues, PrefixStore
+from fate_gym.agents.kv_cache import BLOCK, CACHE_ARGUMENT, KeysAndValues, PrefixStore
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -144,6 +152,25 @@ def test_samples_follow_the_distribution() -> None:
 def test_an_impossible_token_is_never_drawn(logits: list[float], uniform: float, top_p: float) -> None:
     _, logprobs = sample(torch.tensor([logits]), torch.tensor([uniform], dtype=torch.float64), 1.0, top_p)
     assert logprobs.isfinite().all()
+
+
+def test_heads_that_share_keys_attend_as_in_transformers(model: Any) -> None:
+    assert model.config.num_attention_heads > model.config.num_key_value_heads
+    ids = torch.arange(30, 60).reshape(2, 15)
+    mask = torch.ones(2, 15, dtype=torch.long)
+    mask[0, :4] = 0
+
+    def logits() -> torch.Tensor:
+        cache = DynamicCache(config=model.config)
+        first = model(ids[:, :10], attention_mask=mask[:, :10], **{CACHE_ARGUMENT: cache}).logits
+        # Several tokens after a cache: here transformers copies the keys for each head.
+        return torch.cat([first, model(ids[:, 10:], attention_mask=mask, **{CACHE_ARGUMENT: cache}).logits], 1)[:, 4:]
+
+    with torch.no_grad():
+        expected = logits()
+        with grouped_attention(model):
+            assert torch.allclose(logits(), expected, atol=1e-4)
+    assert model.config._attn_implementation == "sdpa"
 
 
 # What was read is not read again.
@@ -279,7 +306,9 @@ def test_what_was_written_before_is_written_again_in_few_passes(model: Any, temp
     with Passes(model) as second:
         again, others = talk()
     assert again == expected
-    assert torch.allclose(torch.tensor(others), torch.tensor(logprobs), atol=1e-4)
+    # The last bit decides whether a token at the edge of a nucleus belongs to it, and so is given to all the others.
+    edge = 1e-4 if top_p == 1 else 1e-2
+    assert torch.allclose(torch.tensor(others), torch.tensor(logprobs), atol=edge)
     assert second.count < first.count / 3
 
 

@@ -308,7 +308,7 @@ def test_malformed_configurations_are_explained(tmp_path: Path, text: str, messa
 
 
 def test_a_full_disk_ends_the_run_with_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: RunFolder, episode: Any) -> None:
+    def full(self: RunFolder, *episodes: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(RunFolder, "append", full)

@@ -232,6 +232,18 @@ def test_nesting_beyond_the_parsers_is_a_value_error(tmp_path: Path) -> None:
         run.append(record("a", value=deeper))
 
 
+def test_several_are_added_or_none(tmp_path: Path) -> None:
+    with RunFolder.open(tmp_path, MANIFEST) as run:
+        run.append(record("a"), errored("b"), record("c"))
+        run.append()
+        for batch in ([record("d"), record("a")], [record("d"), record("d")], [record("d"), record("e\ud800")]):
+            with pytest.raises(ValueError, match=r"already there|valid Unicode"):
+                run.append(*batch)
+        run.append(record("d"))
+    assert keys(RunFolder.read(tmp_path)) == ["a", "c", "d"]
+    assert [episode.key for episode in RunFolder.read(tmp_path).failures()] == ["b"]
+
+
 def test_threads_write_whole_lines(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path, MANIFEST) as run:
 

@@ -302,9 +302,10 @@ def test_a_record_that_no_reader_would_take_is_not_written(tmp_path: Path, monke
     log = AppendLog(tmp_path / "log")
     log.append(ONE)
     with pytest.raises(ValueError, match="longer than 10"):
-        log.append(b'{"n":%d}\n' % 10**9)
+        log.append(TWO, b'{"n":%d}\n' % 10**9)
+    log.append(TWO, THREE)  # Each is short enough, though both together are not.
     log.close()
-    assert (tmp_path / "log").read_bytes() == ONE
+    assert (tmp_path / "log").read_bytes() == ONE + TWO + THREE
 
 
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:

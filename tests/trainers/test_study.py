@@ -268,6 +268,16 @@ def test_results_of_other_settings_are_not_taken_for_these(run: Any) -> None:
     assert run("concurrency=2", arms=["fate"])[0] == []
 
 
+def test_a_result_depends_on_no_setting_that_its_method_never_reads(run: Any) -> None:
+    run(arms=["fate"])
+    problems, trained = run("dpo.epochs=3")
+    assert problems == []
+    problems, again = run("dpo.epochs=4")
+    assert again == trained
+    assert [problem.split(":")[0] for problem in problems] == ["seed1, dpo", "seed2, dpo"]
+    assert "dpo.epochs: stored 3, given 4" in problems[0]
+
+
 # What it says.
 
 

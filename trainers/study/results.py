@@ -72,7 +72,7 @@ def is_done(folder: Path, replicate: Replicate, arm: str, config: TrainConfig) -
     """Whether a folder of results holds that of a training already.
 
     Raises:
-        RunMismatchError: It holds one with other settings.
+        RunMismatchError: It holds one with other settings, of those that this training reads.
         RunError: Its file is damaged.
     """
     path = _path(folder, replicate, arm)
@@ -84,7 +84,7 @@ def is_done(folder: Path, replicate: Replicate, arm: str, config: TrainConfig) -
         earlier = config_from(stored).to_json()
     except ValueError as error:
         raise RunCorruptError(f"{path}: {error}") from error
-    check_same_settings(f"{path} holds a result", earlier, config.to_json(), ("concurrency",))
+    check_same_settings(f"{path} holds a result", earlier, config.to_json(), ("concurrency", *config.unread))
     return True
 
 
