@@ -64,7 +64,7 @@ test-integrations: build/verifiers build/openenv
 
 # A real vLLM on this machine's CPU. Its wheel goes by another name than vLLM looks for, and by another version.
 test-vllm: $(STAMP) build/vllm
-	FATE_GYM_VLLM=build/vllm/bin/vllm $(BIN)/python -m pytest -m slow tests/trainers/test_vllm.py
+	FATE_GYM_VLLM=build/vllm/bin/vllm $(BIN)/python -m pytest -m slow -s tests/trainers/test_vllm.py tests/agents/test_against_vllm.py
 
 VLLM := 0.32.0
 build/vllm:

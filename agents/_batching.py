@@ -6,9 +6,10 @@ For real speed put a model behind vLLM and use `openai:`: it batches continuousl
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Generic, TypeAlias, TypeVar
 
@@ -24,11 +25,13 @@ class MicroBatcher(Generic[_Request, _Result]):
     """Runs the requests that wait together, in a thread of its own, so that no event loop is blocked.
 
     A batch starts when it is full, or when no request has come for `delay`: episodes that were answered together
-    come back together, a few milliseconds apart. A batch that does not fit in memory is halved, and so is the next
-    one's size, which then grows by one with every batch that fits.
+    come back together, a few milliseconds apart. What comes later may join it. A batch that does not fit in memory is
+    halved, and so is the next one's size, which then grows by one with every batch that fits.
 
     Args:
-        run: Answers a batch, in order; called from the thread.
+        run: Answers a batch, in the thread: gets its requests, and yields the place of each with its result, as it
+            ends. Its second argument returns further requests that have come, whose places follow, as far as there is
+            room for them in the batch.
         max_batch: Most requests in one batch.
         too_large: What `run` raises where a batch does not fit in memory.
         delay: Seconds.
@@ -36,7 +39,7 @@ class MicroBatcher(Generic[_Request, _Result]):
 
     def __init__(
         self,
-        run: Callable[[list[_Request]], Sequence[_Result]],
+        run: Callable[[Sequence[_Request], Callable[[], Sequence[_Request]]], Iterable[tuple[int, _Result]]],
         *,
         max_batch: int,
         too_large: type[Exception],
@@ -81,9 +84,8 @@ class MicroBatcher(Generic[_Request, _Result]):
 
     def _work(self) -> None:
         while (jobs := self._gather()) is not None:
-            # A job whose caller has gone is dropped; from here on the others cannot be cancelled.
-            if running := [job for job in jobs if job[1].set_running_or_notify_cancel()]:
-                self._serve(running)
+            if jobs:
+                self._serve(jobs)
 
     def _gather(self) -> list[_Job[_Request, _Result]] | None:
         """Waits for a batch; None once closed."""
@@ -94,25 +96,39 @@ class MicroBatcher(Generic[_Request, _Result]):
                     break
             if self._closed:
                 return None
-            return [self._waiting.popleft() for _ in range(min(self._limit, len(self._waiting)))]
+            return self._take(self._limit)
+
+    def _take(self, most: int) -> list[_Job[_Request, _Result]]:
+        """Takes what waits, under the lock."""
+        jobs = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        # A job whose caller has gone is dropped; from here on the others cannot be cancelled.
+        return [job for job in jobs if job[1].set_running_or_notify_cancel()]
 
     def _serve(self, jobs: list[_Job[_Request, _Result]]) -> None:
+        under_way = dict(enumerate(jobs))
+        places = itertools.count(len(jobs))
+
+        def join() -> list[_Request]:
+            with self._changed:
+                new = self._take(self._limit - len(under_way))
+            under_way.update({next(places): job for job in new})
+            return [request for request, _ in new]
+
         fits = True
         try:
-            results = self._run([request for request, _ in jobs])
+            for place, result in self._run([request for request, _ in jobs], join):
+                under_way.pop(place)[1].set_result(result)
         except self._too_large:
             fits = False
         except Exception as error:
-            for _, future in jobs:
+            for _, future in under_way.values():
                 future.set_exception(error)
             return
         # Only here, past the handler, is the traceback gone and with it the memory that the batch had taken.
         if not fits:
-            self._halve(jobs)
+            self._halve(list(under_way.values()))
             return
         self._limit = min(self._max_batch, self._limit + 1)
-        for (_, future), result in zip(jobs, results, strict=True):
-            future.set_result(result)
 
     def _halve(self, jobs: list[_Job[_Request, _Result]]) -> None:
         if len(jobs) == 1:

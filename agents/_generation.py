@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
 
-from fate_gym.agents._attention import grouped_attention
+from fate_gym.agents._attention import can_pack
 from fate_gym.agents._drafts import ALIKE, Drafts
-from fate_gym.agents._rows import Batch, Row, Sample
+from fate_gym.agents._packed import PackedBatch
+from fate_gym.agents._rows import PaddedBatch, Row, Sample
 from fate_gym.agents._token_agent import Completion, GenerationRequest
 from fate_gym.agents.kv_cache import (
     BLOCK,
     KeysAndValues,
     PrefixStore,
     can_share,
-    row_of,
 )
 
 _TOGETHER_ON_CPU: Final = 64
@@ -31,6 +33,9 @@ _GUESSED_A_ROW: Final = 16
 # By the size of the vocabulary. Generators share it, since training makes one a step: a guess from another model does
 # no harm, but a token that a model does not have would.
 _DRAFTS: Final[dict[int, Drafts]] = defaultdict(Drafts)
+
+
+Batch: TypeAlias = PackedBatch | PaddedBatch
 
 
 class Generator:
@@ -73,43 +78,84 @@ class Generator:
         self._store = PrefixStore(cache_bytes)
         self._drafts = _DRAFTS[model.config.get_text_config().vocab_size]
         self._shares = self._layers is not None and cache_bytes > 0
+        self._packs = can_pack(model)
 
     def __call__(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """Generates for prompts, (n,).
+        """Generates for prompts, (n,), and returns their completions in order.
 
         Raises:
             torch.OutOfMemoryError: They do not fit in memory together. Nothing is kept between batches then.
         """
+        return [completion for _, completion in sorted(self.answers(requests), key=lambda answer: answer[0])]
+
+    def answers(
+        self, requests: Sequence[GenerationRequest], join: Callable[[], Sequence[GenerationRequest]] = tuple
+    ) -> Iterator[tuple[int, Completion]]:
+        """Generates for prompts, and yields each completion as it ends, with the place of its request.
+
+        Args:
+            requests: Prompts, (n,); their places are 0 to n - 1.
+            join: Called between passes: returns further requests that have come, whose places follow.
+
+        Raises:
+            torch.OutOfMemoryError: They do not fit in memory together. Nothing is kept between batches then.
+        """
+        if self._may_learn:
+            self._store.renew(_fingerprint(self._model))
+        count = 0
+        waiting: list[Row] = []
+        rows: list[Row] = []
+        batch: Batch = self._batch()
+        new = requests
         try:
-            with torch.inference_mode(), grouped_attention(self._model):
-                return self._generate(requests)
+            while new or waiting or rows:
+                with torch.inference_mode():
+                    waiting += self._asked(new, count)
+                    rows += self._admit(batch, waiting, rows)
+                    ended = self._step(batch, rows)
+                yield from ended
+                count += len(new)
+                batch = batch if rows else self._batch()
+                new = join()
         except torch.OutOfMemoryError:
             self._store.clear()
             raise
 
-    def _generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        if self._may_learn:
-            self._store.renew(_fingerprint(self._model))
-        samples = [
-            Sample(Completion(), _uniforms(request.seed, self._max_new_tokens).to(self._model.device))
-            for request in requests
-        ]
+    def _batch(self) -> Batch:
+        if self._packs:
+            return PackedBatch(self._model)
+        return PaddedBatch(self._model, self._layers, self._max_new_tokens)
+
+    def _asked(self, requests: Sequence[GenerationRequest], first: int) -> list[Row]:
+        """Makes a row of all requests with the same prompt, and reads what prompts begin with in common."""
         rows: dict[tuple[int, ...], Row] = {}
-        for request, own in zip(requests, samples, strict=True):
-            rows.setdefault(request.prompt_ids, Row(request.prompt_ids, [])).samples.append(own)
+        for place, request in enumerate(requests, first):
+            uniforms = _uniforms(request.seed, self._max_new_tokens).to(self._model.device)
+            row = rows.setdefault(request.prompt_ids, Row(request.prompt_ids, [], last=request.prompt_ids[-1]))
+            row.samples.append(Sample(place, Completion(), uniforms))
         self._read_common(rows)
-        pasts = {prompt: self._known(prompt) for prompt in rows}
-        # On a CPU, prompts with about as much to read go together, a few at a time: padding costs as much as text
-        # there, and a larger batch gains nothing.
-        size = _TOGETHER_ON_CPU if self._model.device.type == "cpu" else max(1, len(requests))
-        together: list[Row] = []
-        for prompt in sorted(rows, key=lambda prompt: len(prompt) - BLOCK * len(pasts[prompt])):
-            if together and sum(len(row.samples) for row in (*together, rows[prompt])) > size:
-                self._together(together, [pasts[row.prompt_ids] for row in together])
-                together = []
-            together.append(rows[prompt])
-        self._together(together, [pasts[row.prompt_ids] for row in together])
-        return [one.made for one in samples]
+        # Rows with about as much to read go together, since padding costs as much as text on a CPU.
+        return sorted(rows.values(), key=lambda row: len(row.prompt_ids) - BLOCK * len(self._known(row.prompt_ids)))
+
+    def _admit(self, batch: Batch, waiting: list[Row], rows: Sequence[Row]) -> list[Row]:
+        """Takes rows from those that wait and adds them to the batch, as far as there is room."""
+        if rows and not batch.joins:
+            return []
+        # On a CPU a larger batch gains nothing.
+        room = _TOGETHER_ON_CPU if self._model.device.type == "cpu" else sys.maxsize
+        room -= sum(len(row.samples) for row in rows)
+        added: list[Row] = []
+        while waiting and (room >= len(waiting[0].samples) or not (rows or added)):
+            added.append(waiting.pop(0))
+            room -= len(added[-1].samples)
+        if added:
+            prompts = [row.prompt_ids for row in added]
+            batch.add(prompts, [self._known(prompt) for prompt in prompts])
+            if batch.joins:
+                # Now, so that those who join find it.
+                for place, prompt in enumerate(prompts, len(rows)):
+                    self._keep(prompt[:-1], batch, place)
+        return added
 
     def _known(self, ids: Sequence[int]) -> list[KeysAndValues]:
         # Without the last token: the model has to read one, since it answers with what follows it.
@@ -139,46 +185,46 @@ class Generator:
 
     def _read(self, prompts: Sequence[tuple[int, ...]]) -> None:
         """Reads prompts and keeps their keys and values."""
-        batch = Batch(prompts, [self._known(prompt) for prompt in prompts], self._layers, 0, self._model.device)
-        cache = batch.run(self._model)[1]
+        batch = self._batch()
+        batch.add(prompts, [self._known(prompt) for prompt in prompts])
+        batch.read([()] * len(prompts))
         for row, prompt in enumerate(prompts):
-            self._keep(prompt, batch, cache, row)
+            self._keep(prompt, batch, row)
 
-    def _keep(self, ids: Sequence[int], batch: Batch, cache: Any, row: int) -> None:
-        if self._shares:
-            start = batch.known[row]
-            columns = batch.mask[row].nonzero().squeeze(-1)[start : len(ids)]
-            self._store.write(ids, row_of(cache, row, columns), start)
+    def _keep(self, ids: Sequence[int], batch: Batch, row: int) -> None:
+        if self._shares and len(ids) >= batch.known(row) + BLOCK:
+            self._store.write(ids, batch.held(row, len(ids)), batch.known(row))
 
-    def _together(self, rows: list[Row], pasts: Sequence[list[KeysAndValues]]) -> None:
-        """Generates for prompts that share every forward pass, into their completions."""
-        prompts = [row.prompt_ids for row in rows]
-        batch = Batch(prompts, pasts, self._layers, self._max_new_tokens, self._model.device)
-        while True:
-            self._guess(rows)
-            batch.guess([row.guess for row in rows])
-            logits, cache = batch.run(self._model)
-            drawn = self._draw(rows, logits)
-            branches = [row.branches(drawn, self._stop_ids, self._max_new_tokens) for row in rows]
-            if any(len(parts) > 1 for parts in branches):
-                batch.keep(torch.tensor([index for index, parts in enumerate(branches) for _ in parts]))
-            rows = [row for parts in branches for row in parts]
-            batch.accept([row.accepted for row in rows])
-            for index, row in enumerate(rows):
-                if row.samples and row.is_over(self._stop_ids, self._max_new_tokens):
-                    ids = (*row.prompt_ids, *row.written)
-                    # The last token has not been read, so it has no keys yet.
-                    self._keep(ids[:-1], batch, cache, index)
-                    self._drafts.learn(ids, batch.known[index], len(row.prompt_ids))
-                    row.samples = []
-            live = [index for index, row in enumerate(rows) if row.samples]
-            if not live:
-                break
-            # Rows that have ended leave a quarter at a time, since each leave copies the whole cache.
-            if len(live) <= 0.75 * len(rows):
-                batch.keep(torch.tensor(live))
-                rows = [rows[index] for index in live]
-            batch.append([row.last for row in rows])
+    def _step(self, batch: Batch, rows: list[Row]) -> list[tuple[int, Completion]]:
+        """Makes one pass, changes the rows as it turns out, and returns the completions that have ended."""
+        self._guess(rows)
+        drawn = self._draw(rows, batch.read([row.guess for row in rows]))
+        branches = [row.branches(drawn, self._stop_ids, self._max_new_tokens) for row in rows]
+        # A row's further ways to go on come after all rows.
+        further = [(index, part) for index, parts in enumerate(branches) for part in parts[1:]]
+        rows[:] = [*(parts[0] for parts in branches), *(part for _, part in further)]
+        if further:
+            batch.keep([*range(len(branches)), *(index for index, _ in further)])
+        batch.accept([row.accepted for row in rows])
+        ended: list[tuple[int, Completion]] = []
+        for index, row in enumerate(rows):
+            if row.samples and row.is_over(self._stop_ids, self._max_new_tokens):
+                ids = (*row.prompt_ids, *row.written)
+                # The last token has not been read, so it has no keys yet.
+                self._keep(ids[:-1], batch, index)
+                self._drafts.learn(ids, batch.known(index), len(row.prompt_ids))
+                ended += [(one.place, one.made) for one in row.samples]
+                row.samples = []
+        live = [index for index, row in enumerate(rows) if row.samples]
+        if not live:
+            rows.clear()
+            return ended
+        if len(live) < len(rows) and len(live) <= batch.most_live * len(rows):
+            order = _without_holes(live)
+            batch.keep(order)
+            rows[:] = [rows[index] for index in order]
+        batch.append([row.last for row in rows])
+        return ended
 
     def _guess(self, rows: Sequence[Row]) -> None:
         """Guesses how rows go on."""
@@ -193,16 +239,21 @@ class Generator:
 
     def _draw(self, rows: Sequence[Row], logits: Tensor) -> Iterator[tuple[int, float]]:
         """Draws for each sample the tokens after what is certain of it and after each guess, with logprobs."""
+        starts = itertools.accumulate((1 + len(row.guess) for row in rows), initial=0)
         places = [
-            (index, place) for index, row in enumerate(rows) for _ in row.samples for place in range(1 + len(row.guess))
+            start + place
+            for start, row in zip(starts, rows, strict=False)
+            for _ in row.samples
+            for place in range(1 + len(row.guess))
         ]
         uniforms = [
             one.uniforms[len(row.written) : len(row.written) + 1 + len(row.guess)]
             for row in rows
             for one in row.samples
         ]
-        index, place = torch.tensor(places, device=logits.device).T
-        drawn = sample(logits[index, place], torch.cat(uniforms), self._temperature, self._top_p)
+        drawn = sample(
+            logits[torch.tensor(places, device=logits.device)], torch.cat(uniforms), self._temperature, self._top_p
+        )
         return zip(*(values.tolist() for values in drawn), strict=True)
 
 
@@ -242,6 +293,13 @@ def _nucleus(logprobs: Tensor, top_p: float) -> Tensor:
     return kept.gather(-1, order.argsort(-1)).log_softmax(-1)
 
 
+def _without_holes(live: Sequence[int]) -> list[int]:
+    """Returns an order of rows in which the last ones take the places of those that have ended: few are moved."""
+    staying = {index for index in live if index < len(live)}
+    moved = [index for index in live if index >= len(live)]
+    return [index if index in staying else moved.pop() for index in range(len(live))]
+
+
 def _common_blocks(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """Returns the whole blocks that all prompts begin with, without the last token of any."""
     first, last = min(prompts), max(prompts)  # In the order of words in a dictionary, these two differ earliest.
@@ -255,7 +313,7 @@ def _fingerprint(model: Any) -> tuple[float, ...]:
 
     torch counts the versions of a tensor, but its fused optimisers change weights without counting.
     """
-    return tuple(float(weights.sum(dtype=torch.float64)) for weights in model.parameters())
+    return tuple(float(weights.detach().sum(dtype=torch.float64)) for weights in model.parameters())
 
 
 def _uniforms(seed: int, count: int) -> Tensor:

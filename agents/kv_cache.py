@@ -134,6 +134,13 @@ class PrefixStore:
             self._bytes -= dropped.held.bytes
 
 
+def joined(blocks: Sequence[KeysAndValues]) -> KeysAndValues:
+    """Returns blocks, at least one, as one piece."""
+    return KeysAndValues(
+        torch.cat([block.keys for block in blocks], 2), torch.cat([block.values for block in blocks], 2)
+    )
+
+
 def batch_cache(pasts: Sequence[Sequence[KeysAndValues]], layers: int, room: int) -> Any:
     """Returns the cache of requests that run together, as transformers takes it.
 
@@ -142,17 +149,13 @@ def batch_cache(pasts: Sequence[Sequence[KeysAndValues]], layers: int, room: int
         layers: The model's layers.
         room: Tokens that memory is set aside for, beyond the known ones.
     """
-    joined = [
-        KeysAndValues(torch.cat([block.keys for block in past], 2), torch.cat([block.values for block in past], 2))
-        for past in pasts
-        if past
-    ]
+    held = [joined(past) for past in pasts if past]
     made = [_Layer(room) for _ in range(layers)]
-    if joined:
+    if held:
         places = [row for row, past in enumerate(pasts) if past]
-        width = max(map(len, joined))
+        width = max(map(len, held))
         for number, layer in enumerate(made):
-            keys, values = ([getattr(past, name)[number] for past in joined] for name in ("keys", "values"))
+            keys, values = ([getattr(past, name)[number] for past in held] for name in ("keys", "values"))
             layer.update(_left_padded(keys, places, len(pasts), width), _left_padded(values, places, len(pasts), width))
     return Cache(layers=made)
 

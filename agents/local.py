@@ -146,7 +146,7 @@ class LocalAgent(TokenAgent):
         if model is None:
             model = self._load_weights()
         stops = stop_ids(tokenizer, model.generation_config)
-        run = Generator(
+        generator = Generator(
             model.eval(),
             stop_ids=stops,
             max_new_tokens=self.max_new_tokens,
@@ -155,7 +155,7 @@ class LocalAgent(TokenAgent):
             cache_bytes=int(self._cache_gib * 2**30),
             may_learn=self._loaded is not None,
         )
-        self._batcher = MicroBatcher(run, max_batch=self._max_batch, too_large=torch.OutOfMemoryError)
+        self._batcher = MicroBatcher(generator.answers, max_batch=self._max_batch, too_large=torch.OutOfMemoryError)
         chat = ChatFormat(tokenizer, template, self._chat_template_kwargs, stops)
         most = max_prompt(model.config, self._max_context, self.max_new_tokens)
         return Engine(chat, most, self._batcher.submit)

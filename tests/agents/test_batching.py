@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import pytest
 
 from fate_gym.agents._batching import MicroBatcher
 from fate_gym.errors import ContextOverflowError, ProviderError
+
+Join: TypeAlias = Callable[[], Sequence[int]]
 
 
 class Doubler:
@@ -26,14 +29,14 @@ class Doubler:
         self.running = threading.Event()
         self.sizes: list[int] = []
 
-    def __call__(self, numbers: list[int]) -> list[int]:
+    def __call__(self, numbers: Sequence[int], _: Join) -> Iterable[tuple[int, int]]:
         self.sizes.append(len(numbers))
         self.running.set()
         if self.gate is not None:
             assert self.gate.wait(timeout=60)
         if len(numbers) > self.room:
             raise MemoryError
-        return [2 * number for number in numbers]
+        return enumerate(2 * number for number in numbers)
 
 
 def batcher(run: Any, **options: Any) -> MicroBatcher[Any, Any]:
@@ -62,6 +65,35 @@ def test_a_lone_request_does_not_wait_for_company() -> None:
 
     assert asyncio.run(main()) == 2
     assert run.sizes == [1]
+    made.close()
+
+
+def test_what_comes_later_joins_the_batch_as_far_as_there_is_room() -> None:
+    begun = threading.Event()
+    joined: list[list[int]] = []
+
+    def run(numbers: Sequence[int], join: Join) -> Iterator[tuple[int, int]]:
+        under_way = dict(enumerate(numbers))
+        begun.set()
+        while under_way:
+            if len(joined) == 1:
+                # What has joined is answered first.
+                yield max(under_way), 2 * under_way.pop(max(under_way))
+            if new := list(join()):
+                under_way.update(enumerate(new, len(numbers) + sum(map(len, joined))))
+                joined.append(new)
+            elif len(joined) > 1:
+                yield min(under_way), 2 * under_way.pop(min(under_way))
+
+    made = batcher(run, max_batch=3)
+
+    async def main() -> list[int]:
+        first = asyncio.ensure_future(made.submit(0))
+        await asyncio.to_thread(begun.wait, 60)
+        return await asyncio.gather(first, *(made.submit(number) for number in range(1, 4)))
+
+    assert asyncio.run(main()) == [0, 2, 4, 6]
+    assert [*itertools.chain(*joined)] == [1, 2, 3]
     made.close()
 
 
@@ -108,13 +140,13 @@ def test_what_a_failed_batch_held_is_freed_before_the_next_try() -> None:
 
     held: list[weakref.ref[Tensor]] = []
 
-    def run(numbers: list[int]) -> list[int]:
+    def run(numbers: Sequence[int], _: Join) -> Iterable[tuple[int, int]]:
         assert all(reference() is None for reference in held)
         tensor = Tensor()
         held.append(weakref.ref(tensor))
         if len(numbers) > 1:
             raise MemoryError
-        return numbers
+        return enumerate(numbers)
 
     made = batcher(run)
 
@@ -127,10 +159,10 @@ def test_what_a_failed_batch_held_is_freed_before_the_next_try() -> None:
 
 
 def test_a_request_that_fits_not_even_alone_overflows_and_the_others_are_answered() -> None:
-    def run(numbers: list[int]) -> list[int]:
+    def run(numbers: Sequence[int], _: Join) -> Iterable[tuple[int, int]]:
         if 3 in numbers:
             raise MemoryError
-        return numbers
+        return enumerate(numbers)
 
     made = batcher(run)
 
@@ -144,10 +176,10 @@ def test_a_request_that_fits_not_even_alone_overflows_and_the_others_are_answere
 
 
 def test_an_error_reaches_all_of_its_batch_and_the_next_batch_runs() -> None:
-    def run(numbers: list[int]) -> list[int]:
+    def run(numbers: Sequence[int], _: Join) -> Iterable[tuple[int, int]]:
         if 0 in numbers:
             raise KeyError("broken")
-        return numbers
+        return enumerate(numbers)
 
     made = batcher(run)
 

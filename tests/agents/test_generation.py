@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
     AutoModelForCausalLM,
-    DynamicCache,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
@@ -22,11 +21,10 @@ from transformers import (
 )
 
 from fate_gym.agents import _generation
-from fate_gym.agents._attention import grouped_attention
 from fate_gym.agents._drafts import ALIKE, Drafts
 from fate_gym.agents._generation import Generator, sample
 from fate_gym.agents._token_agent import Completion, GenerationRequest
-from fate_gym.agents.kv_cache import BLOCK, CACHE_ARGUMENT, KeysAndValues, PrefixStore
+from fate_gym.agents.kv_cache import BLOCK, KeysAndValues, PrefixStore
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,10 +44,11 @@ STOP = 2
 PROMPTS = [(5, 6, 7), (100,), tuple(range(20, 80)), (9, 8, 7, 6, 5, 4), (200, 201, 202)]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """With attention of ours, rows unpadded, and with transformers' own, rows padded, as on a GPU."""
     folder = tiny_model.make_tiny_model(tmp_path_factory.mktemp("model"))
-    return AutoModelForCausalLM.from_pretrained(folder).eval()
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=request.param).eval()
 
 
 def generator(model: Any, **options: Any) -> Generator:
@@ -154,23 +153,20 @@ def test_an_impossible_token_is_never_drawn(logits: list[float], uniform: float,
     assert logprobs.isfinite().all()
 
 
-def test_heads_that_share_keys_attend_as_in_transformers(model: Any) -> None:
-    assert model.config.num_attention_heads > model.config.num_key_value_heads
-    ids = torch.arange(30, 60).reshape(2, 15)
-    mask = torch.ones(2, 15, dtype=torch.long)
-    mask[0, :4] = 0
-
-    def logits() -> torch.Tensor:
-        cache = DynamicCache(config=model.config)
-        first = model(ids[:, :10], attention_mask=mask[:, :10], **{CACHE_ARGUMENT: cache}).logits
-        # Several tokens after a cache: here transformers copies the keys for each head.
-        return torch.cat([first, model(ids[:, 10:], attention_mask=mask, **{CACHE_ARGUMENT: cache}).logits], 1)[:, 4:]
-
-    with torch.no_grad():
-        expected = logits()
-        with grouped_attention(model):
-            assert torch.allclose(logits(), expected, atol=1e-4)
-    assert model.config._attn_implementation == "sdpa"
+def test_who_joins_later_gets_the_same_sample_and_finds_what_is_kept(model: Any) -> None:
+    common = tuple(range(30, 30 + 7 * BLOCK))
+    prompts = [(*common, *range(150 + number, 160 + number)) for number in range(6)]
+    requests = [GenerationRequest(prompt, seed) for seed, prompt in enumerate(prompts)]
+    options: dict[str, Any] = {"temperature": 1.2}
+    alone = [generator(model, **options)([request])[0] for request in requests]
+    later = iter([[], requests[2:3], [], requests[3:5], requests[5:]])
+    with Reads(model) as reads:
+        answers = dict(generator(model, **options).answers(requests[:2], lambda: next(later, [])))
+    assert [answers[place].token_ids for place in range(6)] == [one.token_ids for one in alone]
+    for place, one in enumerate(alone):
+        assert answers[place].logprobs == pytest.approx(one.logprobs, abs=1e-4)
+    # The common beginning once, and of each the rest and what it wrote.
+    assert reads.tokens <= len(common) + sum(10 + BLOCK + len(one.token_ids) for one in alone)
 
 
 # What was read is not read again.
@@ -184,7 +180,10 @@ class Reads:
         self._handle = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, _: Any, __: Any, given: dict[str, Any]) -> None:
-        self.tokens += int(given["attention_mask"][:, -given["input_ids"].shape[1] :].sum())
+        mask = given.get("attention_mask")
+        self.tokens += (
+            given["input_ids"].numel() if mask is None else int(mask[:, -given["input_ids"].shape[1] :].sum())
+        )
 
     def __enter__(self) -> Reads:
         return self
@@ -337,9 +336,10 @@ def test_requests_with_one_prompt_are_one_row_until_they_differ(model: Any) -> N
     options: dict[str, Any] = {"temperature": 1.5, "max_new_tokens": 12}
     seeds = [*range(5), 3, 3]
     alone = [generator(model, **options)([GenerationRequest(PROMPTS[2], seed)])[0] for seed in seeds]
+    _generation._DRAFTS.clear()
     read: list[int] = []
     handle = model.register_forward_pre_hook(
-        lambda _, __, given: read.append(len(given["input_ids"])), with_kwargs=True
+        lambda _, __, given: read.append(given["input_ids"].numel()), with_kwargs=True
     )
     mixed = [GenerationRequest(prompt, seed) for seed in seeds for prompt in (PROMPTS[2], PROMPTS[0])]
     together = generator(model, **options)(mixed)[::2]
@@ -347,9 +347,9 @@ def test_requests_with_one_prompt_are_one_row_until_they_differ(model: Any) -> N
     assert [done.token_ids for done in together] == [done.token_ids for done in alone]
     for done, own in zip(together, alone, strict=True):
         assert done.logprobs == pytest.approx(own.logprobs, abs=1e-4)
-    # Two prompts at first, then a row for each of at most five samples of either.
-    assert read[0] == 2
-    assert max(read) == 10
+    # The two prompts, then a row for each of at most five samples of either.
+    rows_alone = 1 if model.config._attn_implementation == "eager" else 2
+    assert max(read[rows_alone:]) == 10
 
 
 def test_a_model_is_given_no_token_that_it_lacks(model: Any) -> None:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,19 +10,19 @@ import gymnasium as gym
 import pytest
 import shop_policy
 import tiny_model
+import vllm_server
 
 from fate_gym.trainers.algorithms.pfpo import optimise_policy
 from fate_gym.trainers.algorithms.settings import PFPOSettings
 from fate_gym.trainers.policy import LoraSettings
 from fate_gym.trainers.server import ServerSampler, ServerSettings
 
-VLLM = os.environ.get("FATE_GYM_VLLM")
 OPTIONS = {"max_new_tokens": 16}
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(VLLM is None, reason="FATE_GYM_VLLM names no vLLM"),
+    pytest.mark.skipif(vllm_server.COMMAND is None, reason="FATE_GYM_VLLM names no vLLM"),
 ]
 
 
@@ -44,28 +39,10 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A vLLM on this machine's CPU."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = f"--host 127.0.0.1 --port {port} --enable-lora --max-lora-rank 16 --logprobs-mode processed_logprobs"
-    options += " --dtype float32 --max-model-len 4096 --max-num-seqs 16 --enforce-eager"
-    given = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    log = tmp_path_factory.mktemp("vllm") / "log"
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            [str(VLLM), "serve", str(policy), *options.split()],
-            env={**os.environ, **given},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        while not _answers(f"http://127.0.0.1:{port}/health"):
-            assert server.poll() is None, log.read_text()[-3000:]
-            time.sleep(1)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        server.terminate()
-        server.wait()
+    options = "--enable-lora --max-lora-rank 16 --logprobs-mode processed_logprobs --dtype float32"
+    options += " --max-model-len 4096 --max-num-seqs 16 --enforce-eager"
+    with vllm_server.serve(policy, tmp_path_factory.mktemp("vllm") / "log", *options.split()) as url:
+        yield url
 
 
 def test_pfpo_learns_from_the_samples_of_a_real_vllm(policy: Path, url: str, tmp_path: Path) -> None:
@@ -80,11 +57,3 @@ def test_pfpo_learns_from_the_samples_of_a_real_vllm(policy: Path, url: str, tmp
     assert numbers["unscored"] == 0
     # Ids, temperature and weights are the trainer's, in each step: any that were not would show.
     assert [step["ratio"] for step in steps] == pytest.approx([1.0] * 3, abs=0.02)
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as answer:  # noqa: S310 (loopback)
-            return answer.status == 200
-    except OSError:
-        return False
