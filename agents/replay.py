@@ -27,7 +27,7 @@ class Replay(ScriptedAgent):
         self._run = run
         self._recordings: dict[tuple[str, str | None, int], Recording] = {
             (episode.task_id, episode.attack, episode.seed): Recording.of(episode)
-            for episode in RunFolder.read(run).episodes()
+            for episode in RunFolder(run).episodes()
         }
 
     def start(self, task: Task, seed: int) -> Session:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar, get_args
+from functools import lru_cache
+from typing import Any, Final, NoReturn, get_args
 
+from fate_gym._stored_messages import read_messages
 from fate_gym.chat import Json, Message
 from fate_gym.rewards import AXES, AxisVerdict, Verdict
 from fate_gym.storage import Fields
@@ -28,9 +30,8 @@ LEFT_OUT: Final = "left_out"
 USAGE: Final = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "cost_usd")
 """Figures that a reply may report. Prompts include what was cached, completions the reasoning; costs are in USD."""
 
-_TIMES: Final = ("total", "agent")
-
-N = TypeVar("N", int, float)
+_USAGE: Final = frozenset({*USAGE, LEFT_OUT})
+_TIMES: Final = dict.fromkeys(("total", "agent")).keys()
 
 _LABELS: Final = ("risk_source", "failure_mode", "real_world_harm")
 _SHARES: Final = frozenset(
@@ -40,7 +41,6 @@ _SHARES: Final = frozenset(
 
 _STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 _OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
-_ROLES: Final = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ class Episode:
         return data
 
     @classmethod
-    def from_json(cls, record: Mapping[str, Any], where: str = "episode") -> Episode:
+    def from_json(cls, record: dict[str, Any], where: str = "episode") -> Episode:
         """Reads what `to_json` gave.
 
         Args:
@@ -240,7 +240,7 @@ class Episode:
             RunCorruptError: The record is anything else; the message names the field.
             RunError: The record was written by a newer fate-gym.
         """
-        fields = Fields(dict(record), where)
+        fields = Fields(record, where)
         fields.check_schema(SCHEMA)
         fields.only(_NAMES)
         seconds = fields.object("seconds")
@@ -262,9 +262,9 @@ class Episode:
             verdict=_read_verdict(fields.object("verdict")),
             injections=fields.text_mapping("injections"),
             injection_reached=fields.flag("injection_reached"),
-            messages=[_read_message(message) for message in fields.objects("messages")],
+            messages=read_messages(fields),
             actions=fields.items("actions"),
-            calls=tuple(_read_call(call) for call in fields.objects("calls")),
+            calls=_read_calls(fields),
             usage=_counts(fields.object("usage")),
             attempts=None if fields.values.get("attempts", 0) is None else _integer(fields, "attempts"),
             seconds={name: None if seconds.values.get(name, 0) is None else _count(seconds, name) for name in _TIMES},
@@ -279,21 +279,21 @@ _FIELDS: Final = tuple(entry.name for entry in dataclasses.fields(Episode) if en
 
 
 def _integer(fields: Fields, name: str) -> int:
-    return _within(fields, name, fields.integer(name))
+    value = fields.integer(name)
+    return value if 0 <= value <= MAX_COUNT else _refuse_count(fields, name)
 
 
 def _count(fields: Fields, name: str) -> float:
-    return _within(fields, name, fields.number(name))
+    value = fields.number(name)
+    return value if 0 <= value <= MAX_COUNT else _refuse_count(fields, name)
 
 
-def _within(fields: Fields, name: str, value: N) -> N:
-    if not 0 <= value <= MAX_COUNT:
-        raise fields.problem(name, f"must lie between 0 and {MAX_COUNT}")
-    return value
+def _refuse_count(fields: Fields, name: str) -> NoReturn:
+    raise fields.problem(name, f"must lie between 0 and {MAX_COUNT}")
 
 
 def _counts(fields: Fields) -> dict[str, float]:
-    fields.only((*USAGE, LEFT_OUT))
+    fields.only(_USAGE)
     return {name: _count(fields, name) for name in fields.values}
 
 
@@ -306,11 +306,19 @@ def _read_measures(fields: Fields) -> dict[str, float]:
 
 
 def _read_verdict(fields: Fields) -> Verdict:
-    fields.only(AXES)
-    return Verdict(**{name: _read_axis(fields.object(name)) for name in AXES})
+    fields.only(_AXES)
+    return Verdict(*[_read_axis(fields.object(name)) for name in AXES])
+
+
+_AXES: Final = frozenset(AXES)
 
 
 def _read_axis(fields: Fields) -> AxisVerdict:
+    values = fields.values
+    if values.keys() == _BARE and [*map(type, values.values())] == [float, bool, str]:
+        axis = _bare_axis(*values.values())
+        if 0 <= axis.value <= 1:
+            return axis
     fields.only(_AXIS_FIELDS)
     value = fields.number("value")
     if not 0 <= value <= 1:
@@ -326,6 +334,32 @@ def _read_axis(fields: Fields) -> AxisVerdict:
 
 
 _AXIS_FIELDS: Final = frozenset(entry.name for entry in dataclasses.fields(AxisVerdict))
+_BARE: Final = {"value", "active", "rule"}
+
+
+@lru_cache(maxsize=1000)
+def _bare_axis(value: float, active: bool, rule: str) -> AxisVerdict:
+    """Makes an axis without evidence; most of them are alike."""
+    return AxisVerdict(value, active, rule)
+
+
+def _read_calls(fields: Fields) -> tuple[Call, ...]:
+    # Looked at as a whole first, as messages are.
+    calls = fields.items("calls")
+    if all(map(_is_call, calls)):
+        return tuple([Call(**call) for call in calls])  # type: ignore[arg-type]
+    return tuple(map(_read_call, fields.objects("calls")))
+
+
+def _is_call(call: Any) -> bool:
+    return (
+        type(call) is dict
+        and call.keys() == _CALL_FIELDS
+        and type(call["turn"]) is int
+        and 0 <= call["turn"] <= MAX_COUNT
+        and type(call["id"]) is type(call["name"]) is str
+        and call["outcome"] in _OUTCOMES
+    )
 
 
 def _read_call(fields: Fields) -> Call:
@@ -335,20 +369,6 @@ def _read_call(fields: Fields) -> Call:
 
 
 _CALL_FIELDS: Final = frozenset(entry.name for entry in dataclasses.fields(Call))
-
-
-def _read_message(fields: Fields) -> Message:
-    """Checks the parts of a message that readers rely on."""
-    role = fields.choice("role", _ROLES)
-    fields.text_or_none("content")
-    if role == "tool":
-        fields.text("tool_call_id")
-    for call in fields.objects("tool_calls") if "tool_calls" in fields.values else ():
-        call.text("id")
-        function = call.object("function")
-        function.text("name")
-        function.text("arguments")
-    return fields.values
 
 
 def _read_shown(fields: Fields) -> Shown:

@@ -14,6 +14,7 @@ import yaml
 from fate_gym.cli.settings import eval_configs, usage_errors
 from fate_gym.cli.terminal import err, out
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
+from fate_gym.evaluation.keys import Keys
 from fate_gym.rollout import Agent
 
 if TYPE_CHECKING:
@@ -40,12 +41,16 @@ class Job:
     @property
     def done(self) -> int:
         """Number of its episodes that are there; those of a larger limit are none of its own."""
-        return 0 if self.found is None else sum(key in self.found.done for key in self.plan.items.keys)
+        return len(self.plan.items) - len(self.plan.items.keys.minus(self._found_keys))
 
     @property
     def left(self) -> Iterator[Item]:
         """The episodes to run."""
-        return self.plan.items.without(() if self.found is None else self.found.done)
+        return self.plan.items.without(self._found_keys)
+
+    @property
+    def _found_keys(self) -> Keys:
+        return Keys() if self.found is None else self.found.done
 
 
 def prepare(options: argparse.Namespace) -> list[Job]:
@@ -73,7 +78,8 @@ def prepare(options: argparse.Namespace) -> list[Job]:
             if key not in plans:
                 with err.status(f"Loading {config.env}"):
                     plans[key] = config.plan()
-            found = RunFolder.find(config.out, make_manifest(config, plans[key], agent), ignore=NOT_IN_DIGEST)
+            with err.status(f"Reading {config.out}"):
+                found = RunFolder.find(config.out, make_manifest(config, plans[key], agent), ignore=NOT_IN_DIGEST)
             jobs.append(Job(config, agent, plans[key], found))
     return jobs
 

@@ -15,7 +15,7 @@ from fate_gym.evaluation.faults import Faults
 from fate_gym.evaluation.manifest import make_manifest
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.playing import Player, run_episodes
-from fate_gym.evaluation.run import Run, load_run
+from fate_gym.evaluation.run import Run, run_of
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.evaluation.workers import InProcess, Workers
 from fate_gym.evaluation.writing import Writer
@@ -93,7 +93,7 @@ async def run_evaluation(
 def _conclude(folder: RunFolder, planned: Plan) -> Run:
     """Writes the summary of what there is."""
     folder.check()
-    run = load_run(folder.path, planned=planned.items.keys)
+    run = run_of(folder, planned=planned.items.keys)
     folder.write_summary(run.summary)
     return run
 

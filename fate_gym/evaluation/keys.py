@@ -14,18 +14,21 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from fate_gym.storage import Place
+
 _NUMBERS: Final = 1024
 """Numbers of repeats that are told from names. Not more: a stranger's "a#9999999" must not take a megabyte."""
 
-_NUMBER: Final = re.compile(r"(.*)#(0|[1-9][0-9]{0,2})", re.DOTALL)
+_PLACES: Final = {str(number): 1 + number for number in range(1000)}
 
 Indices = NDArray[np.intp]
 
 
 def _split(key: str) -> tuple[str, int]:
     """Returns (name, 1 + number) of a key "NAME#NUMBER"; of any other key itself and 0."""
-    found = _NUMBER.fullmatch(key)
-    return (key, 0) if found is None else (found[1], 1 + int(found[2]))
+    name, mark, number = key.rpartition("#")
+    place = _PLACES.get(number, 0)
+    return (name, place) if mark and place else (key, 0)
 
 
 def _join(name: str, place: int) -> str:
@@ -43,8 +46,23 @@ class Keys(Set[str]):
         # Bit i of a name's integer stands for its repeat i - 1.
         self._bits: dict[str, int] = {}
         self._size = 0
+        if isinstance(keys, Keys):
+            self._bits, self._size = keys._bits.copy(), keys._size
+            return
         for key in keys:
             self.add(key)
+
+    @classmethod
+    def of_repeats(cls, repeats: Iterable[tuple[str, int]]) -> Keys:
+        """Makes the keys NAME#0 to NAME#(n - 1) of each (name, n); of two names none may be the same."""
+        keys = cls()
+        for name, n in repeats:
+            few = min(n, len(_PLACES))
+            keys._bits[name] = (1 << few) - 1 << 1
+            keys._size += few
+            for number in range(few, n):
+                keys.add(f"{name}#{number}")
+        return keys
 
     def add(self, key: str) -> bool:
         """Adds a key; returns whether it was not there."""
@@ -55,6 +73,15 @@ class Keys(Set[str]):
         self._bits[name] = bits | 1 << place
         self._size += 1
         return True
+
+    def minus(self, other: Keys) -> Keys:
+        """Returns those that another set does not hold."""
+        rest = Keys()
+        for name, bits in self._bits.items():
+            if left := bits & ~other._bits.get(name, 0):
+                rest._bits[name] = left
+                rest._size += left.bit_count()
+        return rest
 
     def __contains__(self, key: object) -> bool:
         if not isinstance(key, str):
@@ -123,6 +150,27 @@ class KeyList:
         codes = theirs[codes // _NUMBERS] * _NUMBERS + codes % _NUMBERS
         _, mine, others = np.intersect1d(np.array(self._codes), codes, assume_unique=False, return_indices=True)
         return mine, others
+
+
+class Places:
+    """Where the episodes of a file stand, noted while it is read: 24 bytes for each.
+
+    Attributes:
+        keys: Their keys.
+    """
+
+    def __init__(self) -> None:
+        self.keys = KeyList()
+        self._lines, self._starts = array("q"), array("q")
+
+    def note(self, key: str, place: Place) -> None:
+        """Adds an episode; of those with one key the last counts."""
+        self.keys.append(key)
+        self._lines.append(place.line)
+        self._starts.append(place.start)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return self._lines[index], self._starts[index]
 
 
 def _natural(name: str) -> list[tuple[str, int]]:

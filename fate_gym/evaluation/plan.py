@@ -6,7 +6,7 @@ import contextlib
 import fnmatch
 import hashlib
 from bisect import bisect
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final, overload
@@ -17,6 +17,7 @@ from fate_gym.catalogue import make_environment
 from fate_gym.chat import Json
 from fate_gym.env import ToolEnv
 from fate_gym.errors import did_you_mean
+from fate_gym.evaluation.keys import Keys
 from fate_gym.rollout import episode_key
 from fate_gym.task import Task
 
@@ -81,6 +82,11 @@ class _Planned:
     seed: int
     repeats: int
 
+    @property
+    def name(self) -> str:
+        """What the keys of all repeats begin with."""
+        return self.key(0).removesuffix("#0")
+
     def key(self, repeat: int) -> str:
         return episode_key(self.task, repeat)
 
@@ -101,16 +107,16 @@ class Items(Sequence[Item]):
         self._ends = list(accumulate(each.repeats for each in planned))
 
     @property
-    def keys(self) -> Iterator[str]:
+    def keys(self) -> Keys:
         """Their keys, in order."""
-        return (each.key(repeat) for each in self._planned for repeat in range(each.repeats))
+        return Keys.of_repeats((each.name, each.repeats) for each in self._planned)
 
-    def without(self, done: Container[str]) -> Iterator[Item]:
+    def without(self, done: Keys) -> Iterator[Item]:
         """Yields those whose keys are not among some, in order."""
-        for each in self._planned:
-            for repeat in range(each.repeats):
-                if each.key(repeat) not in done:
-                    yield each.item(repeat)
+        planned = {each.name: each for each in self._planned}
+        for key in self.keys.minus(done):
+            name, _, repeat = key.rpartition("#")
+            yield planned[name].item(int(repeat))
 
     def __len__(self) -> int:
         return self._ends[-1]

@@ -155,7 +155,7 @@ class Origin:
         if "imported" not in manifest:
             return None
         fields = Fields(dict(manifest), where).object("imported")
-        fields.only([entry.name for entry in dataclasses.fields(cls)])
+        fields.only({entry.name for entry in dataclasses.fields(cls)})
         return cls(
             format=fields.text("format"),
             source=fields.text("source"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -18,36 +17,15 @@ from fate_gym.episode import Episode
 from fate_gym.errors import RunCorruptError, RunError, UsageError
 from fate_gym.evaluation.config import check_types
 from fate_gym.evaluation.intervals import Estimate
-from fate_gym.evaluation.keys import KeyList, Keys
+from fate_gym.evaluation.keys import Keys, Places
 from fate_gym.evaluation.recorded import Origin
 from fate_gym.evaluation.store import EPISODES, FAILURES, OnProblem, RunFolder
-from fate_gym.evaluation.summary import ALL, summarise
+from fate_gym.evaluation.summary import ALL
 from fate_gym.rendering import EpisodeView
 from fate_gym.storage import Fields, Place, open_file, parse, read_object
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-class Places:
-    """Where the episodes of a file stand, noted while it is read: 24 bytes for each.
-
-    Attributes:
-        keys: Their keys.
-    """
-
-    def __init__(self) -> None:
-        self.keys = KeyList()
-        self._lines, self._starts = array("q"), array("q")
-
-    def note(self, key: str, place: Place) -> None:
-        """Adds an episode; of those with one key the last counts."""
-        self.keys.append(key)
-        self._lines.append(place.line)
-        self._starts.append(place.start)
-
-    def __getitem__(self, index: int) -> tuple[int, int]:
-        return self._lines[index], self._starts[index]
 
 
 class Episodes(Sequence[Episode]):
@@ -235,23 +213,23 @@ def load_run(
     Raises:
         RunError: The folder is not a run, is one of a newer layout, or is damaged.
     """
-    folder = RunFolder(Path(path))
+    return run_of(RunFolder(Path(path)), planned=planned, on_problem=on_problem)
+
+
+def run_of(folder: RunFolder, *, planned: Iterable[str] | None = None, on_problem: OnProblem | None = None) -> Run:
+    """Makes a run of its folder, of which only what has been added is read; see `load_run`."""
     _check_manifest(folder)
-    scored, failed = Places(), Places()
-    summary: dict[str, Any] = summarise(
-        _noting(folder.placed(EPISODES, on_problem), scored),
-        _noting(folder.placed(FAILURES, on_problem), failed),
-        folder.manifest,
-        planned or (),
-    )
+    scored, failed = folder.scored(on_problem), Places()
+    failures = _noting(folder.placed(FAILURES, on_problem), failed)
+    summary: dict[str, Any] = scored.tally.summary(scored.counted, failures, folder.manifest, planned or ())
     if planned is None:
         _count_missing(summary["episodes"], folder.path)
     return Run(
         path=folder.path,
         manifest=folder.manifest,
         summary=summary,
-        episodes=Episodes(folder.path / EPISODES, scored),
-        failures=Episodes(folder.path / FAILURES, failed, without=Keys(scored.keys) if len(failed.keys) else None),
+        episodes=Episodes(folder.path / EPISODES, scored.places),
+        failures=Episodes(folder.path / FAILURES, failed, without=scored.counted if len(failed.keys) else None),
     )
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
@@ -26,8 +26,9 @@ from typing import Any, TypeAlias, TypeVar
 from fate_gym.chat import Json
 from fate_gym.episode import Episode
 from fate_gym.errors import RunError
-from fate_gym.evaluation.keys import Keys
+from fate_gym.evaluation.keys import Keys, Places
 from fate_gym.evaluation.recorded import Recorded
+from fate_gym.evaluation.summary import Tally
 from fate_gym.storage import (
     BEGINNING,
     LOCK_FILE,
@@ -79,18 +80,29 @@ def _readable(
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What has been read of the scored episodes.
+class Scored:
+    """What has been read of the scored episodes. Their file only grows, so nothing is ever read twice.
 
     Attributes:
-        keys: Theirs.
         file: Device and inode; another file may take its place. None where there was none.
         place: The last line that was read.
+        keys: The keys of all lines that were read.
+        done: Those, and the keys of what has been appended since.
+        places: Where the episodes stand; lines that are none are left out.
+        tally: What the episodes add up to.
     """
 
-    keys: Keys
     file: tuple[int, int] | None
-    place: Place
+    place: Place = BEGINNING
+    keys: Keys = field(default_factory=Keys)
+    done: Keys = field(default_factory=Keys)
+    places: Places = field(default_factory=Places)
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def counted(self) -> Keys:
+        """The keys of the episodes, without those of lines that are none."""
+        return self.keys if len(self.keys) == len(self.places.keys) else Keys(self.places.keys)
 
 
 class RunFolder:
@@ -104,7 +116,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.manifest = _read_manifest(path)
-        self._seen: _Seen | None = None
+        self._scored: Scored | None = None
         self._logs: dict[str, AppendLog] = {}
         self._mutex = threading.Lock()
         self._resources = ExitStack()
@@ -116,7 +128,7 @@ class RunFolder:
         Raises:
             RunCorruptError: The file is damaged before its last line.
         """
-        return (self._seen or self._look()).keys
+        return (self._scored or self.scored()).done
 
     @classmethod
     def open(
@@ -136,7 +148,7 @@ class RunFolder:
                 must agree on).
             ignore: Keys of `config` that the digest leaves out, so that an error does not list them.
             resume: Whether a run that is already there may be continued.
-            found: The same run as `find` returned it: the keys that it has read are not read again.
+            found: The same run as `find` returned it: what it has read is not read again.
 
         Raises:
             RunMismatchError: The folder holds a run with another digest.
@@ -159,8 +171,8 @@ class RunFolder:
                 logs[name] = AppendLog(path / name)
                 resources.callback(logs[name].close)
             run = cls(path)
-            run._seen = None if found is None else found._seen
-            run._look()
+            run._scored = None if found is None else found._scored
+            run.scored()
             run._logs, run._resources = logs, resources.pop_all()
         return run
 
@@ -186,7 +198,7 @@ class RunFolder:
             RunError: The folder is not a run, or one of a newer layout.
         """
         run = cls(path)
-        run._look()
+        run.scored()
         return run
 
     def append(self, *episodes: Episode) -> None:
@@ -263,21 +275,29 @@ class RunFolder:
                 record is no episode's.
         """
         path = self.path / name
-        placed = self._scored(Keys(), BEGINNING) if name == EPISODES else placed_records(path)
+        placed = self._keyed(Keys(), BEGINNING) if name == EPISODES else placed_records(path)
         return _readable(placed, path, Episode.from_json, on_problem)
 
-    def _look(self) -> _Seen:
-        """Reads the keys of what was written since the last look."""
+    def scored(self, on_problem: OnProblem | None = None) -> Scored:
+        """Reads the scored episodes that were written since it was called before; see `placed`."""
         path = self.path / EPISODES
         found = path.stat() if path.exists() else None
         file = None if found is None else (found.st_dev, found.st_ino)
-        if self._seen is None or self._seen.file != file or (found and found.st_size < self._seen.place.end):
-            self._seen = _Seen(Keys(), file, BEGINNING)
-        for place, _ in self._scored(self._seen.keys, self._seen.place):
-            self._seen.place = place
-        return self._seen
+        scored = self._scored
+        if scored is None or scored.file != file or (found and found.st_size < scored.place.end):
+            scored = self._scored = Scored(file)
+        placed = self._keyed(scored.keys, scored.place)
+        try:
+            for scored.place, episode in _readable(placed, path, Episode.from_json, on_problem):
+                scored.places.note(episode.key, scored.place)
+                scored.tally.add(episode)
+        except BaseException:
+            self._scored = None
+            raise
+        scored.done = Keys(scored.keys)
+        return scored
 
-    def _scored(self, keys: Keys, after: Place) -> Iterator[tuple[Place, dict[str, Any]]]:
+    def _keyed(self, keys: Keys, after: Place) -> Iterator[tuple[Place, dict[str, Any]]]:
         """Yields the records after a place, and adds their keys to those that stand before it."""
         path = self.path / EPISODES
         for place, record in placed_records(path, after):

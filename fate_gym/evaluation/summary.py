@@ -18,6 +18,7 @@ from fate_gym.episode import LEFT_OUT, Episode
 from fate_gym.evaluation.intervals import Estimate, pass_hat_k
 from fate_gym.evaluation.keys import KeyList, Keys
 from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Metric, refused
+from fate_gym.rewards import AXES
 
 SCHEMA = "fate-gym/summary/1"
 ALL = "all"
@@ -26,7 +27,7 @@ ALL = "all"
 def summarise(
     episodes: Iterable[Episode], failures: Iterable[Episode], manifest: Mapping[str, Any], planned: Iterable[str]
 ) -> dict[str, Json]:
-    """Computes a run's summary. Episodes are read one by one and counted by what metrics read from them.
+    """Computes a run's summary; see `Tally`.
 
     Args:
         episodes: Scored episodes, as stored.
@@ -34,32 +35,72 @@ def summarise(
         manifest: The run's.
         planned: Keys of all its episodes.
     """
-    groups: dict[_Key, _Group] = {}
-    done = Keys()
+    tally, done = Tally(), Keys()
     for episode in episodes:
         done.add(episode.key)
-        values = tuple(metric.value(episode) for metric in METRICS.get(episode.mode, AXIS_METRICS))
-        for key in _keys(episode.mode, episode.attack, episode.suite):
-            (groups.get(key) or groups.setdefault(key, _Group(key))).add(episode, values)
-    errored, kinds = _errors(failures, done)
-    for kind, count in kinds.items():
-        for key in _keys(kind.mode, kind.attack, kind.suite):
-            groups.setdefault(key, _Group(key)).errors[kind.status] += count
-    keys = Keys(planned)
-    return {
-        "schema": SCHEMA,
-        "agent": "+".join([manifest["config"]["agent"], *manifest["config"]["defences"]]),
-        "env": manifest["config"]["env"],
-        "config": manifest["config"],
-        "digest": manifest["digest"],
-        "episodes": {
-            "planned": len(keys),
-            "scored": len(done),
-            "errors": len(errored),
-            "missing": sum(key not in done and key not in errored for key in keys),
-        },
-        "groups": [group.summary() for _, group in sorted(groups.items(), key=lambda entry: str(entry[0]))],
-    }
+        tally.add(episode)
+    return tally.summary(done, failures, manifest, planned)
+
+
+class Tally:
+    """What scored episodes add up to: each is counted by what metrics read from it, and forgotten."""
+
+    def __init__(self) -> None:
+        # A task's many repeats have few outcomes.
+        self._outcomes: Counter[_Outcome] = Counter()
+        self._spent: dict[_Key, _Spent] = {}
+
+    def add(self, episode: Episode) -> None:
+        """Counts a scored episode."""
+        mode, attack, suite, verdict = episode.mode, episode.attack, episode.suite, episode.verdict
+        outcome = _Outcome(
+            (mode, attack, suite),
+            episode.task_id,
+            episode.cluster,
+            tuple([metric.value(episode) for metric in METRICS.get(mode, AXIS_METRICS)]),
+            episode.truncated,
+            episode.content_filtered,
+            verdict.over_refusal_control.rule,
+            tuple([name for name in AXES if getattr(verdict, name).error]),
+        )
+        self._outcomes[outcome] += 1
+        for key in _keys(mode, attack, suite):
+            (self._spent.get(key) or self._spent.setdefault(key, _Spent())).add(episode)
+
+    def summary(
+        self, done: Keys, failures: Iterable[Episode], manifest: Mapping[str, Any], planned: Iterable[str]
+    ) -> dict[str, Json]:
+        """Computes the summary of a run; see `summarise`.
+
+        Args:
+            done: Keys of the episodes that were counted.
+            failures: As there.
+            manifest: As there.
+            planned: As there.
+        """
+        groups: dict[_Key, _Group] = {}
+        for outcome, count in self._outcomes.items():
+            for key in _keys(*outcome.kind):
+                groups.setdefault(key, _Group(key, self._spent[key])).add(outcome, count)
+        errored, kinds = _errors(failures, done)
+        for kind, count in kinds.items():
+            for key in _keys(kind.mode, kind.attack, kind.suite):
+                groups.setdefault(key, _Group(key, _Spent())).errors[kind.status] += count
+        keys = Keys(planned)
+        return {
+            "schema": SCHEMA,
+            "agent": "+".join([manifest["config"]["agent"], *manifest["config"]["defences"]]),
+            "env": manifest["config"]["env"],
+            "config": manifest["config"],
+            "digest": manifest["digest"],
+            "episodes": {
+                "planned": len(keys),
+                "scored": len(done),
+                "errors": len(errored),
+                "missing": len(keys.minus(done).minus(errored)),
+            },
+            "groups": [group.summary() for _, group in sorted(groups.items(), key=lambda entry: str(entry[0]))],
+        }
 
 
 _Key = tuple[str, str | None, str]
@@ -94,41 +135,73 @@ def _errors(failures: Iterable[Episode], done: Keys) -> tuple[Keys, Counter[_Kin
     return Keys(keys.at(last)), Counter(attempts[i] for i in last)
 
 
+class _Outcome(NamedTuple):
+    """What is counted of an episode.
+
+    Attributes:
+        kind: Mode, attack and suite.
+        task_id: The task.
+        cluster: Its cluster.
+        values: What the metrics of the mode read from the episode.
+        truncated: Whether it was cut off.
+        content_filtered: Whether the provider's content filter stopped it.
+        refusals_by: The rule that decided whether the agent refused.
+        grader_errors: The axes whose graders failed.
+    """
+
+    kind: _Key
+    task_id: str
+    cluster: str
+    values: _Values
+    truncated: bool
+    content_filtered: bool
+    refusals_by: str
+    grader_errors: tuple[str, ...]
+
+
+class _Spent:
+    """Time and usage, which differ from episode to episode; added as they come, so that sums round in one way alone."""
+
+    def __init__(self) -> None:
+        self.usage: dict[str, float] = {}
+        self.reported: Counter[str] = Counter()
+        self.seconds = 0.0
+        self.timed = 0
+
+    def add(self, episode: Episode) -> None:
+        for name, value in episode.usage.items():
+            self.usage[name] = self.usage.get(name, 0) + value
+            self.reported[name] += 1
+        if (seconds := episode.seconds["total"]) is not None:
+            self.seconds += seconds
+            self.timed += 1
+
+
 class _Group:
     """Counts of the episodes of one mode, attack and suite."""
 
-    def __init__(self, key: _Key) -> None:
+    def __init__(self, key: _Key, spent: _Spent) -> None:
         self._key = key
+        self._spent = spent
         self._metrics = METRICS.get(key[0], AXIS_METRICS)
         self._refused = next((i for i, metric in enumerate(self._metrics) if metric.value is refused), None)
-        # By task, cluster and values: a task's many repeats have few outcomes.
+        # By task, cluster and values.
         self._outcomes: Counter[tuple[str, str, _Values]] = Counter()
         self._grader_errors: Counter[str] = Counter()
         self._truncated = 0
         self._content_filtered = 0
         self._refusals_by: set[str] = set()
-        self._usage: dict[str, float] = {}
-        self._reported: Counter[str] = Counter()
-        self._seconds = 0.0
-        self._timed = 0
         self.errors: Counter[str] = Counter()
 
-    def add(self, episode: Episode, values: _Values) -> None:
-        """Counts a scored episode."""
-        self._outcomes[episode.task_id, episode.cluster, values] += 1
-        for name, axis in episode.verdict.axes.items():
-            if axis.error:
-                self._grader_errors[name] += 1
-        self._truncated += episode.truncated
-        self._content_filtered += episode.content_filtered
-        if self._refused is not None and values[self._refused] is not None:
-            self._refusals_by.add(episode.verdict.over_refusal_control.rule)
-        for name, value in episode.usage.items():
-            self._usage[name] = self._usage.get(name, 0) + value
-            self._reported[name] += 1
-        if (seconds := episode.seconds["total"]) is not None:
-            self._seconds += seconds
-            self._timed += 1
+    def add(self, outcome: _Outcome, count: int) -> None:
+        """Counts scored episodes of one outcome."""
+        self._outcomes[outcome.task_id, outcome.cluster, outcome.values] += count
+        for name in outcome.grader_errors:
+            self._grader_errors[name] += count
+        self._truncated += count * outcome.truncated
+        self._content_filtered += count * outcome.content_filtered
+        if self._refused is not None and outcome.values[self._refused] is not None:
+            self._refusals_by.add(outcome.refusals_by)
 
     def summary(self) -> dict[str, Json]:
         mode, attack, suite = self._key
@@ -152,10 +225,10 @@ class _Group:
             },
             # None where some episode does not know its own, but for the count of what was left out.
             "usage": {
-                name: total if self._reported[name] == n or name == LEFT_OUT else None
-                for name, total in sorted(self._usage.items())
+                name: total if self._spent.reported[name] == n or name == LEFT_OUT else None
+                for name, total in sorted(self._spent.usage.items())
             },
-            "mean_seconds": round(self._seconds / n, 4) if 0 < n == self._timed else None,
+            "mean_seconds": round(self._spent.seconds / n, 4) if 0 < n == self._spent.timed else None,
         }
         repeats: Counter[str] = Counter()
         for (task_id, _, _), count in self._outcomes.items():

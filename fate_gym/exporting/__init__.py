@@ -90,5 +90,5 @@ def export_run(run: Path, to: str, out: Path | None = None, **options: Any) -> E
     path = run.with_name(run.name + form.suffix) if out is None else out
     if path.exists():
         raise UsageError(f"{path} is already there: remove it, or give another --out")
-    written: Exported = importlib.import_module(form.module).export(RunFolder.read(run), path, **options)
+    written: Exported = importlib.import_module(form.module).export(RunFolder(run), path, **options)
     return written

@@ -16,6 +16,7 @@ from typing import Any
 from fate_gym.chat import Json
 from fate_gym.episode import LEFT_OUT, USAGE, Episode
 from fate_gym.errors import UsageError
+from fate_gym.evaluation.keys import Keys
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.exporting import Exported
 from fate_gym.storage import replacing
@@ -63,9 +64,11 @@ _FLAGS = ("truncated", "injection_reached", "content_filtered")
 
 def _rows(run: RunFolder) -> Iterator[dict[str, Any]]:
     config = run.manifest["config"]
+    scored = Keys()
     for episode in run.episodes():
+        scored.add(episode.key)
         yield _row(episode, config)
-    failed = {episode.key: episode for episode in run.failures() if episode.key not in run.done}
+    failed = {episode.key: episode for episode in run.failures() if episode.key not in scored}
     for episode in failed.values():
         yield _row(episode, config)
 

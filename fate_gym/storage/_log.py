@@ -24,7 +24,7 @@ _PAUSE: Final = 0.05
 old one away before they write the new one."""
 
 _PIECE: Final = 2**20
-"""Bytes that are compared or copied at a time."""
+"""Bytes that are read, compared or copied at a time."""
 
 
 class AppendLog:
@@ -184,7 +184,7 @@ def lines(path: Path, after: Place = BEGINNING) -> Iterator[tuple[int, bytes]]:
     Raises:
         RunError: The path is not a regular file, or cannot be read.
     """
-    with open_file(path) as file:
+    with open_file(path, _PIECE) as file:
         file.seek(after.end)
         yield from enumerate(iter(lambda: file.readline(MAX_LINE), b""), start=after.line + 1)
 

@@ -9,7 +9,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Collection
+from collections.abc import Set
 from pathlib import Path
 from typing import BinaryIO, Final, NoReturn, TypeGuard, TypeVar
 
@@ -37,10 +37,14 @@ _LONGEST_NAME: Final = 200
 """Characters of a field's name that an error repeats."""
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path, buffer: int = -1) -> BinaryIO:
     """Opens a regular file for reading.
 
     A pipe would wait for a writer for ever and a device may never end, and both may stand in a stranger's folder.
+
+    Args:
+        path: The file.
+        buffer: Bytes that are read at a time; -1 for the system's choice.
 
     Raises:
         RunError: It is missing, is not a regular file, or cannot be opened.
@@ -54,7 +58,7 @@ def open_file(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise RunCorruptError(f"{path} is not a regular file: restore it")
-    return os.fdopen(fd, "rb")
+    return os.fdopen(fd, "rb", buffer)
 
 
 def read_file(path: Path, limit: int = MAX_FILE) -> bytes:
@@ -147,9 +151,7 @@ class Fields:
     def number(self, name: str) -> float:
         """Reads a finite number; an integer stays one, so that writing it again gives the same bytes."""
         value = self.values.get(name)
-        if not is_finite(value):
-            self._refuse(name, "must be a finite number")
-        return value
+        return value if is_finite(value) else self._refuse(name, "must be a finite number")
 
     def flag(self, name: str) -> bool:
         """Reads true or false."""
@@ -215,11 +217,10 @@ class Fields:
         fields = self.object(name)
         return {key: fields.number(key) for key in fields.values}
 
-    def only(self, names: Collection[str]) -> None:
+    def only(self, names: Set[str]) -> None:
         """Refuses fields of other names."""
-        for name in self.values:
-            if name not in names:
-                self._refuse(name, "is not a field that belongs here")
+        if not self.values.keys() <= names:
+            self._refuse(next(name for name in self.values if name not in names), "is not a field that belongs here")
 
     def check_schema(self, schema: str) -> None:
         """Refuses an object that does not name this schema or an older version of it.

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_episodes import make_episode
 
+from fate_gym import _stored_messages, episode
 from fate_gym.episode import Call, Episode, Shown, Trajectory
 from fate_gym.errors import FateGymError, RunCorruptError, RunError
 from fate_gym.rewards import AxisVerdict, Verdict
@@ -74,8 +75,11 @@ FREE = {"metadata", "actions"}
 JUNK: list[Any] = [None, True, -1, 10**400, 1e300, "junk", [], [1], {}, {"junk": {}}]
 
 
-@given(st.sampled_from(places(RECORD)), st.sampled_from([*JUNK, "drop"]))
-def test_any_value_replaced_is_read_or_refused_by_the_name_of_its_field(path: tuple[Any, ...], junk: Any) -> None:
+CHANGES = (st.sampled_from(places(RECORD)), st.sampled_from([*JUNK, "tool", "drop"]))
+
+
+def changed(path: tuple[Any, ...], junk: Any) -> dict[str, Any]:
+    """The record with another value, or without it."""
     record = copy.deepcopy(RECORD)
     container = record
     for key in path[:-1]:
@@ -84,16 +88,34 @@ def test_any_value_replaced_is_read_or_refused_by_the_name_of_its_field(path: tu
         del container[path[-1]]
     else:
         container[path[-1]] = junk
-    problem = ""
+    return record
+
+
+def read(record: dict[str, Any]) -> Episode | str:
     try:
-        again = Episode.from_json(record, "f, line 3")
+        return Episode.from_json(record, "f, line 3")
     except RunError as error:
-        problem = str(error)
-    if problem:
-        assert problem.startswith("f, line 3")
-        assert str(path[0]) in problem
+        return str(error)
+
+
+@given(*CHANGES)
+def test_any_value_replaced_is_read_or_refused_by_the_name_of_its_field(path: tuple[Any, ...], junk: Any) -> None:
+    found = read(changed(path, junk))
+    if isinstance(found, str):
+        assert found.startswith("f, line 3")
+        assert str(path[0]) in found
     else:
-        assert Episode.from_json(parse(encode_line(again.to_json(tokens=True)))) == again
+        assert Episode.from_json(parse(encode_line(found.to_json(tokens=True)))) == found
+
+
+@given(*CHANGES)
+def test_what_seems_right_as_a_whole_is_right_field_by_field(path: tuple[Any, ...], junk: Any) -> None:
+    found = read(changed(path, junk))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_stored_messages, "_is_message", lambda message: False)
+        patch.setattr(episode, "_is_call", lambda call: False)
+        patch.setattr(episode, "_BARE", set())
+        assert read(changed(path, junk)) == found
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,16 @@ def test_a_number_beyond_all_repeats_takes_no_more_than_its_text() -> None:
     assert max(bits.bit_length() for bits in keys._bits.values()) <= 1024
 
 
+def test_keys_of_repeats_are_those_keys_in_order() -> None:
+    repeats = [("a", 1002), ("b#1", 1), ("c", 0)]
+    keys = Keys.of_repeats(repeats)
+    assert list(keys) == [f"{name}#{number}" for name, n in repeats for number in range(n)]
+    assert len(keys) == 1003
+    assert keys == Keys(list(keys)) == Keys(keys)
+    assert list(keys.minus(Keys(["a#0", "a#1001", "x"]))) == [*list(keys)[1:1001], "b#1#0"]
+    assert len(keys.minus(keys)) == 0
+
+
 def test_episodes_leave_out_keys_and_find_those_that_are_left(tmp_path: Path) -> None:
     places = Places()
     for line, key in enumerate(["a#1", "a#0", "b#0", "a#1"], start=1):
@@ -88,7 +98,7 @@ def test_a_plan_finds_its_items_by_key_and_makes_the_same_each_time() -> None:
     assert [plan.find(item.key) for item in items] == items
     assert [plan.items[i] for i in range(-len(items), 0)] == items
     assert list(plan.items[2:5]) == items[2:5]
-    assert list(plan.items.without({items[0].key, items[5].key})) == items[1:5] + items[6:]
+    assert list(plan.items.without(Keys([items[0].key, items[5].key]))) == items[1:5] + items[6:]
     with pytest.raises(IndexError):
         plan.items[len(items)]
     name = items[0].key.removesuffix("#0")
