@@ -1,6 +1,6 @@
 """Many waiting requests, one batch: the micro-batcher.
 
-For real speed put a model behind vLLM and use `openai:`: it batches continuously.
+On a GPU put a model behind vLLM and use `openai:` for real speed: there it batches continuously.
 """
 
 from __future__ import annotations

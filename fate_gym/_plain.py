@@ -32,6 +32,16 @@ def to_json(value: Any) -> Json:
     return _Converter(MAX_DEPTH + _ENVELOPE).convert(value)
 
 
+def exact_json(value: Mapping[str, Any]) -> dict[str, Json] | None:
+    """Returns a message as JSON; None if part of it had to be described, or might be too deep for arguments of a call.
+
+    Nearly every message is exact, and then need not be read part by part, with a bound for each.
+    """
+    converter = _Converter(MAX_DEPTH)
+    converted = converter.convert(value)
+    return converted if converter.lost is None and isinstance(converted, dict) else None
+
+
 def content_to_json(value: Any) -> Json:
     """Returns the content of a message as JSON.
 
@@ -115,6 +125,8 @@ def guarded(foreign: Callable[[], Any]) -> Any:
 
 def replace_surrogates(text: str) -> str:
     """Joins surrogate pairs and replaces lone ones by U+FFFD, which no encoder refuses."""
+    if text.isascii():  # known without a look at the characters
+        return text
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -142,7 +154,7 @@ class _Converter:
     def convert(self, value: Any) -> Json:
         kind = type(value)
         if kind is str:
-            return value if value.isascii() else replace_surrogates(value)
+            return replace_surrogates(value)
         if value is None or kind is bool:
             plain: bool | None = value
             return plain

@@ -17,6 +17,7 @@ from fate_gym._plain import (
     MAX_DEPTH,
     arguments_to_json,
     content_to_json,
+    exact_json,
     fields_of,
     list_of,
     mapping_of,
@@ -37,6 +38,8 @@ _LONGEST_NAME = 256
 """Characters that are kept of the name of a call's tool, which stands in several places of a record."""
 
 _LEGAL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
 
 _READ = ("role", "content", "refusal", "tool_calls", "function_call")
 """The fields of a message that are read."""
@@ -141,6 +144,8 @@ def _record(action: object) -> Json:
         # Not a string: played again, that would be an answer.
         return {"role": "unreadable", "action": to_json(action)}
     fields = message_in(fields)
+    if (exact := exact_json(fields)) is not None:
+        return exact
     fields = {name: content_to_json(value) if name in _TEXTS else value for name, value in fields.items()}
     calls = list_of(fields.get("tool_calls"))
     if calls is not None:
@@ -279,9 +284,9 @@ def _read_arguments(value: Json) -> tuple[dict[str, Json] | None, str | None]:
     if not isinstance(value, str | dict):
         return None, f"Arguments must be a JSON object, not {_kind(value)}."
     try:
-        # A dict takes the same way: the recorded action must not share containers with what tools may change.
-        text = value if isinstance(value, str) else json.dumps(value)
-        decoded = _clean(json.loads(text, parse_constant=_refuse_constant), MAX_DEPTH)
+        decoded = json.loads(value, parse_constant=_refuse_constant) if isinstance(value, str) else value
+        # Of a dict too this makes a copy: the recorded action must not share containers with what tools may change.
+        decoded = _clean(decoded, MAX_DEPTH)
     except json.JSONDecodeError as error:
         return None, f"Arguments are not valid JSON: {error.msg} at character {error.pos}."
     except (ValueError, RecursionError) as error:
@@ -314,8 +319,10 @@ def _clean(value: Json, depth: int) -> Json:
 
 def _call_message(call: RequestedCall) -> Message:
     """The call as an API accepts it back: legal name, arguments valid JSON."""
-    name = re.sub(r"[^A-Za-z0-9_-]", "_", call.name)[:64] or "invalid_tool_call"
-    arguments = json.dumps(call.arguments or {}, ensure_ascii=False)
+    name = call.name
+    if not _LEGAL_NAME.fullmatch(name):
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:64] or "invalid_tool_call"
+    arguments = _ENCODER.encode(call.arguments or {})
     return {"id": call.id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 

@@ -8,6 +8,7 @@ import re
 from fate_gym._plain import replace_surrogates
 
 _ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|\n *|.)", re.DOTALL)
+_NO_ASCII_LETTERS = bytes(code for code in range(128) if not chr(code).isalnum())
 _NAMED = {"n": "\n", "t": "\t", "r": "\r", "0": "\0", "a": "\a", "b": "\b", "e": "\x1b", "f": "\f", "v": "\v"}
 
 
@@ -27,6 +28,8 @@ def delivered(payload: str, content: str) -> bool:
 
 
 def _letters(text: str) -> str:
+    if text.isascii():  # as most answers of tools are; without a regular expression it takes a twentieth of the time
+        return text.encode().translate(None, _NO_ASCII_LETTERS).decode()
     return re.sub(r"[\W_]+", "", text)
 
 

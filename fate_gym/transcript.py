@@ -153,7 +153,7 @@ class Transcript:
 
 def turn_size(action: Json, message: Message) -> int:
     """Returns the bytes of an assistant message in both of its forms."""
-    return _size(action) + _size(message)
+    return _size([action, message]) - len("[, ]")
 
 
 def _size(value: Json) -> int:

@@ -7,13 +7,15 @@ import contextlib
 import multiprocessing
 import multiprocessing.util
 import os
+import pickle
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
 from fate_gym import loops
@@ -21,6 +23,9 @@ from fate_gym.evaluation.hosting import Answer, DiedError, Host, Sent
 
 _LONGEST_END: Final = 10.0
 """Seconds that a worker may take to close itself."""
+
+_LENGTH: Final = 8
+"""Bytes that say how long an object is."""
 
 _ENDINGS: Final = {
     -signal.SIGKILL: "killed, as the system does where memory runs out",
@@ -36,24 +41,26 @@ class ProcessWorker:
     """
 
     def __init__(self, sent: Sent) -> None:
-        # Not forked: this process has threads, whose locks a child would inherit locked.
-        context = multiprocessing.get_context("spawn")
-        self._connection, self._theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(self._theirs, sent), daemon=True)
+        self._sent = sent
+        self._process: BaseProcess | None = None
         self._numbers = count()
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._death: str | None = None
 
     async def start(self) -> Answer:
         """Starts the process, and returns when the worker is made."""
-        with _signals_blocked():
-            self._process.start()
+        ours, theirs = socket.socketpair()
+        self._channel = await _Channel.over(ours)
+        # Closed here once it is there: the channel ends with the process only if nobody else holds its other end.
+        with theirs, _signals_blocked():
+            # Not forked: this process has threads, whose locks a child would inherit locked.
+            context = multiprocessing.get_context("spawn")
+            process = context.Process(target=_serve, args=(theirs, self._sent), daemon=True)
+            process.start()
+        self._process = process
         # Where this process ends without closing the pool: multiprocessing's own SIGTERM is blocked there.
-        multiprocessing.util.Finalize(self._process, self._process.kill, exitpriority=1)
-        # The pipe ends with the process only if nobody else holds its other end.
-        self._theirs.close()
-        self._listener = threading.Thread(target=self._listen, args=(asyncio.get_running_loop(),), daemon=True)
-        self._listener.start()
+        multiprocessing.util.Finalize(process, process.kill, exitpriority=1)
+        self._listening = asyncio.create_task(self._listen(process))
         return await self._call("start")
 
     async def do(self, work: Callable[..., Any], piece: object) -> Answer:
@@ -69,11 +76,11 @@ class ProcessWorker:
             raise DiedError("it did not close itself in time") from None
         finally:
             self.end()
-            await asyncio.to_thread(self._listener.join)
+            await self._listening
 
     def end(self) -> None:
         """Ends the process at once."""
-        if self._process.pid is not None:
+        if self._process is not None:
             self._process.kill()
 
     async def _call(self, method: str, *arguments: object) -> Answer:
@@ -83,35 +90,69 @@ class ProcessWorker:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         try:
-            # A process that is gone is heard of by the listener.
-            with contextlib.suppress(OSError):
-                self._connection.send((number, method, arguments))
+            self._channel.send((number, method, arguments))
             return await answer
         finally:
             self._waiting.pop(number, None)
 
-    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Passes on what comes from the process, in a thread."""
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                number, answer = self._connection.recv()
-                loop.call_soon_threadsafe(self._settle, number, answer)
-        self._process.join()
-        self._connection.close()
-        with contextlib.suppress(RuntimeError):  # The loop may be closed: then nobody waits.
-            loop.call_soon_threadsafe(self._mourn)
-
-    def _settle(self, number: int, answer: Answer) -> None:
-        future = self._waiting.get(number)
-        if future is not None and not future.done():
-            future.set_result(answer)
-
-    def _mourn(self) -> None:
-        code = self._process.exitcode or 0
+    async def _listen(self, process: BaseProcess) -> None:
+        """Passes on what comes from the process, until it has ended."""
+        try:
+            with contextlib.suppress(EOFError, OSError):
+                while True:
+                    number, answer = await self._channel.receive()
+                    future = self._waiting.get(number)
+                    if future is not None and not future.done():
+                        future.set_result(answer)
+            await asyncio.to_thread(process.join)
+        finally:
+            self._channel.close()
+        code = process.exitcode or 0
         self._death = _ENDINGS.get(code, f"exit code {code}" if code >= 0 else signal.Signals(-code).name)
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(DiedError(self._death))
+
+
+class _Channel:
+    """Objects to and from another process, by `pickle`.
+
+    Read on the event loop: a thread that reads would fight with the loop over Python's lock, for each object.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def over(cls, end: socket.socket) -> _Channel:
+        """Makes one of an end of a pair of sockets."""
+        return cls(*await asyncio.open_connection(sock=end))
+
+    def send(self, thing: object) -> None:
+        """Sends an object; one that is sent to a process that is gone is lost."""
+        data = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
+        # uvloop raises where this end has been closed by an earlier failure to write.
+        if not self._writer.is_closing():
+            self._writer.write(len(data).to_bytes(_LENGTH, "big") + data)
+
+    async def receive(self) -> Any:
+        """Waits for the next object.
+
+        Raises:
+            EOFError, OSError: The other process is gone.
+        """
+        length = int.from_bytes(await self._reader.readexactly(_LENGTH), "big")
+        return pickle.loads(await self._reader.readexactly(length))  # noqa: S301 (from our own process)
+
+    def close(self) -> None:
+        """Closes this end."""
+        self._writer.close()
+
+    async def aclose(self) -> None:
+        """Closes this end when all that was sent is on its way."""
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
 
 
 @contextlib.contextmanager
@@ -132,38 +173,39 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(connection: Connection, sent: Sent) -> None:
+def _serve(end: socket.socket, sent: Sent) -> None:
     """What the process runs."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_caller, daemon=True).start()
     # Each of the processes would otherwise compute on every processor.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // sent.share.of)))
-    loops.run(_answer(connection, Host(sent)))
+    loops.run(_answer(end, Host(sent)))
 
 
-async def _answer(connection: Connection, host: Host) -> None:
+def _end_with_caller() -> None:
+    """Ends this process when the caller ends, also while the event loop computes for long."""
+    if (caller := multiprocessing.parent_process()) is not None:
+        caller.join()
+        _exit()
+
+
+async def _answer(end: socket.socket, host: Host) -> None:
     """Answers calls, many at once, until the host is closed or the caller is gone."""
-    loop = asyncio.get_running_loop()
+    channel = await _Channel.over(end)
     under_way: set[asyncio.Task[None]] = set()
 
     async def answer(number: int, method: str, arguments: tuple[Any, ...]) -> None:
-        connection.send((number, await getattr(host, method)(*arguments)))
+        channel.send((number, await getattr(host, method)(*arguments)))
         if method == "aclose":
+            await channel.aclose()
             _exit()
 
-    def begin(call: tuple[int, str, tuple[Any, ...]]) -> None:
-        task = loop.create_task(answer(*call))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-
-    def listen() -> None:
-        try:
-            while True:
-                loop.call_soon_threadsafe(begin, connection.recv())
-        except (EOFError, OSError):
-            _exit()
-
-    threading.Thread(target=listen, daemon=True).start()
-    await asyncio.Event().wait()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            task = asyncio.create_task(answer(*await channel.receive()))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+    _exit()
 
 
 def _exit() -> None:

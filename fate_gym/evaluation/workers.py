@@ -157,8 +157,7 @@ class WorkerPool(Workers[W]):
 
     async def _fill(self, place: _Place) -> None:
         """Puts a worker into an empty place."""
-        # What has never worked is not tried again and again.
-        for _ in range(MOST_DEATHS if self._proven else 1):
+        for deaths in range(1, MOST_DEATHS + 1):
             try:
                 worker = self._make(place.share)
             except Exception as error:
@@ -171,6 +170,10 @@ class WorkerPool(Workers[W]):
             except DiedError as death:
                 worker.end()
                 self._failure = self._failure or WorkerError(f"worker processes end while they start: {death}")
+                # What has never worked is not tried again and again.
+                if not self._proven or deaths == MOST_DEATHS:
+                    break
+                _log.warning("a worker process ended while it started (%s): another takes its place", death)
             except Exception as error:
                 worker.end()
                 self._failure = self._failure or error

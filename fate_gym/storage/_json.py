@@ -38,7 +38,11 @@ def dump(value: Mapping[str, Json], *, sort_keys: bool = False) -> bytes:
         text = json.dumps(dict(value), ensure_ascii=False, allow_nan=False, sort_keys=sort_keys, separators=(",", ":"))
     except RecursionError as error:
         raise ValueError(f"nested deeper than {MAX_DEPTH}") from error
-    check_depth(value)
+    # Each level begins with a bracket, and to count them takes a tenth of a look at every value.
+    if text.count("[") + text.count("{") >= MAX_DEPTH:
+        check_depth(value)
+    if text.isascii():
+        return text.encode()
     text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return _NOT_ASCII.sub(lambda match: json.dumps(match[0])[1:-1], text).encode("ascii")
 

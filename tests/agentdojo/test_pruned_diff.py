@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from fate_gym.benchmarks.agentdojo import upstream
 from fate_gym.benchmarks.agentdojo.execution import call_tool
-from fate_gym.benchmarks.agentdojo.grading import _SkipSame, fast_grading, same
+from fate_gym.benchmarks.agentdojo.grading import _SkipSame, fast_grading, same, share_same
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
 
 # AgentDojo's suites can only be imported after its registry, which `upstream` imports.
@@ -184,6 +184,60 @@ def test_any_change_to_a_whole_environment(seed):
         assert_equal_diffs("workspace", pre, post)
 
 
+def notes(model):
+    return model.__pydantic_fields_set__, model.__pydantic_extra__, model.__pydantic_private__
+
+
+def assert_told_apart_by_nothing(left, right):
+    """As written, since `==` takes 1, 1.0 and True for equal, and knows neither signs of zeros nor orders of keys."""
+    assert repr(bare(left)) == repr(bare(right))
+    models = [[notes(one) for one in places(value, []) if isinstance(one, BaseModel)] for value in (left, right)]
+    assert models[0] == models[1]
+
+
+@pytest.mark.no_cover
+@given(st.sampled_from(["workspace", "travel"]), st.integers(0, 2**32), st.integers(0, 4))
+@settings(max_examples=200)
+def test_sharing_what_is_the_same_changes_neither_of_two_states(name, seed, changes):
+    rng = random.Random(seed)
+    pre, post = load(name, small=True), load(name, small=True)
+    for environment in (pre, *[post] * 4)[:changes]:
+        perturb(environment, rng)
+    if holds_itself(pre) or holds_itself(post):  # its repr would not end
+        return
+    before, after = copy.deepcopy((pre, post))
+    shared = share_same(before, after)
+    assert_told_apart_by_nothing(pre, before)
+    assert_told_apart_by_nothing(post, after)
+    assert shared is after or (shared is before and same(pre, post))
+    assert changes or shared is before
+
+
+@given(st.sampled_from(VALUES), st.sampled_from(VALUES))
+@settings(max_examples=300)
+def test_only_what_nothing_tells_apart_is_shared(left, right):
+    for one, other in ((left, right), ([left], [right]), ({"k": left}, {"k": right})):
+        one, other = copy.deepcopy((one, other))
+        if share_same(one, other) is one:
+            assert repr(one) == repr(other)
+
+
+def test_what_agrees_in_its_fields_alone_is_not_shared():
+    pre, post = load("workspace", small=True), load("workspace", small=True)
+    first, second = list(post.inbox.emails.values())[:2]
+    first.__pydantic_fields_set__.discard("subject")
+    second.timestamp = second.timestamp.replace(fold=1)
+    post.cloud_drive.files = dict(reversed(post.cloud_drive.files.items()))
+    assert pre == post
+    assert same(pre, post)
+    share_same(pre, post)
+    shared = [pre.inbox.emails[key] is email for key, email in post.inbox.emails.items()]
+    assert shared == [False, False, True]
+    assert list(post.cloud_drive.files) == list(pre.cloud_drive.files)[::-1]
+    assert all(pre.cloud_drive.files[key] is file for key, file in post.cloud_drive.files.items())
+    assert post.calendar is pre.calendar
+
+
 @given(st.sampled_from(VALUES), st.sampled_from(VALUES))
 @settings(max_examples=300)
 def test_same_means_nothing_to_report(left, right):
@@ -254,11 +308,15 @@ def check_end_states(name, pairs):
     for suite, user_task, injection_task, environment in end_states(name, pairs):
         pre = load(name)
         changed += bool(assert_equal_diffs(name, pre, environment))
+        before, after = copy.deepcopy((pre, environment))
+        share_same(before, after)
+        assert_told_apart_by_nothing(environment, after)
         for task in (user_task, injection_task):
             output = [text_content_block_from_string(task.GROUND_TRUTH_OUTPUT)]
             official = suite._check_task_result(task, output, pre, environment, [])
             with fast_grading():
                 assert suite._check_task_result(task, output, pre, environment, []) == official
+                assert suite._check_task_result(task, output, before, after, []) == official
     assert changed
 
 

@@ -233,6 +233,21 @@ def test_prompts_of_one_batch_share_their_beginning(model: Any) -> None:
     assert reads.tokens == 7 * BLOCK + 5 * BLOCK
 
 
+def test_groups_with_beginnings_of_their_own_and_a_lone_prompt_change_no_token(model: Any) -> None:
+    first = range(30, 30 + 2 * BLOCK)
+    suites = [(*first, *range(70, 70 + 4 * BLOCK)), (*first, *range(140, 140 + 5 * BLOCK))]
+    prompts = [(*suite, 100 + number, *range(110, 110 + 3 * number)) for number in range(4) for suite in suites]
+    prompts.append(tuple(range(60, 60 + 3 * BLOCK)))
+    requests = [GenerationRequest(prompt, seed) for seed, prompt in enumerate(prompts)]
+    options: dict[str, Any] = {"temperature": 1.2, "max_new_tokens": 12}
+    expected = generator(model, cache_bytes=0, **options)(requests)
+    generate = generator(model, **options)
+    for _ in range(2):
+        for made, wanted in zip(generate(requests), expected, strict=True):
+            assert made.token_ids == wanted.token_ids
+            assert made.logprobs == pytest.approx(wanted.logprobs, abs=1e-4)
+
+
 def test_too_little_memory_changes_no_token(model: Any) -> None:
     expected, _ = conversation(generator(model, cache_bytes=0), turns=3)
     for blocks in (0.5, 1, 3):

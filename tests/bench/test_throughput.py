@@ -215,7 +215,7 @@ def test_no_judge_and_no_tool_holds_up_the_event_loop(tmp_path: Path, monkeypatc
 
 
 def test_what_runs_on_the_event_loop_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of benchmarks that only compute do, so that no reply waits for a thread."""
+    """Worlds and steps of benchmarks that only compute do, so that no reply waits for a thread."""
     config = EvalConfig(agent="oracle", attack=ATTACKS, limit=40, concurrency=16, out=tmp_path)
     plan = config.plan()
     for env in plan.environments:
@@ -226,6 +226,7 @@ def test_what_runs_on_the_event_loop_is_short(tmp_path: Path, monkeypatch: pytes
         asyncio.run(run_evaluation(config, load_agent("oracle"), plan=plan))
     taken = sorted(stretches.on_loop)
     print(f"\n{len(taken)} steps, {1e3 * statistics.median(taken):.2f} ms each, {1e3 * taken[-1]:.1f} ms at most")
-    assert len(taken) > stretches.elsewhere > 0
+    assert taken[1:]
+    assert not stretches.elsewhere
     # The first episode that is graded loads what grading takes.
     assert taken[-2] <= 0.05

@@ -1,11 +1,15 @@
 """What two worker processes gain over one, in processor time: how fast they are in seconds depends on who else works.
 
-Processor time is a bound: with two free processors the run takes half of what is spent on it, if nothing waits.
+Processor time is a bound: with two free processors the run takes half of what is spent on it, if nothing waits. So
+where one process spends c on an episode, two that spend c + p on it are 2c / (c + p) times as fast. The command's share
+p is there however little the workers do: it gives out items, reads pickled episodes and resumes who waits for them. A
+server on the same two processors that spends s on an episode leaves 2c / (c + p + s).
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import multiprocessing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +24,7 @@ from misbehaving import Scripted, tasks_by_prompt
 from quick import serve_quickly
 from quick import spent as server_spent
 
-from fate_gym import loops
+from fate_gym import evaluate, loops
 from fate_gym.agents import load_agent
 from fate_gym.agents.api import OpenAIAgent
 from fate_gym.evaluation import EvalConfig, run_evaluation
@@ -33,6 +37,7 @@ pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 ATTACK = "important_instructions"
 SUITES = ["workspace", "travel", "banking", "slack"]
 SMALL = ["banking", "slack"]
+_TURNS = 3
 
 
 @dataclass(frozen=True)
@@ -44,22 +49,32 @@ class Work:
     concurrency: int
     repeats: int
 
-    def seconds(self, workers: int, out: Path) -> float:
-        """Processor seconds that an episode takes, once all workers have started and each has met all tasks."""
+    def seconds(self, out: Path) -> tuple[float, float]:
+        """Processor seconds that an episode takes with one worker and with two, in turns: the least of each.
 
-        async def main() -> float:
+        All workers have started, and each has met all tasks.
+        """
+
+        async def main() -> tuple[float, float]:
             beside = multiprocessing.active_children()
-            players = engage(Player(self._config(out, 1).plan().environments, self.agent), workers)
+            environments = self._config(out, 1).plan().environments
+            pools = {count: engage(Player(environments, self.agent), count) for count in (1, 2)}
+            least = dict.fromkeys(pools, math.inf)
             try:
-                await self._play(players, out / "starting", 1)
-                while getattr(players, "_starting", ()):
-                    await asyncio.sleep(0.05)
-                await self._play(players, out / "meeting", 2 * workers)
-                before = _spent(beside)
-                episodes = await self._play(players, out / "measured", self.repeats)
-                return (_spent(beside) - before) / episodes
+                for count, players in pools.items():
+                    await self._play(players, out / f"starting {count}", 1)
+                    while getattr(players, "_starting", ()):
+                        await asyncio.sleep(0.05)
+                    await self._play(players, out / f"meeting {count}", 2 * count)
+                for turn in range(_TURNS):
+                    for count, players in pools.items():
+                        before = _spent(beside)
+                        episodes = await self._play(players, out / f"measured {count} {turn}", self.repeats)
+                        least[count] = min(least[count], (_spent(beside) - before) / episodes)
             finally:
-                await players.aclose()
+                for players in pools.values():
+                    await players.aclose()
+            return least[1], least[2]
 
         return loops.run(main())
 
@@ -92,7 +107,7 @@ def _spent(beside: Sequence[BaseProcess]) -> float:
 
 def test_two_processes_are_worth_more_than_one(tmp_path: Path, table: Callable[..., None]) -> None:
     work = Work(load_agent("gullible"), SUITES, concurrency=8, repeats=8)
-    one, two = (work.seconds(workers, tmp_path / str(workers)) for workers in (1, 2))
+    one, two = work.seconds(tmp_path)
     figures = f"{1e3 * two:.2f} ms", f"{1e3 * one:.2f} ms", f"{2 * one / two:.2f}x", "1.8x"
     table("processor time of an episode, two processes against one", *figures)
     # 1.86 to 2.28 on a quiet machine.
@@ -104,15 +119,14 @@ def test_two_processes_ask_a_server_for_more_than_one(tmp_path: Path, table: Cal
     env: Any = gym.make("fate/AgentDojo-v0", suite=SMALL, attack=ATTACK).unwrapped
     with serve_quickly(Scripted("oracle", tasks_by_prompt(env)), latency=0.1) as url:
         agent = OpenAIAgent("m", base_url=url)
-        Work(agent, SMALL, concurrency=64, repeats=1).seconds(1, tmp_path / "seen")
+        evaluate(agent, suite=SMALL, attack=ATTACK, limit=60, concurrency=64, out=tmp_path / "seen")
         before = server_spent(url)
-        work = Work(agent, SMALL, concurrency=256, repeats=16)
-        one, two = (work.seconds(workers, tmp_path / str(workers)) for workers in (1, 2))
+        one, two = Work(agent, SMALL, concurrency=256, repeats=16).seconds(tmp_path)
         server = server_spent(url) - before
     cost = server.seconds / server.replies
     print(f"\nthe server took {1e3 * cost:.3f} ms for a reply")
     figures = f"{1e3 * two:.2f} ms", f"{1e3 * one:.2f} ms", f"{2 * one / two:.2f}x", "1.8x"
     table("processor time of an episode at a server, 256 at once at 0.1 s, two processes against one", *figures)
     assert server.thought == 0
-    # 1.68 to 1.88 on a quiet machine.
+    # c is 2.4 ms, p 0.3 and s 0.15 on a busy machine: 1.78, and 1.68 in seconds with the server beside.
     assert 2 * one / two >= 1.5

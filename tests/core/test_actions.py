@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fate_gym import actions
 from fate_gym._plain import MAX_DEPTH, replace_surrogates, to_json
 from fate_gym.actions import read_action
 from fate_gym.chat import EMPTY_ANSWER, copy_messages
+from fate_gym.transcript import turn_size
 
 
 def call(name: Any = "look", arguments: Any = "{}", **extra: Any) -> dict[str, Any]:
@@ -340,6 +342,17 @@ def test_any_action_becomes_a_message_that_an_api_takes_back(action: Any) -> Non
     assert turn.problem or turn.calls or turn.text.strip()
     assert turn.problem or not turn.attempted
     assert read_action(turn.raw, 0) == turn
+
+
+@given(action=anything | messages)
+def test_a_message_read_whole_is_the_one_that_is_read_part_by_part(action: Any) -> None:
+    whole = read_action(action, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(actions, "exact_json", lambda fields: None)
+        in_parts = read_action(action, 0)
+    assert json.dumps(whole.raw) == json.dumps(in_parts.raw)
+    assert whole == in_parts
+    assert turn_size(whole.raw, whole.message) == len(json.dumps(whole.raw)) + len(json.dumps(whole.message))
 
 
 @given(value=anything)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fate_gym.delivery import delivered
+from fate_gym.delivery import _letters, delivered
 
 printable = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]) | st.sampled_from("\n\t\\\"'"), min_size=1
@@ -20,6 +21,11 @@ formatters = st.sampled_from([str, repr, yaml.safe_dump, json.dumps, lambda text
 def test_a_payload_is_seen_through_any_formatter(payload: str, before: str, after: str, formatter: Any) -> None:
     if payload.strip() and any(char.isalnum() for char in payload):
         assert delivered(payload, formatter(before + payload + after))
+
+
+@given(st.text(st.characters(codec="ascii")))
+def test_letters_of_ascii_are_those_that_the_expression_leaves(text: str) -> None:
+    assert _letters(text) == re.sub(r"[\W_]+", "", text)
 
 
 @pytest.mark.parametrize("content", ["", "Please ignore", "all previous", "pleaseignore"])

@@ -21,8 +21,9 @@ from fate_gym.agents.defences import defend
 from fate_gym.episode import Episode
 from fate_gym.errors import PluginError, UsageError, WorkerError
 from fate_gym.evaluation import EvalConfig, Run, RunFolder, run_evaluation
+from fate_gym.evaluation.hosting import Answer, DiedError
 from fate_gym.evaluation.playing import Player
-from fate_gym.evaluation.workers import Backend, InProcess, engage
+from fate_gym.evaluation.workers import Backend, InProcess, WorkerPool, engage
 from fate_gym.rollout import as_agent
 from fate_gym.serving import Pacer
 from fate_gym.share import Share, take_share
@@ -147,6 +148,51 @@ def test_what_cannot_be_sent_is_said_in_one_line(tmp_path: Path) -> None:
 def test_what_cannot_be_made_elsewhere_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a worker process cannot make what plays: ValueError: no such clerk here"):
         run(shop_workers.Unmakeable(os.getpid()), tmp_path / "run")
+
+
+class Remote:
+    """A worker that is nowhere: it starts, or dies while it starts, when `begun` is set."""
+
+    def __init__(self, begun: asyncio.Event, dies: bool, started: asyncio.Event) -> None:
+        self._begun, self._dies, self._started = begun, dies, started
+
+    async def start(self) -> Answer:
+        await self._begun.wait()
+        if self._dies:
+            raise DiedError("killed")
+        self._started.set()
+        return Answer(None, None, ())
+
+    async def do(self, work: Callable[..., Any], piece: object) -> Answer:
+        return Answer(piece, None, ())
+
+    async def aclose(self) -> Answer:
+        return Answer(None, None, ())
+
+    def end(self) -> None:
+        pass
+
+
+def test_a_worker_that_dies_while_it_starts_is_replaced_if_another_has_worked(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def main() -> None:
+        at_once, later, first, second = (asyncio.Event() for _ in range(4))
+        at_once.set()
+        deaths = iter([True, True, False])
+
+        def make(share: Share) -> Remote:
+            return Remote(later, next(deaths), second) if share.index else Remote(at_once, False, first)
+
+        pool: WorkerPool[Player] = WorkerPool(make, 2)
+        assert await pool.do(Player.check, True) is True
+        later.set()
+        await second.wait()
+        await pool.aclose()
+
+    asyncio.run(main())
+    told = "a worker process ended while it started (killed): another takes its place"
+    assert [record.getMessage() for record in caplog.records] == [told] * 2
 
 
 def test_workers_that_never_start_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

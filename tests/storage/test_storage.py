@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from fate_gym.errors import DiskError, RunCorruptError, RunError, RunLockedError, RunMismatchError
 from fate_gym.storage import (
+    MAX_DEPTH,
     AppendLog,
     Fields,
     WriterLock,
     check_same_settings,
     digest,
+    dump,
     encode_line,
     make_folder,
     parse,
@@ -27,6 +29,7 @@ from fate_gym.storage import (
     replace_file,
     sync_tree,
 )
+from fate_gym.storage._json import check_depth
 
 SCHEMA = "fate-gym/thing/3"
 DAMAGE = {
@@ -306,6 +309,21 @@ def test_a_record_that_no_reader_would_take_is_not_written(tmp_path: Path, monke
     log.append(TWO, THREE)  # Each is short enough, though both together are not.
     log.close()
     assert (tmp_path / "log").read_bytes() == ONE + TWO + THREE
+
+
+@pytest.mark.parametrize("innermost", [1, {}, []])
+@pytest.mark.parametrize("depth", range(MAX_DEPTH - 3, MAX_DEPTH + 3))
+def test_what_is_written_is_as_deep_as_what_is_read(depth: int, innermost: Any) -> None:
+    value = innermost
+    for level in range(depth):
+        value = {"a": value} if level % 2 or level == depth - 1 else [value]
+    try:
+        check_depth(value)
+    except ValueError:
+        with pytest.raises(ValueError, match="nested deeper than 200"):
+            dump(value)
+    else:
+        assert parse(encode_line(value)) == value
 
 
 def test_a_lock_is_held_by_one(tmp_path: Path) -> None:

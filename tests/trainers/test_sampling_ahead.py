@@ -161,6 +161,7 @@ def test_the_server_samples_the_next_step_during_an_update(
         expected = ratios * (ratios <= 3)
         assert batch["importance_sampling_ratio"].flatten().tolist() == pytest.approx(expected.tolist(), rel=1e-3)
         assert step["ratio"] == pytest.approx(expected.mean().item(), rel=1e-3)
+        assert step["cut"] == pytest.approx((ratios > 3).float().mean().item())
         assert ((ratios - 1).abs().max() > 1e-2) == (step["step"] > 1)
 
 

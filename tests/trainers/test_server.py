@@ -218,7 +218,8 @@ def test_pfpo_samples_each_step_with_the_weights_of_that_step(server: TokenServe
         assert here["grad_norm"] == pytest.approx(there["grad_norm"], rel=1e-3)
         # The weights were the trainer's own: the sampler's probabilities are the trainer's.
         assert there["ratio"] == pytest.approx(1.0, abs=1e-4)
-        assert "ratio" not in here
+        assert there["cut"] == 0
+        assert not here.keys() & {"ratio", "cut"}
     # Nothing is kept of the versions before the last one.
     assert len(list((tmp_path / "served" / "served").iterdir())) == 1
 
@@ -236,6 +237,7 @@ def test_the_loss_is_corrected_by_the_ratio_of_probabilities(server: TokenServer
     server.noise = -5.0
     lost = optimise(base, tmp_path / "lost", sampler_of(server, base, tmp_path / "lost"), steps=1)
     assert lost[0]["grad_norm"] < 0.01 * exact[0]["grad_norm"]
+    assert (lost[0]["ratio"], lost[0]["cut"]) == (0, 1)
 
 
 # Whole trainings.

@@ -105,8 +105,9 @@ class Rollouts:
         # A further pass over the same rollouts must not say that they were paid for again.
         self._measures |= dict.fromkeys(_PAID_ONCE, 0)
         # How far the sampler's probabilities are from the trainer's: 1.0 if they are the same.
-        ratio = logs.get("sampling/importance_sampling_ratio/mean")
-        return measures if ratio is None else {**measures, "ratio": ratio}
+        if (ratio := logs.get("sampling/importance_sampling_ratio/mean")) is not None:
+            measures |= {"ratio": ratio, "cut": logs["sampling/importance_sampling_ratio/cut"]}
+        return measures
 
     def is_last(self, record: Mapping[str, Any]) -> bool:
         """Whether the update with this record is the last one, since the tokens suffice for no further step."""

@@ -74,6 +74,12 @@ class PFPOTrainer(GRPOTrainer):  # type: ignore[misc]
         # Nor may it send weights to one: `Sampler.learner` has seen to that.
         self._last_loaded_step = self.state.global_step
         batch: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.use_vllm:
+            # TRL logs the mean, the least and the largest ratio, in which those that it has cut are zeros, untold.
+            cut = (batch["importance_sampling_ratio"] == 0).float().mean()
+            self._metrics["train"]["sampling/importance_sampling_ratio/cut"].append(
+                self.accelerator.gather(cut).mean().item()
+            )
         if self._rule is None:
             return batch
         own, group_size, processes = batch["advantages"], self.num_generations, self.accelerator.num_processes

@@ -10,31 +10,27 @@ import builtins
 import datetime
 import functools
 import importlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any
+
+from fate_gym.benchmarks.agentdojo.switch import Switch
 
 FROZEN_NOW = (2026, 1, 1, 12, 0, 0)
 """The frozen time, as arguments of `datetime`: later than every timestamp of the default suites (July 2024 is the
 last), since graders want a changed file to be newer than it was."""
 
-_active: ContextVar[bool] = ContextVar("fate_gym_agentdojo_deterministic", default=False)
+_deterministic = Switch("fate_gym_agentdojo_deterministic")
 _TOOLS = "agentdojo.default_suites.v1.tools"
 
 
-@contextmanager
-def deterministic() -> Iterator[None]:
+def deterministic() -> AbstractContextManager[None]:
     """Make AgentDojo's tools give the same result every time, in this thread or task.
 
     Outside the context, and in other threads meanwhile, AgentDojo works as it always does. Contexts may be nested.
     """
     _install()
-    token = _active.set(True)
-    try:
-        yield
-    finally:
-        _active.reset(token)
+    return _deterministic.on()
 
 
 class _FrozenDatetime(datetime.datetime):
@@ -48,14 +44,14 @@ class _DatetimeModule:
     """Stands in for the `datetime` module in a tool module's globals."""
 
     def __getattr__(self, name: str) -> Any:
-        if name == "datetime" and _active.get():
+        if name == "datetime" and _deterministic.is_on:
             return _FrozenDatetime
         return getattr(datetime, name)
 
 
 def _set(items: Iterable[Any] = ()) -> Any:
     """Stands in for `set` in a tool module's globals: set-like, and in the order of insertion."""
-    return dict.fromkeys(items).keys() if _active.get() else builtins.set(items)
+    return dict.fromkeys(items).keys() if _deterministic.is_on else builtins.set(items)
 
 
 @functools.cache

@@ -4,30 +4,25 @@ Nearly all the time it takes to validate AgentDojo's largest environment goes in
 """
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager
 
 import pydantic.networks
 
-_active: ContextVar[bool] = ContextVar("fate_gym_remembered_emails", default=False)
+from fate_gym.benchmarks.agentdojo.switch import Switch
+
+_remembering = Switch("fate_gym_remembered_emails")
 _validate = pydantic.networks.validate_email
 _remembered = functools.lru_cache(maxsize=4096)(_validate)
 
 
-@contextmanager
-def remembered_emails() -> Iterator[None]:
+def remembered_emails() -> AbstractContextManager[None]:
     """Let pydantic's `EmailStr` remember, in this thread or task, which addresses are valid and how they are written.
 
     Validation is a function of the text alone, so results are the same; an address that fails is looked at each time.
     """
     pydantic.networks.validate_email = _dispatch
-    token = _active.set(True)
-    try:
-        yield
-    finally:
-        _active.reset(token)
+    return _remembering.on()
 
 
 def _dispatch(value: str) -> tuple[str, str]:
-    return _remembered(value) if _active.get() else _validate(value)
+    return _remembered(value) if _remembering.is_on else _validate(value)

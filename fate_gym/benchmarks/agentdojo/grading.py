@@ -10,15 +10,16 @@ import datetime
 import functools
 import importlib
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 from pydantic import BaseModel
 
-_active: ContextVar[bool] = ContextVar("fate_gym_agentdojo_fast_grading", default=False)
+from fate_gym.benchmarks.agentdojo.switch import Switch
+
+_fast = Switch("fate_gym_agentdojo_fast_grading")
 _SUITES = "agentdojo.default_suites"
 _DIFFS = {
     f"{_SUITES}.v1.workspace.task_suite": "WorkspaceDeepDiff",
@@ -27,15 +28,10 @@ _DIFFS = {
 _ATOMS = frozenset({str, int, float, bool, type(None), datetime.datetime, datetime.date})
 
 
-@contextmanager
-def fast_grading() -> Iterator[None]:
+def fast_grading() -> AbstractContextManager[None]:
     """Make AgentDojo's graders diff environments fast, with equal results, in this thread or task."""
     _install()
-    token = _active.set(True)
-    try:
-        yield
-    finally:
-        _active.reset(token)
+    return _fast.on()
 
 
 def same(left: Any, right: Any) -> bool:
@@ -58,6 +54,60 @@ def same(left: Any, right: Any) -> bool:
     if kind is dict:
         return left.keys() == right.keys() and _all_same((value, right[key]) for key, value in left.items())
     return False
+
+
+def share_same(old: Any, new: Any) -> Any:
+    """Gives two values that are the same to one object: parts of `new` become those of `old` that nothing tells apart.
+
+    Whatever compares the two afterwards passes over such parts at once, and finds what it would have found: a part
+    is replaced only where types, values, the order of keys and what pydantic notes of a model all agree.
+
+    Args:
+        old: A value of plain containers, atoms and models, which stays as it is.
+        new: Another one, which is changed in place.
+
+    Returns:
+        `old` if nothing tells the two apart, `new` otherwise.
+    """
+    if old is new:
+        return old
+    kind = type(new)
+    if type(old) is not kind:
+        return new
+    if kind in _ATOMS:
+        # Equal floats may differ by a sign, and equal times by their zone.
+        return old if old == new and repr(old) == repr(new) else new
+    if kind is list:
+        alike = _share_parts(old, new, range(min(len(old), len(new)))) and len(old) == len(new)
+    elif kind is dict:
+        alike = _share_parts(old, new, [key for key in new if key in old]) and list(old) == list(new)
+    elif isinstance(new, BaseModel):
+        alike = (
+            share_same(vars(old), vars(new)) is vars(old)
+            and old.__pydantic_fields_set__ == new.__pydantic_fields_set__
+            and old.__pydantic_extra__ == new.__pydantic_extra__
+            and old.__pydantic_private__ == new.__pydantic_private__
+        )
+    else:
+        alike = False
+    return old if alike else new
+
+
+def _share_parts(old: Any, new: Any, keys: Iterable[Any]) -> bool:
+    """Shares what stands under the same keys or at the same places; returns whether all of that is the same."""
+    alike = True
+    for key in keys:
+        left, right = old[key], new[key]
+        if left is right:
+            continue
+        # Most parts are texts, and a call for each of them would be most of the time.
+        if type(right) is str:
+            alike = alike and type(left) is str and left == right
+        elif share_same(left, right) is left:
+            new[key] = left
+        else:
+            alike = False
+    return alike
 
 
 def _all_same(pairs: Iterable[tuple[Any, Any]]) -> bool:
@@ -94,7 +144,7 @@ class _PrunedDiff(partial):  # type: ignore[type-arg]
     """Stands in for a partial of DeepDiff in a grader's globals, and is one still."""
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        if _active.get() and len(args) == 2 and not kwargs:
+        if _fast.is_on and len(args) == 2 and not kwargs:
             return super().__call__(*args, custom_operators=[_SkipSame()])
         return super().__call__(*args, **kwargs)
 

@@ -11,6 +11,7 @@ from agentdojo.functions_runtime import Function, TaskEnvironment
 
 from fate_gym.benchmark import ToolOutcome, World
 from fate_gym.benchmarks.agentdojo.execution import call_tool
+from fate_gym.benchmarks.agentdojo.grading import share_same
 from fate_gym.benchmarks.agentdojo.templates import SuiteTemplate
 from fate_gym.chat import Json, Message, ToolSchema
 from fate_gym.transcript import CallRecord
@@ -62,10 +63,11 @@ class AgentDojoWorld(World):
     def states(self) -> tuple[TaskEnvironment, TaskEnvironment]:
         """Returns the states before the first call and after the last, for graders, which change neither.
 
-        What no call has asked for is one object in both.
+        What no call has asked for, and what no call has changed, is one object in both.
         """
         before, after = self._initial.load(), self._touched_fields()
         self._initial.complete(after, before)
+        share_same(before, after)
         return before, after
 
     def replayed(self, calls: Iterable[CallRecord], before: TaskEnvironment) -> TaskEnvironment:
