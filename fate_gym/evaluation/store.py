@@ -68,9 +68,10 @@ def _readable(
     on_problem: OnProblem | None,
 ) -> Iterator[tuple[Place, T]]:
     """Yields (place, what `read` makes of the record); see `RunFolder.placed` for `on_problem`."""
+    where = f"{path}, line "
     for place, record in placed:
         try:
-            entry = read(record, f"{path}, line {place.line}")
+            entry = read(record, f"{where}{place.line}")
         except RunError as problem:
             if on_problem is None:
                 raise
