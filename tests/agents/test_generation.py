@@ -320,9 +320,10 @@ def test_what_was_written_before_is_written_again_in_few_passes(model: Any, temp
     with Passes(model) as second:
         again, others = talk()
     assert again == expected
-    # The last bit decides whether a token at the edge of a nucleus belongs to it, and so is given to all the others.
-    edge = 1e-4 if top_p == 1 else 1e-2
-    assert torch.allclose(torch.tensor(others), torch.tensor(logprobs), atol=edge)
+    apart = (torch.tensor(others) - torch.tensor(logprobs)).abs()
+    # The last bit decides whether a token at the edge of a nucleus belongs to it: hardly ever, and never by much.
+    assert (apart > 1e-4).float().mean() <= (0 if top_p == 1 else 0.01)
+    assert apart.max() < 1e-2
     assert second.count < first.count / 3
 
 
