@@ -51,6 +51,8 @@ BAD: list[tuple[Any, str]] = [
     ({**GOOD, "date": "2026-13-01"}, "date must be a day"),
     ({**GOOD, "schema": "fate-gym/submission/2"}, "this fate-gym reads"),
     ({**GOOD, "score": 1.0}, "unknown field score"),
+    ({**GOOD, "schema": "x" * 9999}, r"schema is 'x{199}\.\.\., this"),
+    ({**GOOD, "x" * 9999: 1.0}, r"unknown field x{200}\.\.\.;"),
     ({**GOOD, "contaminated_by": "x"}, "must be a list"),
     ({**GOOD, "contaminated_by": [""]}, "must be a list of names"),
     ({**GOOD, "contaminated_by": ["x", "x"]}, "twice"),
