@@ -91,7 +91,6 @@ class PaddedBatch:
 
     def __init__(self, model: Any, layers: int | None, room: int) -> None:
         self._model, self._layers, self._room = model, layers, room
-        self._guesses: Sequence[Sequence[int]] = ()
 
     def add(self, prompts: Sequence[Sequence[int]], pasts: Sequence[Sequence[KeysAndValues]]) -> None:
         """Sets the rows.

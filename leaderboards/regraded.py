@@ -91,7 +91,7 @@ def _rows(path: Path) -> Iterator[Row]:
     of_group = {episode.key: (episode.mode, episode.attack) for episode in run.episodes}
     values: dict[tuple[str, str | None], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     differences: dict[tuple[str, str | None], Counter[str]] = defaultdict(Counter)
-    for recorded in {entry.key: entry for entry in RunFolder.read(path).recorded()}.values():
+    for recorded in {entry.key: entry for entry in RunFolder(path).recorded()}.values():
         group = of_group[recorded.key]
         differences[group].update(recorded.differences.values())
         for name, (score, inverted) in _SCORES.get(group[0], {}).items():

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from fate_gym.errors import RunError
-from fate_gym.storage import read_yaml
+from fate_gym.storage import cut, read_yaml
 
 SCHEMA: Final = "fate-gym/submission/1"
 FILE: Final = "submission.yaml"
 
-_SHOWN: Final = 200
 _LONGEST: Final = {"who": 200, "model": 200, "date": 10, "notes": 5000}
 _REQUIRED: Final = ("schema", "who", "model", "date")
 _KNOWN: Final = (*_REQUIRED, "notes", "contaminated_by")
@@ -64,10 +63,10 @@ def _problem(fields: dict[str, Any]) -> str | None:
     missing = [name for name in _REQUIRED if name not in fields]
     unknown = sorted(str(name) for name in fields if name not in _KNOWN)
     if missing or unknown:
-        what = f"{', '.join(missing)} missing" if missing else f"unknown field {_cut(', '.join(unknown))}"
+        what = f"{', '.join(missing)} missing" if missing else f"unknown field {cut(', '.join(unknown))}"
         return f"{what}; there are: {', '.join(_KNOWN)}"
     if fields["schema"] != SCHEMA:
-        return f"schema is {_cut(repr(fields['schema']))}, this fate-gym reads {SCHEMA!r}"
+        return f"schema is {cut(repr(fields['schema']))}, this fate-gym reads {SCHEMA!r}"
     for name, longest in _LONGEST.items():
         value = fields.get(name, "" if name == "notes" else None)
         # YAML reads an unquoted day as a date.
@@ -80,11 +79,6 @@ def _problem(fields: dict[str, Any]) -> str | None:
     if not isinstance(marks, list) or not all(isinstance(mark, str) and 0 < len(mark) <= 200 for mark in marks):
         return "contaminated_by must be a list of names"
     return "contaminated_by names something twice" if len(set(marks)) != len(marks) else None
-
-
-def _cut(text: str) -> str:
-    """Cuts a stranger's text, which may be as long as the file."""
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _exists(day: str) -> bool:

@@ -218,7 +218,7 @@ def _check_recorded(path: Path, report: Verification) -> None:
         report.add("recorded.jsonl", str(problem))
 
     try:
-        recorded = {entry.key: entry for entry in RunFolder.read(path).recorded(damaged)}
+        recorded = {entry.key: entry for entry in RunFolder(path).recorded(damaged)}
     except RunError as problem:
         damaged(problem)
         return

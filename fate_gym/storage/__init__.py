@@ -12,7 +12,7 @@ from fate_gym.storage._digest import file_digest, folder_digest
 from fate_gym.storage._json import MAX_DEPTH, SURROGATE, digest, dump, encode_line, parse
 from fate_gym.storage._lock import LOCK_FILE, WriterLock
 from fate_gym.storage._log import BEGINNING, AppendLog, Place, corrupt, lines, placed_records, records
-from fate_gym.storage._reading import Fields, is_finite, open_file, read_file, read_object
+from fate_gym.storage._reading import Fields, cut, is_finite, open_file, read_file, read_object
 from fate_gym.storage._settings import check_same_settings, settings_apart
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ __all__ = [
     "WriterLock",
     "check_same_settings",
     "corrupt",
+    "cut",
     "digest",
     "dump",
     "encode_line",

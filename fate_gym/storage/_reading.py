@@ -33,8 +33,12 @@ T = TypeVar("T")
 
 _VERSION: Final = re.compile("[0-9]{1,9}")
 
-_LONGEST_NAME: Final = 200
-"""Characters of a field's name that an error repeats."""
+_LONGEST_SHOWN: Final = 200
+
+
+def cut(text: str) -> str:
+    """Cuts what an error repeats of a file, which may be a stranger's: one text in it may be as long as the file."""
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
 
 def open_file(path: Path, buffer: int = -1) -> BinaryIO:
@@ -241,10 +245,7 @@ class Fields:
 
     def problem(self, name: str, what: str) -> RunCorruptError:
         """Returns the error for a field, such as `problem("seed", "must not be negative")`."""
-        # A name may be a stranger's, as long as the file.
-        full = self._full(name)
-        shown = full if len(full) <= _LONGEST_NAME else f"{full[:_LONGEST_NAME]}..."
-        return RunCorruptError(f"{self._where}: {shown} {what}")
+        return RunCorruptError(f"{self._where}: {cut(self._full(name))} {what}")
 
     def _entries(self, name: str) -> Fields:
         """Reads a list as an object of its indices."""

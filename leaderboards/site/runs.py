@@ -269,7 +269,7 @@ def _recorded(run: Run) -> dict[str, Recorded]:
     if run.origin is None:
         return {}
     try:
-        return {entry.key: entry for entry in RunFolder.read(run.path).recorded(lambda problem: None)}
+        return {entry.key: entry for entry in RunFolder(run.path).recorded(lambda problem: None)}
     except RunError:
         return {}
 

@@ -162,14 +162,20 @@ def holds_itself(data, above=()):
     return any(holds_itself(value, (*above, id(data))) for value in values)
 
 
-@pytest.mark.no_cover
-@given(st.sampled_from(["workspace", "travel"]), st.integers(0, 2**32), st.integers(0, 4))
-@settings(max_examples=200)
-def test_any_change_gives_equal_diffs(name, seed, changes):
+def two_states(name, seed, changes):
+    """The first of the changes is made to the first state, all others to the second."""
     rng = random.Random(seed)
     pre, post = load(name, small=True), load(name, small=True)
     for environment in (pre, *[post] * 4)[:changes]:
         perturb(environment, rng)
+    return pre, post
+
+
+@pytest.mark.no_cover
+@given(st.sampled_from(["workspace", "travel"]), st.integers(0, 2**32), st.integers(0, 4))
+@settings(max_examples=200)
+def test_any_change_gives_equal_diffs(name, seed, changes):
+    pre, post = two_states(name, seed, changes)
     if not holds_itself(pre) and not holds_itself(post):  # its repr would not end
         assert_equal_diffs(name, pre, post)
 
@@ -199,10 +205,7 @@ def assert_told_apart_by_nothing(left, right):
 @given(st.sampled_from(["workspace", "travel"]), st.integers(0, 2**32), st.integers(0, 4))
 @settings(max_examples=200)
 def test_sharing_what_is_the_same_changes_neither_of_two_states(name, seed, changes):
-    rng = random.Random(seed)
-    pre, post = load(name, small=True), load(name, small=True)
-    for environment in (pre, *[post] * 4)[:changes]:
-        perturb(environment, rng)
+    pre, post = two_states(name, seed, changes)
     if holds_itself(pre) or holds_itself(post):  # its repr would not end
         return
     before, after = copy.deepcopy((pre, post))
