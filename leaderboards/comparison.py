@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from array import array
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fate_gym.chat import Json
-from fate_gym.episode import Episode
 from fate_gym.errors import UsageError
-from fate_gym.evaluation.keys import KeyList
+from fate_gym.evaluation.keys import Indices
 from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Metric
+from fate_gym.evaluation.results import Kind, Result
 from fate_gym.evaluation.summary import ALL
 from fate_gym.leaderboards.columns import REFUSALS, Column, column
 from fate_gym.leaderboards.groups import mixed
@@ -64,110 +60,52 @@ class Comparison:
     warnings: tuple[str, ...]
 
 
-_Key: TypeAlias = tuple[str, str | None, str]
-"""Mode, attack and suite."""
-
-
-class Scores:
-    """What comparisons need of a run's scored episodes, in columns: some sixty bytes for each.
-
-    Args:
-        episodes: The episodes.
-    """
-
-    def __init__(self, episodes: Iterable[Episode] = ()) -> None:
-        self.tables: dict[_Key, Table] = {}
-        for episode in episodes:
-            self.add(episode)
-
-    def add(self, episode: Episode) -> None:
-        """Adds an episode."""
-        key = episode.mode, episode.attack, episode.suite
-        (self.tables.get(key) or self.tables.setdefault(key, Table(episode.mode))).add(episode)
-
-    def __len__(self) -> int:
-        return sum(len(table.keys) for table in self.tables.values())
-
-
-class Table:
-    """The scores of one mode, attack and suite.
-
-    Args:
-        mode: The mode.
-
-    Attributes:
-        keys: Keys of the episodes.
-    """
-
-    def __init__(self, mode: str) -> None:
-        self.keys = KeyList()
-        self._mode = mode
-        self._names: dict[str, int] = {}
-        self._clusters = array("l")
-        self._values = array("d")
-
-    def add(self, episode: Episode) -> None:
-        """Adds an episode."""
-        self.keys.append(episode.key)
-        self._clusters.append(self._names.setdefault(episode.cluster, len(self._names)))
-        values = (metric.value(episode) for metric in METRICS.get(self._mode, AXIS_METRICS))
-        self._values.extend(math.nan if value is None else value for value in values)
-
-    def pairs(self, other: Table) -> Paired:
-        """Returns the scores of the episodes that both have."""
-        mine, theirs = self.keys.shared(other.keys)
-        names = list(self._names)
-        clusters = [names[i] for i in np.array(self._clusters)[mine].tolist()]
-        return Paired(self._rows(mine), other._rows(theirs), clusters)
-
-    def _rows(self, indices: NDArray[np.intp]) -> Floats:
-        return np.array(self._values).reshape(len(self.keys), -1)[indices]
-
-
 @dataclass(frozen=True, slots=True)
-class Paired:
-    """Episodes that two runs share.
+class _Pairs:
+    """Episodes that two runs share, by their results.
 
     Attributes:
-        a: The first run's values, (n, metrics); NaN where a metric does not apply.
+        first: The first run's different results.
+        second: The second's.
+        a: The first run's result in each pair, as an index into `first`, (n,).
         b: The second's.
-        clusters: The first's tasks, n.
     """
 
-    a: Floats
-    b: Floats
-    clusters: list[str]
+    first: Sequence[Result]
+    second: Sequence[Result]
+    a: Indices
+    b: Indices
 
-    def __add__(self, other: Paired) -> Paired:
-        return Paired(
-            np.concatenate([self.a, other.a]), np.concatenate([self.b, other.b]), self.clusters + other.clusters
-        )
+    def by(self, name: Callable[[Kind], Kind]) -> dict[Kind, _Pairs]:
+        """Groups the pairs by what their kind is called; all of a pair are of one kind."""
+        names = [name(result.kind) for result in self.first]
+        numbers = {kind: i for i, kind in enumerate(dict.fromkeys(names))}
+        of_each = np.array([numbers[kind] for kind in names], dtype=np.intp)[self.a]
+        order = np.argsort(of_each, kind="stable")
+        ends = np.searchsorted(of_each[order], np.arange(1, len(numbers)))
+        parts = zip(numbers, np.split(order, ends), strict=True) if numbers else ()
+        return {kind: replace(self, a=self.a[rows], b=self.b[rows]) for kind, rows in parts if len(rows)}
 
     def difference(self, i: int, metric: Metric) -> Difference:
         """Compares both in a metric, the mode's i-th."""
         curve = None if metric.curve is None else np.vectorize(metric.curve, otypes=[np.float64])
-        return difference(self.a[:, i], self.b[:, i], self.clusters, curve=curve)
+        ranks = {name: i for i, name in enumerate(sorted({result.cluster for result in self.first}))}
+        clusters = np.array([ranks[result.cluster] for result in self.first])[self.a]
+        return difference(_column(self.first, self.a, i), _column(self.second, self.b, i), clusters, curve=curve)
 
 
-def compare(a: LoadedRun, b: LoadedRun) -> Comparison:
-    """Compares two runs of one environment on the episodes that both have scored.
-
-    Raises:
-        UsageError: They are runs of different environments, or share no episode.
-    """
-    return compare_scores(a, b, Scores(a.episodes), Scores(b.episodes))
+def _column(results: Sequence[Result], each: Indices, i: int) -> Floats:
+    """Returns the i-th value of each episode, (n,), NaN where the metric does not apply; all are of one mode."""
+    used, which = np.unique(each, return_inverse=True)
+    return np.array([results[index].values[i] for index in used.tolist()], dtype=np.float64)[which]
 
 
-def compare_scores(
-    a: LoadedRun, b: LoadedRun, first: Scores, second: Scores, *, every_suite: bool = True
-) -> Comparison:
-    """Compares two runs whose scores are known.
+def compare(a: LoadedRun, b: LoadedRun, *, every_suite: bool = True) -> Comparison:
+    """Compares two runs of one environment on the episodes that both have scored. No episode is read for it.
 
     Args:
         a: The first run.
         b: The second.
-        first: Its scores.
-        second: The second's.
         every_suite: Whether each suite is compared by itself too, not only all together.
 
     Raises:
@@ -176,33 +114,35 @@ def compare_scores(
     envs = a.manifest["config"]["env"], b.manifest["config"]["env"]
     if envs[0] != envs[1]:
         raise UsageError(f"runs of different environments cannot be compared: {envs[0]} and {envs[1]}")
-    every: dict[_Key, Paired] = {}
-    shared = 0
-    for (mode, attack, suite), table in first.tables.items():
-        found = table.pairs(second.tables[mode, attack, suite]) if (mode, attack, suite) in second.tables else None
-        if found is None or not found.clusters:
-            continue
-        shared += len(found.clusters)
-        whole = every.get((mode, attack, ALL))
-        every[mode, attack, ALL] = found if whole is None else whole + found
-        if every_suite:
-            every[mode, attack, suite] = found
+    pairs = _pairs(a, b)
+    shared = len(pairs.a)
     if not shared:
         raise UsageError(f"{a.path} and {b.path} have no episode in common: other tasks, attacks or suites")
+    every = pairs.by(lambda kind: (*kind[:2], ALL)) | (pairs.by(lambda kind: kind) if every_suite else {})
     unlike = _refusals_by_both_kinds(a, b)
     rows = [
         Compared(attack, suite, column(mode, metric.name), difference)
-        for (mode, attack, suite), pairs in sorted(every.items(), key=_order)
+        for (mode, attack, suite), some in sorted(every.items(), key=_order)
         for i, metric in enumerate(METRICS.get(mode, AXIS_METRICS))
         if not (unlike and column(mode, metric.name).name in REFUSALS)
-        if (difference := pairs.difference(i, metric)).a is not None or difference.b is not None
+        if (difference := some.difference(i, metric)).a is not None or difference.b is not None
     ]
     warnings = [*_warnings(a, b), *(["refusals were told by a rule and by a judge: not compared"] if unlike else [])]
-    missing = len(first) - shared, len(second) - shared
+    missing = len(a.episodes) - shared, len(b.episodes) - shared
     return Comparison(a.run_id, b.run_id, tuple(rows), *missing, tuple(_settings(a, b)), tuple(warnings))
 
 
-def _order(entry: tuple[_Key, object]) -> tuple[str | bool, ...]:
+def _pairs(a: LoadedRun, b: LoadedRun) -> _Pairs:
+    """Pairs the episodes of one key, mode, attack and suite."""
+    first, second = a.episodes.results, b.episodes.results
+    one, other = a.episodes.paired_results(b.episodes)
+    numbers = {kind: i for i, kind in enumerate({result.kind for result in (*first, *second)})}
+    mine, theirs = (np.array([numbers[result.kind] for result in results], np.intp) for results in (first, second))
+    alike = mine[one] == theirs[other]
+    return _Pairs(first, second, one[alike], other[alike])
+
+
+def _order(entry: tuple[Kind, object]) -> tuple[str | bool, ...]:
     mode, attack, suite = entry[0]
     return mode, attack or "", suite != ALL, suite
 

@@ -29,7 +29,7 @@ def episodes(run: Path, report: Report = silent) -> Iterator[Episode]:
     for number, episode in _lines(run / "episodes.jsonl", report):
         where = f"episodes.jsonl, line {number}"
         if not seen.add(episode.key):
-            report(where, f"repeats {episode.key}, which is on line {numbers[keys.index(episode.key)]}")
+            report(where, f"repeats {episode.key}, which is on line {numbers[keys.indices([episode.key])[0]]}")
             continue
         keys.append(episode.key)
         numbers.append(number)

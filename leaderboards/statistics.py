@@ -13,9 +13,9 @@ Three tests, and every difference says which it got:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -111,7 +111,7 @@ def paired_proportions(both: int, only_a: int, only_b: int, neither: int) -> tup
 def difference(
     a: ArrayLike,
     b: ArrayLike,
-    clusters: Sequence[str],
+    clusters: ArrayLike,
     *,
     curve: Callable[[Floats], Floats] | None = None,
     resamples: int = RESAMPLES,
@@ -122,7 +122,7 @@ def difference(
     Args:
         a: The first system's values, shape (n,); NaN where the metric does not apply to its episode.
         b: The second's, in the same order.
-        clusters: The task that each pair belongs to, length n.
+        clusters: The task that each pair belongs to, as a name or a number, (n,).
         curve: Maps means, elementwise, to what is compared (F1 from its Jaccard index, say).
         resamples: Of the bootstrap, and of the swaps.
         seed: Of both.
@@ -131,11 +131,12 @@ def difference(
         ValueError: The lengths differ, or a value is infinite.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if not first.shape == second.shape == (len(clusters),):
-        raise ValueError(f"pairs need values of both: a {first.shape}, b {second.shape}, clusters ({len(clusters)},)")
+    tasks = np.asarray(clusters)
+    if not (first.ndim == 1 and first.shape == second.shape == tasks.shape):
+        raise ValueError(f"pairs need values of both: a {first.shape}, b {second.shape}, clusters {tasks.shape}")
     if np.isinf(first).any() or np.isinf(second).any():
         raise ValueError("values must be finite, or NaN where the metric does not apply")
-    tables, n = _tables(first, second, clusters)
+    tables, n = _tables(first, second, tasks)
     total = tables.sum(axis=0)
     if not (total[1] and total[3]):
         one, other = (float(total[i] / total[i + 1]) if total[i + 1] else None for i in (0, 2))
@@ -150,16 +151,15 @@ def difference(
     return Difference(mean_a, mean_b, mean_b - mean_a, low, high, p, n, len(tables), "clustered bootstrap")
 
 
-def _tables(a: Floats, b: Floats, clusters: Sequence[str]) -> tuple[Floats, int]:
+def _tables(a: Floats, b: Floats, clusters: NDArray[Any]) -> tuple[Floats, int]:
     """Returns (sum of a, number of a, sum of b, number of b) of each task, (clusters, 4), and the number of pairs.
 
     Pairs to which the metric applies on neither side are left out, and so are tasks without any pair.
     """
     counted = ~(np.isnan(a) & np.isnan(b))
     a, b = a[counted], b[counted]
-    names = [name for name, kept in zip(clusters, counted.tolist(), strict=True) if kept]
-    index = {name: i for i, name in enumerate(sorted(set(names)))}
-    labels, size = np.array([index[name] for name in names], dtype=np.intp), len(index)
+    names, labels = np.unique(clusters[counted], return_inverse=True)
+    size = len(names)
     # Sorted, so that the rounding of the sums does not depend on the order of the input.
     columns = []
     for values in (a, b):
@@ -167,7 +167,7 @@ def _tables(a: Floats, b: Floats, clusters: Sequence[str]) -> tuple[Floats, int]
         known = ~np.isnan(values[order])
         columns.append(np.bincount(labels[order], weights=np.where(known, values[order], 0.0), minlength=size))
         columns.append(np.bincount(labels[order], weights=known, minlength=size))
-    return np.stack(columns, axis=1).astype(np.float64), len(names)
+    return np.stack(columns, axis=1).astype(np.float64), len(labels)
 
 
 def _means(totals: Floats, curve: Callable[[Floats], Floats] | None) -> Floats:

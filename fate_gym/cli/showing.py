@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Callable
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fate_gym.cli.terminal import out
 from fate_gym.episode import Episode
 from fate_gym.errors import RunError, UsageError, unknown
 from fate_gym.evaluation.report import notes, remarks, results_tables
-from fate_gym.evaluation.run import Run, load_run
+from fate_gym.evaluation.results import Result
+from fate_gym.evaluation.run import Episodes, Run, load_run
 from fate_gym.evaluation.summary import ALL
 from fate_gym.rendering import EpisodeView
 from fate_gym.rewards import AXES
@@ -113,13 +116,11 @@ def _show_run(run: Run, options: argparse.Namespace) -> None:
     for remark in remarks(run):
         out.line(remark)
     every = options.all or options.failed
-    lines = ((episode.key, _values(episode)) for episode in run.episodes if _is_listed(episode, options))
-    _print_some(f"episodes{'' if every else ' below a perfect score'}", lines, every=options.all)
-    failures = (
-        (failure.key, f"{failure.status}: {failure.error}") for failure in run.failures if _matches(failure, options)
-    )
-    if (first := next(failures, None)) is not None:
-        _print_some("episodes that ended in an error", chain([first], failures), every=options.all)
+    episodes = _chosen(run.episodes, lambda result: _is_listed(result, options))
+    _print_some(f"episodes{'' if every else ' below a perfect score'}", episodes, _values, every=options.all)
+    failures = _chosen(run.failures, lambda result: _matches(result, options))
+    if failures:
+        _print_some("episodes that ended in an error", failures, _error, every=options.all)
 
 
 def _check_filters(run: Run, options: argparse.Namespace) -> None:
@@ -135,33 +136,37 @@ def _check_filters(run: Run, options: argparse.Namespace) -> None:
         raise UsageError(f"no task of this run matches {options.task!r}; the first is {min(tasks, default='missing')}")
 
 
-def _print_some(title: str, lines: Iterator[tuple[str, str]], *, every: bool) -> None:
-    """Prints lines below their number; only those that are printed are held in memory."""
-    printed = list(lines if every else islice(lines, _LISTED))
-    more = sum(1 for _ in lines)
-    out.text(f"\n{title}: {len(printed) + more}")
-    out.entries(printed)
-    if more:
-        out.line(f"... and {more} more (--all)")
+def _chosen(episodes: Episodes, choose: Callable[[Result], bool]) -> Episodes:
+    """Chooses episodes by their results; only those that are printed are read."""
+    return episodes.where(np.array([choose(result) for result in episodes.results], dtype=bool)[episodes.each_result])
 
 
-def _is_listed(episode: Episode, options: argparse.Namespace) -> bool:
-    axes = episode.verdict.axes
+def _print_some(title: str, episodes: Episodes, describe: Callable[[Episode], str], *, every: bool) -> None:
+    """Prints episodes below their number."""
+    out.text(f"\n{title}: {len(episodes)}")
+    out.entries((episode.key, describe(episode)) for episode in islice(episodes, None if every else _LISTED))
+    if not every and len(episodes) > _LISTED:
+        out.line(f"... and {len(episodes) - _LISTED} more (--all)")
+
+
+def _is_listed(result: Result, options: argparse.Namespace) -> bool:
     if options.failed:
-        return _matches(episode, options) and axes[options.failed].active and axes[options.failed].value < 1.0
-    return _matches(episode, options) and (options.all or not _perfect(episode))
+        value, active = result.axes[AXES.index(options.failed)]
+        return _matches(result, options) and active and value < 1.0
+    return _matches(result, options) and (options.all or any(value != 1.0 for value, _ in result.axes))
 
 
-def _matches(episode: Episode, options: argparse.Namespace) -> bool:
+def _matches(result: Result, options: argparse.Namespace) -> bool:
+    _, attack, suite = result.kind
     return (
-        options.suite in (None, episode.suite)
-        and options.attack in (None, episode.attack or "none")
-        and (options.task is None or fnmatch.fnmatchcase(episode.task_id, options.task))
+        options.suite in (None, suite)
+        and options.attack in (None, attack or "none")
+        and (options.task is None or fnmatch.fnmatchcase(result.task_id, options.task))
     )
 
 
-def _perfect(episode: Episode) -> bool:
-    return all(axis.value == 1.0 for axis in episode.verdict.axes.values())
+def _error(episode: Episode) -> str:
+    return f"{episode.status}: {episode.error}"
 
 
 def _values(episode: Episode) -> str:

@@ -135,13 +135,17 @@ class KeyList:
         ordered = sortable[order]
         return order[np.append(ordered[1:] != ordered[:-1], True)] if len(order) else order
 
-    def index(self, key: str) -> int:
-        """Returns the last index of a key; raises `KeyError` if there is none."""
-        name, place = _split(key)
-        found = np.flatnonzero(np.array(self._codes) == self._names.get(name, -1) * _NUMBERS + place)
-        if not len(found):
-            raise KeyError(key)
-        return int(found[-1])
+    def indices(self, keys: Iterable[str]) -> list[int]:
+        """Returns the last index of each of some keys; raises `KeyError` if there is none."""
+        wanted = [(key, self._names.get(name, -1) * _NUMBERS + place) for key in keys for name, place in [_split(key)]]
+        # All codes are looked through once, not once for each key.
+        codes = np.array(self._codes)
+        found = np.flatnonzero(np.isin(codes, [code for _, code in wanted]))
+        last = dict(zip(codes[found].tolist(), found.tolist(), strict=True))
+        for key, code in wanted:
+            if code not in last:
+                raise KeyError(key)
+        return [last[code] for _, code in wanted]
 
     def shared(self, other: KeyList) -> tuple[Indices, Indices]:
         """Returns the indices, in either list, of the keys that both hold, each once at most in either."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fate_gym.episode import Episode
 from fate_gym.errors import RunCorruptError, RunError, UsageError
 from fate_gym.evaluation.config import check_types
 from fate_gym.evaluation.intervals import Estimate
-from fate_gym.evaluation.keys import Keys, Places
+from fate_gym.evaluation.keys import Indices, Keys, Places
 from fate_gym.evaluation.recorded import Origin
+from fate_gym.evaluation.results import Result, Results
 from fate_gym.evaluation.store import EPISODES, FAILURES, OnProblem, RunFolder
 from fate_gym.evaluation.summary import ALL
 from fate_gym.rendering import EpisodeView
@@ -37,11 +40,12 @@ class Episodes(Sequence[Episode]):
     Args:
         path: The file.
         places: Where they stand in it.
+        results: What each of them came to.
         without: Keys of episodes to leave out.
     """
 
-    def __init__(self, path: Path, places: Places, without: Keys | None = None) -> None:
-        self._path, self._places = path, places
+    def __init__(self, path: Path, places: Places, results: Results, without: Keys | None = None) -> None:
+        self._path, self._places, self._results = path, places, results
         order = places.keys.in_order()
         if without:
             kept = [key not in without for key in places.keys.at(order.tolist())]
@@ -57,12 +61,40 @@ class Episodes(Sequence[Episode]):
         """Yields the keys, in order; those of a large run are many."""
         return self._places.keys.at(self._order.tolist())
 
+    @property
+    def results(self) -> Sequence[Result]:
+        """The different results that there are; nothing is read for them."""
+        return self._results.different
+
+    @property
+    def each_result(self) -> Indices:
+        """For each episode, in order, the index of its result in `results`, (n,)."""
+        return self._results.each[self._order]
+
+    def where(self, chosen: NDArray[np.bool_]) -> Episodes:
+        """Returns those for which `chosen`, (n,), is true."""
+        some = copy.copy(self)
+        some._order = self._order[chosen]
+        return some
+
+    def paired_results(self, other: Episodes) -> tuple[Indices, Indices]:
+        """Returns the results of the episodes whose keys both have, pair by pair, as indices into either's `results`."""
+        mine, theirs = self._places.keys.shared(other._places.keys)
+        both = np.isin(mine, self._order) & np.isin(theirs, other._order)
+        return self._results.each[mine[both]], other._results.each[theirs[both]]
+
     def of(self, key: str) -> Episode:
         """Returns the episode of a key; raises `KeyError` if it is not among these."""
-        index = self._places.keys.index(key)
-        if index not in self._order:
-            raise KeyError(key)
-        return next(self._read([index]))
+        return next(self.of_each([key]))
+
+    def of_each(self, keys: Iterable[str]) -> Iterator[Episode]:
+        """Yields the episodes of some keys, in their order; raises `KeyError` before the first if one is missing."""
+        keys = list(keys)
+        indices = self._places.keys.indices(keys)
+        held = np.isin(indices, self._order)
+        if not held.all():
+            raise KeyError(keys[int(np.argmin(held))])
+        return self._read(indices)
 
     def __len__(self) -> int:
         return len(self._order)
@@ -219,8 +251,8 @@ def load_run(
 def run_of(folder: RunFolder, *, planned: Iterable[str] | None = None, on_problem: OnProblem | None = None) -> Run:
     """Makes a run of its folder, of which only what has been added is read; see `load_run`."""
     _check_manifest(folder)
-    scored, failed = folder.scored(on_problem), Places()
-    failures = _noting(folder.placed(FAILURES, on_problem), failed)
+    scored, failed, results = folder.scored(on_problem), Places(), Results()
+    failures = _noting(folder.placed(FAILURES, on_problem), failed, results)
     summary: dict[str, Any] = scored.tally.summary(scored.counted, failures, folder.manifest, planned or ())
     if planned is None:
         _count_missing(summary["episodes"], folder.path)
@@ -228,8 +260,8 @@ def run_of(folder: RunFolder, *, planned: Iterable[str] | None = None, on_proble
         path=folder.path,
         manifest=folder.manifest,
         summary=summary,
-        episodes=Episodes(folder.path / EPISODES, scored.places),
-        failures=Episodes(folder.path / FAILURES, failed, without=scored.counted if len(failed.keys) else None),
+        episodes=Episodes(folder.path / EPISODES, scored.places, scored.tally.results),
+        failures=Episodes(folder.path / FAILURES, failed, results, scored.counted if len(failed.keys) else None),
     )
 
 
@@ -251,10 +283,11 @@ def _check_manifest(folder: RunFolder) -> None:
     Origin.read(folder.manifest, str(folder.path / "manifest.json"))
 
 
-def _noting(placed: Iterable[tuple[Place, Episode]], places: Places) -> Iterator[Episode]:
-    """Yields the episodes, and notes on the way where they stand."""
+def _noting(placed: Iterable[tuple[Place, Episode]], places: Places, results: Results) -> Iterator[Episode]:
+    """Yields the episodes, and notes on the way where they stand and what they came to."""
     for place, episode in placed:
         places.note(episode.key, place)
+        results.add(episode)
         yield episode
 
 

@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fate_gym.chat import Json
 from fate_gym.episode import LEFT_OUT, Episode
 from fate_gym.evaluation.intervals import Estimate, pass_hat_k
 from fate_gym.evaluation.keys import KeyList, Keys
 from fate_gym.evaluation.metrics import AXIS_METRICS, METRICS, Metric, refused
-from fate_gym.rewards import AXES
+from fate_gym.evaluation.results import Kind, Result, Results, Values
 
 SCHEMA = "fate-gym/summary/1"
 ALL = "all"
@@ -43,28 +45,20 @@ def summarise(
 
 
 class Tally:
-    """What scored episodes add up to: each is counted by what metrics read from it, and forgotten."""
+    """What scored episodes add up to: each is counted by its result, and forgotten.
+
+    Attributes:
+        results: Of all that were counted.
+    """
 
     def __init__(self) -> None:
-        # A task's many repeats have few outcomes.
-        self._outcomes: Counter[_Outcome] = Counter()
-        self._spent: dict[_Key, _Spent] = {}
+        self.results = Results()
+        self._spent: dict[Kind, _Spent] = {}
 
     def add(self, episode: Episode) -> None:
         """Counts a scored episode."""
-        mode, attack, suite, verdict = episode.mode, episode.attack, episode.suite, episode.verdict
-        outcome = _Outcome(
-            (mode, attack, suite),
-            episode.task_id,
-            episode.cluster,
-            tuple([metric.value(episode) for metric in METRICS.get(mode, AXIS_METRICS)]),
-            episode.truncated,
-            episode.content_filtered,
-            verdict.over_refusal_control.rule,
-            tuple([name for name in AXES if getattr(verdict, name).error]),
-        )
-        self._outcomes[outcome] += 1
-        for key in _keys(mode, attack, suite):
+        self.results.add(episode)
+        for key in _keys(episode.mode, episode.attack, episode.suite):
             (self._spent.get(key) or self._spent.setdefault(key, _Spent())).add(episode)
 
     def summary(
@@ -78,12 +72,13 @@ class Tally:
             manifest: As there.
             planned: As there.
         """
-        groups: dict[_Key, _Group] = {}
-        for outcome, count in self._outcomes.items():
-            for key in _keys(*outcome.kind):
-                groups.setdefault(key, _Group(key, self._spent[key])).add(outcome, count)
-        errored, kinds = _errors(failures, done)
-        for kind, count in kinds.items():
+        groups: dict[Kind, _Group] = {}
+        counts = np.bincount(self.results.each, minlength=len(self.results.different))
+        for result, count in zip(self.results.different, counts.tolist(), strict=True):
+            for key in _keys(*result.kind):
+                groups.setdefault(key, _Group(key, self._spent[key])).add(result, count)
+        errored, failed = _errors(failures, done)
+        for kind, count in failed.items():
             for key in _keys(kind.mode, kind.attack, kind.suite):
                 groups.setdefault(key, _Group(key, _Spent())).errors[kind.status] += count
         keys = Keys(planned)
@@ -103,60 +98,29 @@ class Tally:
         }
 
 
-_Key = tuple[str, str | None, str]
-"""Mode, attack and suite."""
-
-_Values = tuple[float | None, ...]
-"""What the metrics of a mode read from an episode."""
-
-
-def _keys(mode: str, attack: str | None, suite: str) -> tuple[_Key, _Key]:
+def _keys(mode: str, attack: str | None, suite: str) -> tuple[Kind, Kind]:
     """The groups of an episode: that of its suite, and that of all suites together."""
     return (mode, attack, ALL), (mode, attack, suite)
 
 
-class _Kind(NamedTuple):
+class _Failed(NamedTuple):
     mode: str
     attack: str | None
     suite: str
     status: str
 
 
-def _errors(failures: Iterable[Episode], done: Keys) -> tuple[Keys, Counter[_Kind]]:
+def _errors(failures: Iterable[Episode], done: Keys) -> tuple[Keys, Counter[_Failed]]:
     """Returns the keys of the episodes that never succeeded, and how many of them their last attempts left as what."""
     keys, attempts = KeyList(), []
-    known: dict[_Kind, _Kind] = {}
+    known: dict[_Failed, _Failed] = {}
     for failure in failures:
         if failure.key not in done:
-            kind = _Kind(failure.mode, failure.attack, failure.suite, failure.status)
+            kind = _Failed(failure.mode, failure.attack, failure.suite, failure.status)
             keys.append(failure.key)
             attempts.append(known.setdefault(kind, kind))
     last = keys.in_order().tolist()
     return Keys(keys.at(last)), Counter(attempts[i] for i in last)
-
-
-class _Outcome(NamedTuple):
-    """What is counted of an episode.
-
-    Attributes:
-        kind: Mode, attack and suite.
-        task_id: The task.
-        cluster: Its cluster.
-        values: What the metrics of the mode read from the episode.
-        truncated: Whether it was cut off.
-        content_filtered: Whether the provider's content filter stopped it.
-        refusals_by: The rule that decided whether the agent refused.
-        grader_errors: The axes whose graders failed.
-    """
-
-    kind: _Key
-    task_id: str
-    cluster: str
-    values: _Values
-    truncated: bool
-    content_filtered: bool
-    refusals_by: str
-    grader_errors: tuple[str, ...]
 
 
 class _Spent:
@@ -180,28 +144,28 @@ class _Spent:
 class _Group:
     """Counts of the episodes of one mode, attack and suite."""
 
-    def __init__(self, key: _Key, spent: _Spent) -> None:
+    def __init__(self, key: Kind, spent: _Spent) -> None:
         self._key = key
         self._spent = spent
         self._metrics = METRICS.get(key[0], AXIS_METRICS)
         self._refused = next((i for i, metric in enumerate(self._metrics) if metric.value is refused), None)
         # By task, cluster and values.
-        self._outcomes: Counter[tuple[str, str, _Values]] = Counter()
+        self._outcomes: Counter[tuple[str, str, Values]] = Counter()
         self._grader_errors: Counter[str] = Counter()
         self._truncated = 0
         self._content_filtered = 0
         self._refusals_by: set[str] = set()
         self.errors: Counter[str] = Counter()
 
-    def add(self, outcome: _Outcome, count: int) -> None:
-        """Counts scored episodes of one outcome."""
-        self._outcomes[outcome.task_id, outcome.cluster, outcome.values] += count
-        for name in outcome.grader_errors:
+    def add(self, result: Result, count: int) -> None:
+        """Counts scored episodes of one result."""
+        self._outcomes[result.task_id, result.cluster, result.values] += count
+        for name in result.grader_errors:
             self._grader_errors[name] += count
-        self._truncated += count * outcome.truncated
-        self._content_filtered += count * outcome.content_filtered
-        if self._refused is not None and outcome.values[self._refused] is not None:
-            self._refusals_by.add(outcome.refusals_by)
+        self._truncated += count * result.truncated
+        self._content_filtered += count * result.content_filtered
+        if self._refused is not None and result.values[self._refused] is not None:
+            self._refusals_by.add(result.refusals_by)
 
     def summary(self) -> dict[str, Json]:
         mode, attack, suite = self._key

@@ -66,7 +66,7 @@ def grids(census: Census) -> list[Grid]:
             paired.setdefault((task.attack, task.suite), []).append((task, counts))
     pages: dict[tuple[TaskName, str], str] = {}
     for entry in census.listed:
-        pages.setdefault((entry.task, state(entry)), entry.page)
+        pages.setdefault((entry.task, state(entry.classes)), entry.page)
     made, left = [], _MOST_CELLS
     for (attack, suite), members in sorted(paired.items()):
         grid = _grid(attack, suite, members, plain.get(suite, ()), pages)

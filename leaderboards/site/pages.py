@@ -63,8 +63,8 @@ def build_site(boards: Sequence[Board], runs: Sequence[LoadedRun], out: Path, *,
     common = common_values(private=private)
     views = [overview(board, names[board.env], f"overview-{i}") for i, board in enumerate(boards)]
     with _workers(runs) as work:
-        read = list(work(run_pages.read_run, [(run,) for run in runs], private=private))
-        surveyed = {run.run_id: Surveyed(run, *found) for run, found in zip(runs, read, strict=True)}
+        read = work(run_pages.survey_run, [(run,) for run in runs], private=private)
+        surveyed = {run.run_id: Surveyed(run, census) for run, census in zip(runs, read, strict=True)}
         compared = {view.board.env: pairs(_by_rank(view, surveyed)) for view in views}
         written = work(run_pages.write_run, list(_tasks(views, surveyed, out, common)))
         for view in views:

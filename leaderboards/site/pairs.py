@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -13,7 +12,7 @@ import numpy as np
 
 from fate_gym.episode import Episode
 from fate_gym.errors import UsageError
-from fate_gym.leaderboards.comparison import Compared, Comparison, Scores, compare_scores
+from fate_gym.leaderboards.comparison import Compared, Comparison, compare
 from fate_gym.leaderboards.runs import LoadedRun
 from fate_gym.leaderboards.site.episodes import CLASSES, STATES, Census, Listed, state
 from fate_gym.leaderboards.site.gist import Gist, gist
@@ -44,12 +43,10 @@ class Surveyed:
     Attributes:
         run: The run.
         census: What is in it.
-        scores: Its scored episodes.
     """
 
     run: LoadedRun
     census: Census
-    scores: Scores
 
     @property
     def name(self) -> str:
@@ -100,20 +97,25 @@ def pairs(runs: Sequence[Surveyed]) -> list[Pair]:
 
 def _pair(a: Surveyed, b: Surveyed, most: int) -> Pair | None:
     try:
-        comparison = compare_scores(a.run, b.run, a.scores, b.scores, every_suite=False)
+        comparison = compare(a.run, b.run, every_suite=False)
     except UsageError:
         return None
     mine, theirs = a.census.keys.shared(b.census.keys)
-    became = (np.frombuffer(census.states, np.uint8)[found] for census, found in ((a.census, mine), (b.census, theirs)))
+    # Both states in one number.
     names = list(STATES)
-    counts = Counter((names[one], names[other]) for one, other in zip(*became, strict=True))
+    became = a.census.states[mine] * len(names) + b.census.states[theirs]
+    numbers, times = np.unique(became, return_counts=True)
+    counts = {
+        (names[number // len(names)], names[number % len(names)]): count
+        for number, count in zip(numbers.tolist(), times.tolist(), strict=True)
+    }
     pages = {entry.key: entry for entry in b.census.listed}
     both = [(entry, pages[entry.key]) for entry in a.census.listed if entry.key in pages]
     left, groups = most, []
     for states in sorted(counts, key=lambda found: tuple(map(_ORDER.index, found))):
         if states[0] == states[1]:
             continue
-        parted = [pair for pair in both if (state(pair[0]), state(pair[1])) == states]
+        parted = [pair for pair in both if (state(pair[0].classes), state(pair[1].classes)) == states]
         # The gravest group must not leave the others without a page.
         share = min(len(parted), max(1, left // 2))
         left -= share
@@ -160,9 +162,11 @@ def write_pairs(made: Sequence[Pair], board: tuple[str, str], out: Path, common:
 def _sides(made: Sequence[Pair]) -> Iterator[tuple[Pair, Parted, Episode, Episode]]:
     """Reads the episodes that stand side by side, one pair of them at a time."""
     for pair in made:
-        first, second = pair.a.run.episodes, pair.b.run.episodes
-        for parted in (parted for _, _, _, listed in pair.groups for parted in listed if parted.side):
-            yield pair, parted, first.of(parted.first.key), second.of(parted.second.key)
+        apart = [parted for _, _, _, listed in pair.groups for parted in listed if parted.side]
+        first = pair.a.run.episodes.of_each(parted.first.key for parted in apart)
+        second = pair.b.run.episodes.of_each(parted.second.key for parted in apart)
+        for parted, one, other in zip(apart, first, second, strict=True):
+            yield pair, parted, one, other
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +16,6 @@ from fate_gym.evaluation.run import Run
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.leaderboards.board import Row
 from fate_gym.leaderboards.columns import Column
-from fate_gym.leaderboards.comparison import Scores
 from fate_gym.leaderboards.groups import without_paths
 from fate_gym.leaderboards.runs import LoadedRun
 from fate_gym.leaderboards.site.charts import BAR_WIDTH, bars
@@ -59,11 +57,6 @@ MOST_OTHERS: Final = 12
 """Other runs that a trace page leads to."""
 
 
-def every_episode(run: Run) -> Iterator[Episode]:
-    """Yields the scored episodes of a run, then those that errored."""
-    return chain(run.episodes, run.failures)
-
-
 def hides(run: Run, episode: Episode, *, private: bool) -> bool:
     """Whether an episode's texts stay off the pages."""
     return not private and confidential(episode, run.summary["env"])
@@ -84,7 +77,7 @@ class Other:
     @classmethod
     def of(cls, run: LoadedRun, census: Census) -> Other:
         """Makes it of a run."""
-        pages = {_same(entry): (state(entry), entry.page) for entry in census.listed}
+        pages = {_same(entry): (state(entry.classes), entry.page) for entry in census.listed}
         return cls(run.run_id, pages)
 
 
@@ -92,17 +85,9 @@ def _same(entry: Listed) -> tuple[str | None, str, int]:
     return entry.attack, entry.task_id, entry.repeat
 
 
-def read_run(run: LoadedRun, *, private: bool) -> tuple[Census, Scores]:
-    """Reads a run once: what is in it, and the scores by which it is compared with others."""
-    scores = Scores()
-
-    def seen() -> Iterator[Episode]:
-        for episode in every_episode(run):
-            if episode.status == "ok":
-                scores.add(episode)
-            yield episode
-
-    return survey(seen(), lambda episode: hides(run, episode, private=private)), scores
+def survey_run(run: LoadedRun, *, private: bool) -> Census:
+    """Counts what is in a run, and chooses the episodes that get a page."""
+    return survey((run.episodes, run.failures), lambda episode: hides(run, episode, private=private))
 
 
 def write_run(
@@ -221,8 +206,10 @@ def _write_traces(
     listed = census.listed
     shared = {**common, "run": run, "board": board, "meanings": CLASSES, "states": STATES}
     recorded = _recorded(run)
+    scored = run.episodes.of_each(entry.key for entry in listed if "errored" not in entry.classes)
+    errored = run.failures.of_each(entry.key for entry in listed if "errored" in entry.classes)
     for i, entry in enumerate(listed):
-        episode = (run.failures if "errored" in entry.classes else run.episodes).of(entry.key)
+        episode = next(errored if "errored" in entry.classes else scored)
         values = shared | trace_values(run, episode, entry, private=bool(common["private"]))
         below = "../" * entry.page.count("/")
         values |= {

@@ -182,15 +182,15 @@ def test_what_is_located_is_what_was_delivered(payload: str, content: str) -> No
 )
 def test_ways_to_fail(mode: str, values: tuple[float | None, ...], classes: tuple[str, ...]) -> None:
     made = record(mode=mode, values=values)
-    assert classify(Episode.from_json(made)) == classes
+    assert classify(Result.of(Episode.from_json(made))) == classes
     assert set(classes) <= set(CLASSES)
 
 
 def test_an_error_has_no_other_class_and_a_failed_grader_has_its_own() -> None:
     made = record(values=(0, 0, 0, 0))
     made["verdict"]["utility"] = made_runs.axis(None, error="ValueError: x")
-    assert "ungraded" in classify(Episode.from_json(made))
-    assert classify(Episode.from_json(made | {"status": "provider_error"})) == ("errored",)
+    assert "ungraded" in classify(Result.of(Episode.from_json(made)))
+    assert classify(Result.of(Episode.from_json(made | {"status": "provider_error"}))) == ("errored",)
 
 
 def test_a_large_run_shows_failures_and_a_sample_whatever_the_order() -> None:
