@@ -307,18 +307,13 @@ def _read_measures(fields: Fields) -> dict[str, float]:
 
 def _read_verdict(fields: Fields) -> Verdict:
     fields.only(_AXES)
-    return Verdict(*[_read_axis(fields.object(name)) for name in AXES])
+    return Verdict(*[_bare_axis(fields.values.get(name)) or _read_axis(fields.object(name)) for name in AXES])
 
 
 _AXES: Final = frozenset(AXES)
 
 
 def _read_axis(fields: Fields) -> AxisVerdict:
-    values = fields.values
-    if values.keys() == _BARE and [*map(type, values.values())] == [float, bool, str]:
-        axis = _bare_axis(*values.values())
-        if 0 <= axis.value <= 1:
-            return axis
     fields.only(_AXIS_FIELDS)
     value = fields.number("value")
     if not 0 <= value <= 1:
@@ -334,12 +329,22 @@ def _read_axis(fields: Fields) -> AxisVerdict:
 
 
 _AXIS_FIELDS: Final = frozenset(entry.name for entry in dataclasses.fields(AxisVerdict))
+
+
+def _bare_axis(axis: Any) -> AxisVerdict | None:
+    """Makes an axis without evidence, looked at as a whole; None for any other."""
+    if type(axis) is dict and axis.keys() == _BARE:
+        value, rule = axis["value"], axis["rule"]
+        if type(value) is float and type(axis["active"]) is bool and type(rule) is str and 0 <= value <= 1:
+            return _alike(value, axis["active"], rule)
+    return None
+
+
 _BARE: Final = {"value", "active", "rule"}
 
 
 @lru_cache(maxsize=1000)
-def _bare_axis(value: float, active: bool, rule: str) -> AxisVerdict:
-    """Makes an axis without evidence; most of them are alike."""
+def _alike(value: float, active: bool, rule: str) -> AxisVerdict:
     return AxisVerdict(value, active, rule)
 
 

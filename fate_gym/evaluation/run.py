@@ -78,7 +78,7 @@ class Episodes(Sequence[Episode]):
         return some
 
     def paired_results(self, other: Episodes) -> tuple[Indices, Indices]:
-        """Returns the results of the episodes whose keys both have, pair by pair, as indices into either's `results`."""
+        """Returns the results of the episodes whose keys both have, in pairs, as indices into either's `results`."""
         mine, theirs = self._places.keys.shared(other._places.keys)
         both = np.isin(mine, self._order) & np.isin(theirs, other._order)
         return self._results.each[mine[both]], other._results.each[theirs[both]]

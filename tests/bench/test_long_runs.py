@@ -44,15 +44,14 @@ assert run.summary["episodes"]["missing"] == 0 == run.summary["episodes"]["error
 """
 BOARD = """
 from fate_gym.leaderboards import build, load_runs
-from fate_gym.leaderboards.comparison import compare_scores
+from fate_gym.leaderboards.comparison import compare
 from fate_gym.leaderboards.site.grids import grids
-from fate_gym.leaderboards.site.runs import read_run
+from fate_gym.leaderboards.site.runs import survey_run
 began = time.process_time()
 one, other = load_runs([folder, folder.with_name("copy-" + folder.name)])
 assert len(build([one, other])[0].rows) == 4
-(census, scores), (_, others) = (read_run(run, private=False) for run in (one, other))
-assert grids(census)
-assert compare_scores(one, other, scores, others).only_a == 0
+assert grids(survey_run(one, private=False))
+assert compare(one, other).only_a == 0
 """
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fate_gym.evaluation.intervals import rate
 from fate_gym.evaluation.keys import KeyList, Keys
 from fate_gym.evaluation.plan import Plan, TaskSet
+from fate_gym.evaluation.results import Results
 from fate_gym.evaluation.run import Episodes, Places
 from fate_gym.storage import Place
 
@@ -52,12 +53,10 @@ def test_a_list_of_keys_is_a_list(held: list[str], others: list[str]) -> None:
     assert sorted(order) == sorted(last.values())
     listed = list(keys.at(order))
     assert [in_order(key) for key in listed] == sorted(map(in_order, last))
-    for key in others:
-        if key in last:
-            assert keys.index(key) == last[key]
-        else:
-            with pytest.raises(KeyError):
-                keys.index(key)
+    assert keys.indices(reversed(held)) == [last[key] for key in reversed(held)]
+    for key in set(others) - set(held):
+        with pytest.raises(KeyError, match=re.escape(repr(key))):
+            keys.indices([*held, key])
     mine, theirs = keys.shared(rest)
     assert list(keys.at(mine.tolist())) == list(rest.at(theirs.tolist()))
     assert sorted(keys.at(mine.tolist())) == sorted(set(held) & set(others))
@@ -82,7 +81,7 @@ def test_episodes_leave_out_keys_and_find_those_that_are_left(tmp_path: Path) ->
     places = Places()
     for line, key in enumerate(["a#1", "a#0", "b#0", "a#1"], start=1):
         places.note(key, Place(line, 0, 0))
-    episodes = Episodes(tmp_path / "none", places, without=Keys(["b#0"]))
+    episodes = Episodes(tmp_path / "none", places, Results(), without=Keys(["b#0"]))
     assert episodes.keys == ("a#0", "a#1")
     with pytest.raises(KeyError):
         episodes.of("b#0")

@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_runs import Page, Record, call, record
 
+from fate_gym import load_run
 from fate_gym.delivery import delivered
 from fate_gym.episode import Episode
-from fate_gym.leaderboards.site.episodes import CLASSES, MOST_FAILURES, SAMPLE, classify, survey
+from fate_gym.evaluation.results import Result
+from fate_gym.leaderboards.site.episodes import CLASSES, MOST_FAILURES, SAMPLE, Census, classify, survey
 from fate_gym.leaderboards.site.traces import MOST_ENTRIES, Trace, trace
 from fate_gym.locate import locate
 from fate_gym.rewards import AXES
@@ -193,15 +195,22 @@ def test_an_error_has_no_other_class_and_a_failed_grader_has_its_own() -> None:
     assert classify(Result.of(Episode.from_json(made | {"status": "provider_error"}))) == ("errored",)
 
 
-def test_a_large_run_shows_failures_and_a_sample_whatever_the_order() -> None:
-    good = [episode(f"shop/user_task_{i}/none") for i in range(SAMPLE + 50)]
-    bad = [episode(f"shop/user_task_{i}/injection_task_0", values=(0, 1, 1, 1)) for i in range(MOST_FAILURES + 1)]
+def census_of(folder: Path, records: list[Record]) -> Census:
+    run = load_run(made_runs.write_run(folder, records))
+    return survey((run.episodes, run.failures))
+
+
+def test_a_large_run_shows_failures_and_a_sample_whatever_the_order(tmp_path: Path) -> None:
+    good = [record(f"shop/user_task_{i}/none") for i in range(SAMPLE + 50)]
+    bad = [record(f"shop/user_task_{i}/injection_task_0", values=(0, 1, 1, 1)) for i in range(MOST_FAILURES + 1)]
     both = [*good, *bad]
-    census = survey(both)
+    census = census_of(tmp_path / "one", both)
     assert (census.total, census.failed, len(census.listed)) == (len(both), MOST_FAILURES + 1, MOST_FAILURES + SAMPLE)
     assert [bool(entry.classes) for entry in census.listed] == [True] * MOST_FAILURES + [False] * SAMPLE
     random.Random(1).shuffle(both)
-    assert survey(both).listed == census.listed
+    other = census_of(tmp_path / "other", both)
+    assert other.listed == census.listed
+    assert list(other.outcomes.items()) == list(census.outcomes.items())
     tasks = [entry.task_id for entry in census.listed if entry.classes]
     numbers = [int(task.split("/")[1].removeprefix("user_task_")) for task in tasks]
     assert numbers == sorted(numbers), "task 2 stands before task 10"
@@ -221,9 +230,10 @@ def test_a_list_of_long_names_is_cut_and_no_page_grows(tmp_path: Path) -> None:
         assert path.stat().st_size < 1_000_000, path
 
 
-def test_the_distribution_counts_each_episode_once() -> None:
+def test_the_distribution_counts_each_episode_once(tmp_path: Path) -> None:
     values = (0.0, 0.1, 0.25, 0.5, 0.75, 0.99, 1.0, None)
-    census = survey([episode(f"shop/{i}/x", values=(value, 1, 1, 1)) for i, value in enumerate(values)])
+    made = [record(f"shop/{i}/x", values=(value, 1, 1, 1)) for i, value in enumerate(values)]
+    census = census_of(tmp_path / "run", made)
     assert census.bins["security"] == [1, 1, 1, 1, 2, 1]
     assert census.inactive["security"] == 1
     assert sum(census.bins[AXES[1]]) == len(values)
