@@ -307,7 +307,7 @@ def _read_measures(fields: Fields) -> dict[str, float]:
 
 def _read_verdict(fields: Fields) -> Verdict:
     fields.only(_AXES)
-    return Verdict(*[_bare_axis(fields.values.get(name)) or _read_axis(fields.object(name)) for name in AXES])
+    return Verdict(*[_plain_axis(fields.values.get(name)) or _read_axis(fields.object(name)) for name in AXES])
 
 
 _AXES: Final = frozenset(AXES)
@@ -331,20 +331,23 @@ def _read_axis(fields: Fields) -> AxisVerdict:
 _AXIS_FIELDS: Final = frozenset(entry.name for entry in dataclasses.fields(AxisVerdict))
 
 
-def _bare_axis(axis: Any) -> AxisVerdict | None:
-    """Makes an axis without evidence, looked at as a whole; None for any other."""
-    if type(axis) is dict and axis.keys() == _BARE:
-        value, rule = axis["value"], axis["rule"]
-        if type(value) is float and type(axis["active"]) is bool and type(rule) is str and 0 <= value <= 1:
-            return _alike(value, axis["active"], rule)
+def _plain_axis(axis: Any) -> AxisVerdict | None:
+    """Reads an axis as a whole, as calls and messages are; None where something more, or wrong, is in it."""
+    if type(axis) is not dict:
+        return None
+    value, active, rule, evidence = axis.get("value"), axis.get("active"), axis.get("rule"), axis.get("evidence")
+    if not (type(value) is float and 0 <= value <= 1 and type(active) is bool and type(rule) is str):
+        return None
+    if len(axis) == 3:
+        return _alike(value, active, rule)
+    if len(axis) == 4 and type(evidence) is list and all(type(line) is str for line in evidence):
+        return AxisVerdict(value, active, rule, tuple(evidence))
     return None
-
-
-_BARE: Final = {"value", "active", "rule"}
 
 
 @lru_cache(maxsize=1000)
 def _alike(value: float, active: bool, rule: str) -> AxisVerdict:
+    """Makes an axis without evidence; most of them are alike."""
     return AxisVerdict(value, active, rule)
 
 

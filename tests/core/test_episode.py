@@ -114,7 +114,7 @@ def test_what_seems_right_as_a_whole_is_right_field_by_field(path: tuple[Any, ..
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_stored_messages, "_is_message", lambda message: False)
         patch.setattr(episode, "_is_call", lambda call: False)
-        patch.setattr(episode, "_BARE", set())
+        patch.setattr(episode, "_plain_axis", lambda axis: None)
         assert read(changed(path, junk)) == found
 
 
