@@ -69,29 +69,32 @@ class _Pairs:
         second: The second's.
         a: The first run's result in each pair, as an index into `first`, (n,).
         b: The second's.
+        clusters: The task of each, as a number in the order of the tasks' names.
     """
 
     first: Sequence[Result]
     second: Sequence[Result]
     a: Indices
     b: Indices
+    clusters: Indices
 
     def by(self, name: Callable[[Kind], Kind]) -> dict[Kind, _Pairs]:
-        """Groups the pairs by what their kind is called; all of a pair are of one kind."""
+        """Groups the pairs by what their kind is called; both of a pair are of one kind."""
         names = [name(result.kind) for result in self.first]
         numbers = {kind: i for i, kind in enumerate(dict.fromkeys(names))}
         of_each = np.array([numbers[kind] for kind in names], dtype=np.intp)[self.a]
         order = np.argsort(of_each, kind="stable")
         ends = np.searchsorted(of_each[order], np.arange(1, len(numbers)))
-        parts = zip(numbers, np.split(order, ends), strict=True) if numbers else ()
-        return {kind: replace(self, a=self.a[rows], b=self.b[rows]) for kind, rows in parts if len(rows)}
+        return {
+            kind: replace(self, a=self.a[rows], b=self.b[rows], clusters=self.clusters[rows])
+            for kind, rows in zip(numbers, np.split(order, ends), strict=True)
+            if len(rows)
+        }
 
     def difference(self, i: int, metric: Metric) -> Difference:
         """Compares both in a metric, the mode's i-th."""
         curve = None if metric.curve is None else np.vectorize(metric.curve, otypes=[np.float64])
-        ranks = {name: i for i, name in enumerate(sorted({result.cluster for result in self.first}))}
-        clusters = np.array([ranks[result.cluster] for result in self.first])[self.a]
-        return difference(_column(self.first, self.a, i), _column(self.second, self.b, i), clusters, curve=curve)
+        return difference(_column(self.first, self.a, i), _column(self.second, self.b, i), self.clusters, curve=curve)
 
 
 def _column(results: Sequence[Result], each: Indices, i: int) -> Floats:
@@ -136,10 +139,12 @@ def _pairs(a: LoadedRun, b: LoadedRun) -> _Pairs:
     """Pairs the episodes of one key, mode, attack and suite."""
     first, second = a.episodes.results, b.episodes.results
     one, other = a.episodes.paired_results(b.episodes)
-    numbers = {kind: i for i, kind in enumerate({result.kind for result in (*first, *second)})}
+    numbers = {kind: i for i, kind in enumerate(dict.fromkeys(result.kind for result in (*first, *second)))}
     mine, theirs = (np.array([numbers[result.kind] for result in results], np.intp) for results in (first, second))
     alike = mine[one] == theirs[other]
-    return _Pairs(first, second, one[alike], other[alike])
+    ranks = {name: i for i, name in enumerate(sorted({result.cluster for result in first}))}
+    clusters = np.array([ranks[result.cluster] for result in first], np.intp)
+    return _Pairs(first, second, one[alike], other[alike], clusters[one[alike]])
 
 
 def _order(entry: tuple[Kind, object]) -> tuple[str | bool, ...]:

@@ -67,7 +67,7 @@ class Result(NamedTuple):
             episode.truncated,
             episode.content_filtered,
             verdict.over_refusal_control.rule,
-            tuple([name for name, axis in zip(AXES, axes, strict=True) if axis.error]),
+            tuple([name for name in AXES if getattr(verdict, name).error]),
         )
 
 

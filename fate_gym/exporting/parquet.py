@@ -75,9 +75,8 @@ def _rows(run: RunFolder) -> Iterator[dict[str, Any]]:
     for episode in run.episodes():
         scored.add(episode.key)
         yield _row(episode, config)
-    failed = {episode.key: episode for episode in run.failures() if episode.key not in scored}
-    for episode in failed.values():
-        yield _row(episode, config)
+    # Of each failure its last attempt.
+    yield from {episode.key: _row(episode, config) for episode in run.failures() if episode.key not in scored}.values()
 
 
 def _row(episode: Episode, config: Mapping[str, Any]) -> dict[str, Json]:

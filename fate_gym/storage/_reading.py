@@ -233,6 +233,8 @@ class Fields:
             RunError: It names a newer version.
         """
         stored = self.values.get("schema")
+        if stored == schema:
+            return
         family, _, version = stored.rpartition("/") if isinstance(stored, str) else ("", "", "")
         known, _, newest = schema.rpartition("/")
         if family != known or not _VERSION.fullmatch(version):

@@ -258,17 +258,18 @@ def survey(parts: Sequence[Episodes], hide: Callable[[Episode], bool] = lambda e
     census = Census()
     failing: list[NDArray[np.bool_]] = []
     for part in parts:
-        classes = [classify(result) for result in part.results]
-        times = np.bincount(part.each_result, minlength=len(classes)).tolist()
-        # The results' own order is that in which episodes happened to end.
-        for i in sorted(range(len(classes)), key=lambda i: natural(part.results[i].task_id)):
-            if times[i]:
-                census.count(part.results[i], classes[i], times[i])
+        results, each = part.results, part.each_result
+        classes = [classify(result) for result in results]
+        times = np.bincount(each, minlength=len(results)).tolist()
+        counted = [found for found in zip(results, classes, times, strict=True) if found[2]]
+        # Their own order is that in which episodes happened to end.
+        for found in sorted(counted, key=lambda found: natural(found[0].task_id)):
+            census.count(*found)
         for key in part.each_key():
             census.keys.append(key)
         states = np.array([_STATES.index(state(found)) for found in classes], dtype=np.uint8)
-        census.states = np.concatenate([census.states, states[part.each_result]])
-        failing.append(np.array([bool(found) for found in classes])[part.each_result])
+        census.states = np.concatenate([census.states, states[each]])
+        failing.append(np.array([bool(found) for found in classes], dtype=bool)[each])
     chosen: list[list[str]] = [[] for _ in parts]
     for failed, most in ((True, MOST_FAILURES), (False, SAMPLE)):
         ranked = (

@@ -14,7 +14,7 @@ from fate_gym.errors import ProviderError
 from fate_gym.evaluation.config import EvalConfig
 from fate_gym.evaluation.evaluate import run_evaluation
 from fate_gym.evaluation.store import RunFolder
-from fate_gym.exporting import export_run
+from fate_gym.exporting import export_run, parquet
 from fate_gym.rewards import AXES
 
 
@@ -24,7 +24,9 @@ def run_of(out: Path, agent: Any) -> RunFolder:
     return RunFolder.read(out)
 
 
-def test_a_row_an_episode_with_null_where_an_axis_is_not_active(tmp_path: Path) -> None:
+def test_a_row_an_episode_with_null_where_an_axis_is_not_active(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import pandas as pd
     import pyarrow.parquet as pq
 
@@ -47,6 +49,9 @@ def test_a_row_an_episode_with_null_where_an_axis_is_not_active(tmp_path: Path) 
     assert settings == run.manifest
     texts = {message["content"] for episode in episodes for message in episode.messages}
     assert not any(value in texts for column in table for value in table[column] if isinstance(value, str))
+    monkeypatch.setattr(parquet, "_ROWS", 4)
+    again = export_run(run.path, "parquet", tmp_path / "again.parquet")
+    assert again.path.read_bytes() == written.path.read_bytes(), "the file depends on the rows that are dicts at a time"
 
 
 def test_errors_are_rows_without_scores_and_usage_is_null_where_unknown(tmp_path: Path) -> None:
