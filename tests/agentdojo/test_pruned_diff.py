@@ -93,6 +93,8 @@ def bare(value):
         return type(value).__name__, bare(value.__dict__)
     if isinstance(value, dict):
         return {key: bare(inner) for key, inner in value.items()}
+    if isinstance(value, set):  # A copy of a set may list equal members in another order.
+        return type(value).__name__, sorted(map(repr, value))
     return type(value)(map(bare, value)) if isinstance(value, list | tuple) else value
 
 
