@@ -15,6 +15,7 @@ meanwhile.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -25,7 +26,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from fate_gym.chat import Json
 from fate_gym.episode import Episode
-from fate_gym.errors import RunError
+from fate_gym.errors import RunCorruptError, RunError
 from fate_gym.evaluation.keys import Keys, Places
 from fate_gym.evaluation.recorded import Recorded
 from fate_gym.evaluation.summary import Tally
@@ -273,11 +274,11 @@ class RunFolder:
 
         Raises:
             RunCorruptError: A line before the last is not a JSON object, or a scored one has no key of its own; or a
-                record is no episode's.
+                record is no episode's, or that of an episode of the other file.
         """
         path = self.path / name
         placed = self._keyed(Keys(), BEGINNING) if name == EPISODES else placed_records(path)
-        return _readable(placed, path, Episode.from_json, on_problem)
+        return _readable(placed, path, functools.partial(_episode_in, name), on_problem)
 
     def scored(self, on_problem: OnProblem | None = None) -> Scored:
         """Reads the scored episodes that were written since it was called before; see `placed`."""
@@ -289,7 +290,8 @@ class RunFolder:
             scored = self._scored = Scored(file)
         placed = self._keyed(scored.keys, scored.place)
         try:
-            for scored.place, episode in _readable(placed, path, Episode.from_json, on_problem):
+            read = functools.partial(_episode_in, EPISODES)
+            for scored.place, episode in _readable(placed, path, read, on_problem):
                 scored.places.note(episode.key, scored.place)
                 scored.tally.add(episode)
         except BaseException:
@@ -356,6 +358,16 @@ class RunFolder:
 
 def _file_of(episode: Episode) -> str:
     return EPISODES if episode.status == "ok" else FAILURES
+
+
+def _episode_in(name: str, record: Any, where: str) -> Episode:
+    """Reads an episode of a file; one of the other file would be looked for there, and counted as what it is not."""
+    episode = Episode.from_json(record, where)
+    if _file_of(episode) != name:
+        raise RunCorruptError(
+            f"{where}: {episode.key} has status {episode.status!r}, it belongs into {_file_of(episode)}"
+        )
+    return episode
 
 
 def _refuse_foreign_folder(path: Path) -> None:

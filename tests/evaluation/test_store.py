@@ -26,7 +26,7 @@ from fate_gym.episode import Episode
 from fate_gym.errors import DiskError, FateGymError, RunCorruptError, RunError, RunLockedError, RunMismatchError
 from fate_gym.evaluation import store
 from fate_gym.evaluation.store import RunFolder
-from fate_gym.storage import MAX_DEPTH, digest
+from fate_gym.storage import MAX_DEPTH, digest, encode_line
 
 CONFIG = {"env": "fate/AgentDojo-v0", "agent": {"name": "oracle", "temperature": 0.0}, "seed": 0, "limit": 5}
 MANIFEST = {
@@ -354,6 +354,20 @@ def test_a_last_line_that_no_crash_leaves_is_refused(tmp_path: Path, tail: bytes
     with pytest.raises(RunCorruptError, match="line 2"):
         RunFolder.open(tmp_path, MANIFEST)
     assert episodes.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("name", "episode"), [("episodes.jsonl", errored("b")), ("failures.jsonl", record("b"))])
+def test_an_episode_in_the_file_of_the_others_is_refused(tmp_path: Path, name: str, episode: Episode) -> None:
+    """A run of a stranger's: what errored would be counted as scored, and looked for where it is not."""
+    written(tmp_path, "a")
+    with (tmp_path / name).open("ab") as file:
+        file.write(encode_line(episode.to_json()))
+    with pytest.raises(RunCorruptError, match=rf"{name}, line \d: b has status '{episode.status}', it belongs into"):
+        [*RunFolder(tmp_path).episodes(), *RunFolder(tmp_path).failures()]
+    problems: list[RunError] = []
+    run = RunFolder(tmp_path)
+    assert [each.key for each in (*run.episodes(problems.append), *run.failures(problems.append))] == ["a"]
+    assert len(problems) == 1
 
 
 @pytest.mark.parametrize(
