@@ -110,7 +110,7 @@ def test_two_processes_are_worth_more_than_one(tmp_path: Path, table: Callable[.
     one, two = work.seconds(tmp_path)
     figures = f"{1e3 * two:.2f} ms", f"{1e3 * one:.2f} ms", f"{2 * one / two:.2f}x", "1.8x"
     table("processor time of an episode, two processes against one", *figures)
-    # 1.68 on a quiet machine.
+    # 1.68 to 1.73 on a quiet machine.
     assert 2 * one / two >= 1.5
 
 
