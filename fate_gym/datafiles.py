@@ -72,7 +72,7 @@ class DataFile:
     Attributes:
         path: Where it lies.
         content: Its bytes.
-        sha256: Their SHA-256, in hex; belongs into `Benchmark.provenance`.
+        sha256: Their SHA-256, in hex; belongs in `Benchmark.provenance`.
         verified: Whether that is the checksum on record.
     """
 

@@ -34,7 +34,7 @@ def episodes(run: Path, report: Report = silent) -> Iterator[Episode]:
         keys.append(episode.key)
         numbers.append(number)
         if episode.status != "ok":
-            report(where, f"{episode.key} has status {episode.status!r}: what errored belongs into failures.jsonl")
+            report(where, f"{episode.key} has status {episode.status!r}: what errored belongs in failures.jsonl")
         else:
             yield episode
 

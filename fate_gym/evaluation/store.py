@@ -39,6 +39,7 @@ from fate_gym.storage import (
     WriterLock,
     check_same_settings,
     corrupt,
+    cut,
     encode_line,
     make_folder,
     placed_records,
@@ -306,7 +307,7 @@ class RunFolder:
         for place, record in placed_records(path, after):
             key = record.get("key")
             if not isinstance(key, str) or not keys.add(key):
-                raise corrupt(path, place.line, "has no key" if key is None else f"repeats key {key!r}")
+                raise corrupt(path, place.line, "has no key" if key is None else f"repeats key {cut(repr(key))}")
             yield place, record
 
     def check(self) -> None:
@@ -365,7 +366,7 @@ def _episode_in(name: str, record: Any, where: str) -> Episode:
     episode = Episode.from_json(record, where)
     if _file_of(episode) != name:
         raise RunCorruptError(
-            f"{where}: {episode.key} has status {episode.status!r}, it belongs into {_file_of(episode)}"
+            f"{where}: {cut(episode.key)} has status {episode.status!r}, it belongs in {_file_of(episode)}"
         )
     return episode
 

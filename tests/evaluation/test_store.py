@@ -362,7 +362,7 @@ def test_an_episode_in_the_file_of_the_others_is_refused(tmp_path: Path, name: s
     written(tmp_path, "a")
     with (tmp_path / name).open("ab") as file:
         file.write(encode_line(episode.to_json()))
-    with pytest.raises(RunCorruptError, match=rf"{name}, line \d: b has status '{episode.status}', it belongs into"):
+    with pytest.raises(RunCorruptError, match=rf"{name}, line \d: b has status '{episode.status}', it belongs in"):
         [*RunFolder(tmp_path).episodes(), *RunFolder(tmp_path).failures()]
     problems: list[RunError] = []
     run = RunFolder(tmp_path)

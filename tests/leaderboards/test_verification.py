@@ -293,7 +293,7 @@ def test_records_of_another_shape_are_named_and_passed_over(copied: Path) -> Non
     lines = dict(found(copied))
     assert "must lie in [0, 1]" in lines["episodes.jsonl, line 1"]
     assert "newer fate-gym" in lines["episodes.jsonl, line 2"]
-    assert "belongs into failures.jsonl" in lines["episodes.jsonl, line 3"]
+    assert "belongs in failures.jsonl" in lines["episodes.jsonl, line 3"]
     assert "not a JSON object" in lines[f"episodes.jsonl, line {len(rest) + 5}"]
     assert lines[fourth["key"]].startswith("seed: stored")
     assert "status 'ok'" in lines["failures.jsonl, line 1"]

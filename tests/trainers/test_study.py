@@ -343,20 +343,21 @@ def asr(arm: str, *values: float) -> dict[str, Any]:
         ((0.30, 0.31, 0.32), "refuted"),
         ((0.02, 0.30, 0.04), "undecided"),
         ((0.02,), "undecided"),
-        ((), "undecided"),
     ],
 )
 def test_a_statement_holds_where_its_whole_interval_says_so(values: tuple[float, ...], found: str) -> None:
     tenth = Hypothesis("P1", test="pair", metric="ASR", arm="fate", sense="at_most", times=0.1)
     arms = {**asr("fate", *values), **asr("base", 0.5, 0.6, 0.7)}
     judgement = judge(tenth, arms)
+    assert judgement
     assert judgement.found == found
     if len(values) == 3:
-        assert judgement.margin is not None
         assert judgement.margin.mean == pytest.approx(0.06 - sum(values) / 3)
     # What is at most something is turned round where it is at least that.
-    opposite = judge(dataclasses.replace(tenth, sense="at_least"), arms).found
-    assert opposite == {"held": "refuted", "refuted": "held"}.get(found, found)
+    opposite = judge(dataclasses.replace(tenth, sense="at_least"), arms)
+    assert opposite
+    assert opposite.found == {"held": "refuted", "refuted": "held"}.get(found, found)
+    assert judge(dataclasses.replace(tenth, arm="rft"), arms) is None
 
 
 def test_a_statement_says_itself_and_stands_in_the_report(run: Any, tmp_path: Path) -> None:
@@ -364,7 +365,9 @@ def test_a_statement_says_itself_and_stands_in_the_report(run: Any, tmp_path: Pa
     worse = Hypothesis(
         "P2", test="held", metric="TSR", arm="fate", sense="at_least", than="rft", plus=-0.05, expected="undecided"
     )
-    report = report_of(read_results(tmp_path / "out" / "results"), [worse])
+    missing = dataclasses.replace(worse, than="gdpo")
+    report = report_of(read_results(tmp_path / "out" / "results"), [missing, worse])
+    assert len(report["hypotheses"]) == 1, "what no replicate bears on is not found undecided"
     assert report["hypotheses"][0]["statement"] == "held: TSR of fate >= rft - 5 points"
     assert report["hypotheses"][0]["margin"]["mean"] == pytest.approx(0.3)
     assert "| P2. held: TSR of fate >= rft - 5 points | 2 | +30.0 (-34 to 94) | undecided | undecided |" in markdown(

@@ -67,17 +67,16 @@ class Judgement:
 
     Attributes:
         margin: By how much it is true, the mean over the replicates that have both arms; negative where it is false.
-            None if no replicate has both.
         found: "held" if the statement is true of the mean and of its whole interval, "refuted" if it is false of both,
             else "undecided".
     """
 
-    margin: Mean | None
+    margin: Mean
     found: Finding
 
 
-def judge(hypothesis: Hypothesis, arms: Mapping[str, Values]) -> Judgement:
-    """Compares a statement with the values of the arms."""
+def judge(hypothesis: Hypothesis, arms: Mapping[str, Values]) -> Judgement | None:
+    """Compares a statement with the values of the arms; None if no replicate has both arms."""
     first, second = (
         arms.get(arm, {}).get(hypothesis.test, {}).get(hypothesis.metric, {})
         for arm in (hypothesis.arm, hypothesis.than)
@@ -87,7 +86,7 @@ def judge(hypothesis: Hypothesis, arms: Mapping[str, Values]) -> Judgement:
         sign * (hypothesis.times * second[name] + hypothesis.plus - first[name]) for name in first if name in second
     ]
     if not margins:
-        return Judgement(None, "undecided")
+        return None
     margin = mean(margins)
     if margin.low is None or margin.high is None:
         return Judgement(margin, "undecided")

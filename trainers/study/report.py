@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from fate_gym.trainers.study.arms import ARMS, BASE
-from fate_gym.trainers.study.hypotheses import METRICS, Hypothesis, Values, judge
+from fate_gym.trainers.study.hypotheses import METRICS, Hypothesis, Judgement, Values, judge
 from fate_gym.trainers.study.plan import Replicate
 from fate_gym.trainers.study.records import Report, Result, Row
 from fate_gym.trainers.study.scoring import volume
@@ -31,10 +31,10 @@ def report_of(results: Sequence[Result], hypotheses: Sequence[Hypothesis] = ()) 
 
     Returns:
         `replicates` (by arm, the names of those that are done), `scores` (test set -> arm -> metric -> mean over
-        replicates with interval, and each replicate's value), `differences` (test set -> arm -> metric -> the first
-        arm minus this one, with interval and p), `hypotheses` (each statement with what the results say of it),
-        `costs` (arm -> means), `repairs` (how well the base policies repair themselves), and `covered` (test set -> the
-        tasks that all replicates together scored).
+        replicates with interval, and each replicate's value), `differences` (test set -> arm -> metric -> the first arm
+        minus this one, with interval and p), `hypotheses` (each statement on which results bear, with what they say of
+        it), `costs` (arm -> means), `repairs` (how well the base policies repair themselves), and `covered` (test set
+        -> the tasks that all replicates together scored).
     """
     by_arm: dict[str, dict[str, Result]] = {arm: {} for arm in (BASE, *ARMS)}
     for result in results:
@@ -60,7 +60,7 @@ def report_of(results: Sequence[Result], hypotheses: Sequence[Hypothesis] = ()) 
             for test in tests
             if reference
         },
-        "hypotheses": [_judged(one, values) for one in hypotheses],
+        "hypotheses": [_judged(one, found) for one in hypotheses if (found := judge(one, values))],
         "costs": {arm: _costs(done[arm].values()) for arm in trained},
         "repairs": _repairs(done),
         "covered": _covered(done.get(BASE, {})),
@@ -97,14 +97,13 @@ def _differences(
     return {name: {**_plain(one.difference), "p": one.p} for name, one in found.items() if one}
 
 
-def _judged(hypothesis: Hypothesis, values: Mapping[str, Values]) -> dict[str, Any]:
-    judgement = judge(hypothesis, values)
+def _judged(hypothesis: Hypothesis, judgement: Judgement) -> dict[str, Any]:
     return {
         "name": hypothesis.name,
         "statement": str(hypothesis),
         "expected": hypothesis.expected,
         "found": judgement.found,
-        "margin": judgement.margin and _plain(judgement.margin),
+        "margin": _plain(judgement.margin),
     }
 
 

@@ -138,11 +138,10 @@ def _difference_row(arm: str, of: Mapping[str, Any], names: Sequence[str]) -> tu
 
 
 def _hypothesis_row(one: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    margin = one["margin"]
     return (
         (f"{one['name']}. {one['statement']}", ""),
-        (str(margin["n"] if margin else 0), ""),
-        _mean(margin, signed=True),
+        (str(one["margin"]["n"]), ""),
+        _mean(one["margin"], signed=True),
         (one["expected"], ""),
         (one["found"], ""),
     )
