@@ -21,6 +21,7 @@ from fate_gym.chat import Json
 from fate_gym.episode import Episode
 from fate_gym.evaluation.config import EvalConfig, model_name
 from fate_gym.evaluation.evaluate import run_evaluation
+from fate_gym.evaluation.finished import Finished
 from fate_gym.evaluation.plan import DEFAULT_ENV
 from fate_gym.evaluation.playing import Player
 from fate_gym.evaluation.report import remarks
@@ -50,7 +51,7 @@ def evaluate(
     backend: Backend = "local",
     max_cost: float | None = None,
     out: str | os.PathLike[str] | None = None,
-    on_done: Callable[[Episode], None] = lambda episode: None,
+    on_done: Callable[[Episode], None] | None = None,
     **env_args: Json,
 ) -> Run:
     """Runs an agent over the tasks of an environment, writes a run folder, and returns the run.
@@ -79,7 +80,7 @@ def evaluate(
         out: The run folder. One that holds a part of the same run is completed, and what it holds is not run again:
             give another after a change of the agent's code. None for a folder in `runs`: for a text one named after the
             settings, so that the same call goes on from there, for anything else a new one.
-        on_done: Called with each episode when it has ended and is stored, in another thread.
+        on_done: Called with each episode, as the run holds it, when it has ended and is stored; in another thread.
         **env_args: Further arguments of the environment, such as `suite="banking"`.
 
     Raises:
@@ -115,12 +116,17 @@ def evaluate(
     return _finish(_evaluate(dataclasses.replace(config, out=folder), defend(acting, *_texts(defences)), on_done))
 
 
-async def _evaluate(config: EvalConfig, agent: Agent, on_done: Callable[[Episode], None]) -> Run:
+async def _evaluate(config: EvalConfig, agent: Agent, on_done: Callable[[Episode], None] | None) -> Run:
+    def done(finished: Finished) -> None:
+        if on_done is not None:
+            on_done(finished.episode())
+
     plan = config.plan()
-    workers = engage(Player(plan.environments, agent), config.workers, config.backend, on_gpu=agent.on_gpu)
+    player = Player(plan.environments, agent, Finished.of)
+    workers = engage(player, config.workers, config.backend, on_gpu=agent.on_gpu)
     try:
         await workers.do(Player.check, plan.has_tools())
-        run = await run_evaluation(config, agent, plan=plan, workers=workers, on_done=on_done)
+        run = await run_evaluation(config, agent, plan=plan, workers=workers, on_done=done)
         for remark in remarks(run):
             _log.warning("%s: %s", run.path, remark)
         return run

@@ -48,7 +48,7 @@ async def sample(plan: Plan, agent: Agent, items: Sequence[Item], *, concurrency
     async def keep(item: Item, episode: Episode) -> None:
         episodes[place[id(item)]] = episode
 
-    workers = InProcess(Player(plan.environments, agent))
+    workers = InProcess(Player(plan.environments, agent, lambda episode: episode))
     await run_episodes(items, workers, concurrency=min(concurrency, len(items)), on_done=keep)
     return [episodes[index] for index in range(len(items))]
 

@@ -24,6 +24,7 @@ from fate_gym.errors import DiskError, UsageError
 from fate_gym.storage import make_folder
 
 if TYPE_CHECKING:
+    from fate_gym.evaluation.finished import Finished
     from fate_gym.evaluation.playing import Player
     from fate_gym.evaluation.run import Run
     from fate_gym.evaluation.workers import Workers
@@ -124,10 +125,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _evaluate_and_close(job: Job) -> tuple[Run, Stopped | None]:
+    from fate_gym.evaluation.finished import Finished
     from fate_gym.evaluation.playing import Player
     from fate_gym.evaluation.workers import engage
 
-    player = Player(job.plan.environments, job.agent)
+    player = Player(job.plan.environments, job.agent, Finished.of)
     workers = engage(player, job.config.workers, job.config.backend, on_gpu=job.agent.on_gpu)
     try:
         return await _evaluate(job, workers)
@@ -135,7 +137,7 @@ async def _evaluate_and_close(job: Job) -> tuple[Run, Stopped | None]:
         await workers.aclose()
 
 
-async def _evaluate(job: Job, workers: Workers[Player]) -> tuple[Run, Stopped | None]:
+async def _evaluate(job: Job, workers: Workers[Player[Finished]]) -> tuple[Run, Stopped | None]:
     """Runs one evaluation with a progress bar; the first Ctrl-C ends it gently, the second and SIGTERM at once.
 
     Returns:
@@ -155,9 +157,9 @@ async def _evaluate(job: Job, workers: Workers[Player]) -> tuple[Run, Stopped | 
         task = bar.add_task(agent.name, total=len(plan.items), completed=job.done, errors="")
         errors = 0
 
-        def on_done(episode: Any) -> None:
+        def on_done(finished: Finished) -> None:
             nonlocal errors
-            errors += episode.status != "ok"
+            errors += finished.result.status != "ok"
             bar.update(task, advance=1, errors=f"{errors} errors" if errors else "")
 
         work = asyncio.ensure_future(

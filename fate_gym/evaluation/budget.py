@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
-from fate_gym.episode import LEFT_OUT, Episode
+from fate_gym.episode import LEFT_OUT
 from fate_gym.errors import UsageError
+from fate_gym.evaluation.finished import Finished
 from fate_gym.evaluation.store import RunFolder
 from fate_gym.rollout import Agent
 
@@ -32,10 +34,10 @@ class Budget:
         self.spent = 0.0
         if limit is not None:
             for episodes in (folder.episodes(), folder.failures()):
-                self.spent += sum(map(self._cost, episodes))
+                self.spent += sum(self._cost(episode.usage, bool(episode.actions)) for episode in episodes)
             self._stop_if_spent()
 
-    def spend(self, episode: Episode) -> None:
+    def spend(self, finished: Finished) -> None:
         """Counts an episode.
 
         Raises:
@@ -43,18 +45,18 @@ class Budget:
         """
         if self._limit is None:
             return
-        self.spent += self._cost(episode)
+        self.spent += self._cost(finished.usage, finished.acted)
         self._stop_if_spent()
 
     def _stop_if_spent(self) -> None:
         if self._limit is not None and self.spent >= self._limit:
             self._stop.set()
 
-    def _cost(self, episode: Episode) -> float:
+    def _cost(self, usage: Mapping[str, float], acted: bool) -> float:
         # An episode whose server reported nonsense has no price; that must not end a run whose other prices are known.
-        if COST in episode.usage or LEFT_OUT in episode.usage or not episode.actions:
-            return episode.usage.get(COST, 0.0)
-        spent = self._agent.cost(episode.usage)
+        if COST in usage or LEFT_OUT in usage or not acted:
+            return usage.get(COST, 0.0)
+        spent = self._agent.cost(usage)
         if spent is None:
             raise UsageError(f"max_cost needs costs, and {self._agent.name} reported none for an episode: leave it out")
         return spent

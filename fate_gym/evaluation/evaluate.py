@@ -7,11 +7,11 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 
-from fate_gym.episode import Episode
 from fate_gym.errors import RunError
 from fate_gym.evaluation.budget import Budget, check_budget
 from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
 from fate_gym.evaluation.faults import Faults
+from fate_gym.evaluation.finished import Finished
 from fate_gym.evaluation.manifest import make_manifest
 from fate_gym.evaluation.plan import Item, Plan
 from fate_gym.evaluation.playing import Player, run_episodes
@@ -28,9 +28,9 @@ async def run_evaluation(
     *,
     plan: Plan | None = None,
     found: RunFolder | None = None,
-    workers: Workers[Player] | None = None,
+    workers: Workers[Player[Finished]] | None = None,
     stop: asyncio.Event | None = None,
-    on_done: Callable[[Episode], None] = lambda episode: None,
+    on_done: Callable[[Finished], None] = lambda finished: None,
 ) -> Run:
     """Runs an agent, and writes the run folder `config.out`.
 
@@ -57,7 +57,7 @@ async def run_evaluation(
     plan = plan or config.plan()
     stop = stop or asyncio.Event()
     agent = as_agent(agent)
-    workers = workers or InProcess(Player(plan.environments, agent))
+    workers = workers or InProcess(Player(plan.environments, agent, Finished.of))
     check_budget(config.max_cost, agent)
     manifest = make_manifest(config, plan, agent)
     with RunFolder.open(config.out, manifest, ignore=NOT_IN_DIGEST, found=found) as folder:
@@ -66,11 +66,11 @@ async def run_evaluation(
         budget = Budget(config.max_cost, agent, folder, stop)
         faults = Faults(stop, scored=bool(folder.done))
 
-        async def keep(item: Item, episode: Episode) -> None:
-            await writer.store(episode)
-            budget.spend(episode)
-            faults.ended(episode)
-            on_done(episode)
+        async def keep(item: Item, finished: Finished) -> None:
+            await writer.store(finished)
+            budget.spend(finished)
+            faults.ended(finished)
+            on_done(finished)
 
         try:
             exhausted = await run_episodes(

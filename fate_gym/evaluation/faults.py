@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
-from fate_gym.episode import Episode
 from fate_gym.errors import PluginError
+from fate_gym.evaluation.finished import Finished
 from fate_gym.plugins import place, user_frames
 from fate_gym.rendering import visible, visible_line
 
@@ -71,9 +71,9 @@ class Faults:
             self._fatal = fault
             self._stop.set()
 
-    def ended(self, episode: Episode) -> None:
+    def ended(self, finished: Finished) -> None:
         """Takes notice of an episode's end."""
-        self._scored = self._scored or episode.status == "ok"
+        self._scored = self._scored or finished.result.status == "ok"
 
     def check(self) -> None:
         """Says so where the run was ended; the traceback has been shown.

@@ -7,7 +7,7 @@ import logging.handlers
 import pickle
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fate_gym.errors import FateGymError, UsageError
 from fate_gym.evaluation.garbage import look_seldom
@@ -30,8 +30,7 @@ class Sent:
     plugins: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What comes back from a worker.
 
     Attributes:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from fate_gym.env import ToolEnv
 from fate_gym.episode import Episode
@@ -17,25 +16,24 @@ from fate_gym.evaluation.plan import Item, another
 from fate_gym.evaluation.workers import Workers, keep_busy
 from fate_gym.rollout import Agent, rollout, unplayed
 
-OnDone: TypeAlias = Callable[[Item, Episode], Awaitable[None]]
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class Played:
+class Played(NamedTuple, Generic[T]):
     """What came of an item.
 
     Attributes:
-        episode: Its episode.
+        finished: What the player makes of its episode.
         faults: What the code of the environment, a judge or the agent raised in it.
         exhausted: Why its agent can play no further episode, None while it can.
     """
 
-    episode: Episode
+    finished: T
     faults: tuple[Fault, ...] = ()
     exhausted: str | None = None
 
 
-class Player:
+class Player(Generic[T]):
     """Plays episodes, any number at once, on one event loop. It is a worker (`fate_gym.evaluation.workers`).
 
     A pickled player makes environments and an agent of its own where it is loaded.
@@ -43,11 +41,18 @@ class Player:
     Args:
         environments: Those of a plan, by `env_index`; episodes are played in others like them.
         agent: Who acts, or a function that returns who acts in an item's episode.
+        finish: Makes of an episode what is handed over of it, which other processes get by `pickle`.
     """
 
-    def __init__(self, environments: Sequence[ToolEnv], agent: Agent | Callable[[Item], Agent]) -> None:
+    def __init__(
+        self,
+        environments: Sequence[ToolEnv],
+        agent: Agent | Callable[[Item], Agent],
+        finish: Callable[[Episode], T],
+    ) -> None:
         self._environments = environments
         self._agent = agent
+        self._finish = finish
         # No two episodes share an environment; one that is over leaves its own to the next.
         self._free: dict[int, list[ToolEnv]] = defaultdict(list)
 
@@ -55,8 +60,8 @@ class Player:
         environments = [another(env) for env in self._environments]
         return {**self.__dict__, "_environments": environments, "_free": defaultdict(list)}
 
-    async def play(self, item: Item) -> Played:
-        """Plays an item. Only a mistake in this package raises."""
+    async def play(self, item: Item) -> Played[T]:
+        """Plays an item. Only a mistake in this package raises, or what makes something of its episode."""
         agent = self._agent if isinstance(self._agent, Agent) else self._agent(item)
         free = self._free[item.env_index]
         env = free.pop() if free else another(self._environments[item.env_index])
@@ -71,14 +76,14 @@ class Player:
             on_fault=lambda error: faults.append(Fault.of(error)),
         )
         free.append(env)
-        return Played(episode, tuple(faults), agent.exhausted)
+        return Played(self._finish(episode), tuple(faults), agent.exhausted)
 
-    async def give_up(self, lost: tuple[Item, str]) -> Played:
+    async def give_up(self, lost: tuple[Item, str]) -> Played[T]:
         """Makes the episode of an item that nobody could play, and of why."""
         item, why = lost
         task = self._environments[item.env_index].task(item.task_id)
         episode = unplayed(task, item.seed, repeat=item.repeat, key=item.key, error=why)
-        return Played(episode, (Fault(LostError.__name__, why, ""),))
+        return Played(self._finish(episode), (Fault(LostError.__name__, why, ""),))
 
     async def check(self, tools: bool) -> None:
         """Finds out whether the agent can answer at all; see `Agent.check`."""
@@ -93,10 +98,10 @@ class Player:
 
 async def run_episodes(
     items: Iterable[Item],
-    workers: Workers[Player],
+    workers: Workers[Player[T]],
     *,
     concurrency: int,
-    on_done: OnDone,
+    on_done: Callable[[Item, T], Awaitable[None]],
     stop: asyncio.Event | None = None,
     on_fault: Callable[[Fault], None] = lambda fault: None,
 ) -> str | None:
@@ -106,8 +111,8 @@ async def run_episodes(
         items: The episodes; read one by one, so that they may be more than fits into memory.
         workers: Who plays them, and where.
         concurrency: Episodes under way at once.
-        on_done: Called with each item, the very object, and its episode, in the order in which the episodes end. The
-            next one begins when it is done; what it raises ends the run.
+        on_done: Called with each item, the very object, and what the player made of its episode, in the order in which
+            the episodes end. The next one begins when it is done; what it raises ends the run.
         stop: Once set, no further episode begins; those under way end.
         on_fault: Called with what the code of an environment, a judge or an agent raised in an episode.
 
@@ -132,7 +137,7 @@ async def run_episodes(
             exhausted = exhausted or played.exhausted
             for fault in played.faults:
                 on_fault(fault)
-            await on_done(item, played.episode)
+            await on_done(item, played.finished)
 
     with looking_seldom():
         await keep_busy(concurrency, play_one_by_one)

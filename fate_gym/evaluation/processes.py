@@ -24,6 +24,10 @@ from fate_gym.evaluation.hosting import Answer, DiedError, Host, Sent
 _LONGEST_END: Final = 10.0
 """Seconds that a worker may take to close itself."""
 
+_MANY: Final = 32
+_PATIENCE: Final = 0.01
+"""Seconds that an answer waits for others where so many pieces are under way: a worker has enough to do meanwhile."""
+
 _LENGTH: Final = 8
 """Bytes that say how long an object is."""
 
@@ -122,18 +126,32 @@ class _Channel:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
+        self._waiting: list[bytes] = []
 
     @classmethod
     async def over(cls, end: socket.socket) -> _Channel:
         """Makes one of an end of a pair of sockets."""
         return cls(*await asyncio.open_connection(sock=end))
 
-    def send(self, thing: object) -> None:
-        """Sends an object; one that is sent to a process that is gone is lost."""
+    def send(self, thing: object, within: float = 0.0) -> None:
+        """Sends an object; one that is sent to a process that is gone is lost.
+
+        What is sent at one time goes out together: to wake the other process costs more than an object does.
+
+        Args:
+            thing: The object.
+            within: Seconds that it may wait for others.
+        """
         data = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
+        if not self._waiting:
+            asyncio.get_running_loop().call_later(within, self._send_waiting)
+        self._waiting += (len(data).to_bytes(_LENGTH, "big"), data)
+
+    def _send_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
         # uvloop raises where this end has been closed by an earlier failure to write.
         if not self._writer.is_closing():
-            self._writer.write(len(data).to_bytes(_LENGTH, "big") + data)
+            self._writer.write(b"".join(waiting))
 
     async def receive(self) -> Any:
         """Waits for the next object.
@@ -150,6 +168,7 @@ class _Channel:
 
     async def aclose(self) -> None:
         """Closes this end when all that was sent is on its way."""
+        self._send_waiting()
         self._writer.close()
         with contextlib.suppress(OSError):
             await self._writer.wait_closed()
@@ -195,7 +214,8 @@ async def _answer(end: socket.socket, host: Host) -> None:
     under_way: set[asyncio.Task[None]] = set()
 
     async def answer(number: int, method: str, arguments: tuple[Any, ...]) -> None:
-        channel.send((number, await getattr(host, method)(*arguments)))
+        answer = await getattr(host, method)(*arguments)
+        channel.send((number, answer), within=_PATIENCE if len(under_way) >= _MANY else 0.0)
         if method == "aclose":
             await channel.aclose()
             _exit()

@@ -88,5 +88,5 @@ async def replay(
     async def done(item: Item, episode: Episode) -> None:
         on_done(under_way.pop(id(item)), episode)
 
-    workers = InProcess(Player(plan.environments, lambda item: under_way[id(item)]))
-    await run_episodes(items(), workers, concurrency=concurrency, on_done=done)
+    player = Player(plan.environments, lambda item: under_way[id(item)], lambda episode: episode)
+    await run_episodes(items(), InProcess(player), concurrency=concurrency, on_done=done)

@@ -78,9 +78,9 @@ class Results:
         self._indices: dict[Result, int] = {}
         self._each = array("i")
 
-    def add(self, episode: Episode) -> None:
-        """Adds an episode."""
-        self._each.append(self._indices.setdefault(Result.of(episode), len(self._indices)))
+    def add(self, result: Result) -> None:
+        """Adds the result of an episode."""
+        self._each.append(self._indices.setdefault(result, len(self._indices)))
 
     @property
     def different(self) -> Sequence[Result]:

@@ -287,7 +287,7 @@ def _noting(placed: Iterable[tuple[Place, Episode]], places: Places, results: Re
     """Yields the episodes, and notes on the way where they stand and what they came to."""
     for place, episode in placed:
         places.note(episode.key, place)
-        results.add(episode)
+        results.add(Result.of(episode))
         yield episode
 
 

@@ -27,13 +27,14 @@ from typing import Any, TypeAlias, TypeVar
 from fate_gym.chat import Json
 from fate_gym.episode import Episode
 from fate_gym.errors import RunCorruptError, RunError
+from fate_gym.evaluation.finished import Finished
 from fate_gym.evaluation.keys import Keys, Places
 from fate_gym.evaluation.recorded import Recorded
+from fate_gym.evaluation.results import Result
 from fate_gym.evaluation.summary import Tally
 from fate_gym.storage import (
     BEGINNING,
     LOCK_FILE,
-    SURROGATE,
     AppendLog,
     Place,
     WriterLock,
@@ -84,13 +85,12 @@ def _readable(
 
 @dataclass(slots=True)
 class Scored:
-    """What has been read of the scored episodes. Their file only grows, so nothing is ever read twice.
+    """What is known of the scored episodes. Their file only grows, so nothing is read twice, nor what was written here.
 
     Attributes:
         file: Device and inode; another file may take its place. None where there was none.
         place: The last line that was read.
         keys: The keys of all lines that were read.
-        done: Those, and the keys of what has been appended since.
         places: Where the episodes stand; lines that are none are left out.
         tally: What the episodes add up to.
     """
@@ -98,7 +98,6 @@ class Scored:
     file: tuple[int, int] | None
     place: Place = BEGINNING
     keys: Keys = field(default_factory=Keys)
-    done: Keys = field(default_factory=Keys)
     places: Places = field(default_factory=Places)
     tally: Tally = field(default_factory=Tally)
 
@@ -106,6 +105,14 @@ class Scored:
     def counted(self) -> Keys:
         """The keys of the episodes, without those of lines that are none."""
         return self.keys if len(self.keys) == len(self.places.keys) else Keys(self.places.keys)
+
+    def count(self, written: Finished) -> None:
+        """Counts an episode whose line has been written after the last one."""
+        line, _, start = self.place
+        self.place = Place(line + 1, start, start + len(written.line))
+        self.keys.add(written.key)
+        self.places.note(written.key, self.place)
+        self.tally.add(written.result, written.usage, written.seconds)
 
 
 class RunFolder:
@@ -121,7 +128,8 @@ class RunFolder:
         self.manifest = _read_manifest(path)
         self._scored: Scored | None = None
         self._logs: dict[str, AppendLog] = {}
-        self._mutex = threading.Lock()
+        # Reentrant: whoever writes may have to read first.
+        self._mutex = threading.RLock()
         self._resources = ExitStack()
 
     @property
@@ -131,7 +139,7 @@ class RunFolder:
         Raises:
             RunCorruptError: The file is damaged before its last line.
         """
-        return (self._scored or self.scored()).done
+        return (self._scored or self.scored()).keys
 
     @classmethod
     def open(
@@ -205,21 +213,24 @@ class RunFolder:
         return run
 
     def append(self, *episodes: Episode) -> None:
-        """Adds episodes; when this returns, they survive a loss of power. Thread-safe.
+        """Adds episodes; see `add`.
+
+        Raises:
+            ValueError: As there, or an episode cannot be written as JSON.
+            DiskError: As there.
+        """
+        self.add(*map(Finished.of, episodes))
+
+    def add(self, *finished: Finished) -> None:
+        """Adds finished episodes; when this returns, they survive a loss of power. Thread-safe.
 
         One that errored goes into `failures.jsonl`, where its key may come again.
 
         Raises:
-            ValueError: A scored episode's key is there already, or an episode cannot be written as JSON; nothing is
-                written then.
+            ValueError: A scored episode's key is there already; nothing is written then.
             DiskError: The disk refused; the file is as it was before.
         """
-        lines: dict[str, list[bytes]] = {EPISODES: [], FAILURES: []}
-        for episode in episodes:
-            if SURROGATE.search(episode.key):
-                raise ValueError(f"an episode's key must be valid Unicode, not {episode.key!r}")
-            lines[_file_of(episode)].append(encode_line(episode.to_json()))
-        self._add(lines, episodes)
+        self._add(finished)
 
     def append_imported(self, played: Sequence[tuple[Episode, Recorded]]) -> None:
         """Adds imported episodes with what their logs said; when this returns, all of them survive a loss of power.
@@ -228,24 +239,28 @@ class RunFolder:
             ValueError: A scored episode's key is there already.
             DiskError: The disk refused.
         """
-        # The records first, so that no episode stands there without its own.
-        lines: dict[str, list[bytes]] = {_RECORDED: [], EPISODES: [], FAILURES: []}
-        for episode, recorded in played:
-            lines[_RECORDED].append(encode_line(recorded.to_json()))
-            lines[_file_of(episode)].append(encode_line(episode.to_json()))
-        self._add(lines, [episode for episode, _ in played])
+        records = [encode_line(recorded.to_json()) for _, recorded in played]
+        self._add([Finished.of(episode) for episode, _ in played], records)
 
-    def _add(self, lines: Mapping[str, Sequence[bytes]], episodes: Sequence[Episode]) -> None:
-        """Writes the lines of some episodes, file by file."""
-        keys = [episode.key for episode in episodes if episode.status == "ok"]
+    def _add(self, finished: Sequence[Finished], records: Sequence[bytes] = ()) -> None:
+        """Writes the lines of some episodes, file by file, and counts them."""
+        scored = [one for one in finished if one.result.status == "ok"]
+        lines = {
+            # The records first, so that no episode stands there without its own.
+            _RECORDED: records,
+            EPISODES: [one.line for one in scored],
+            FAILURES: [one.line for one in finished if one.result.status != "ok"],
+        }
         with self._mutex:
+            keys = [one.key for one in scored]
             if twice := [key for key in keys if key in self.done or keys.count(key) > 1]:
                 raise ValueError(f"{self.path}: the episode {twice[0]!r} is already there")
             for name, written in lines.items():
                 if written:
                     self._log(name).append(*written)
-            for key in keys:
-                self.done.add(key)
+            known = self._scored or self.scored()
+            for one in scored:
+                known.count(one)
 
     def recorded(self, on_problem: OnProblem | None = None) -> Iterator[Recorded]:
         """Yields what the logs of an imported run said, of scored episodes alone; see `episodes`.
@@ -282,7 +297,11 @@ class RunFolder:
         return _readable(placed, path, functools.partial(_episode_in, name), on_problem)
 
     def scored(self, on_problem: OnProblem | None = None) -> Scored:
-        """Reads the scored episodes that were written since it was called before; see `placed`."""
+        """Reads the scored episodes that others have written since it was called before; see `placed`."""
+        with self._mutex:
+            return self._read_scored(on_problem)
+
+    def _read_scored(self, on_problem: OnProblem | None) -> Scored:
         path = self.path / EPISODES
         found = path.stat() if path.exists() else None
         file = None if found is None else (found.st_dev, found.st_ino)
@@ -294,11 +313,10 @@ class RunFolder:
             read = functools.partial(_episode_in, EPISODES)
             for scored.place, episode in _readable(placed, path, read, on_problem):
                 scored.places.note(episode.key, scored.place)
-                scored.tally.add(episode)
+                scored.tally.add(Result.of(episode), episode.usage, episode.seconds["total"])
         except BaseException:
             self._scored = None
             raise
-        scored.done = Keys(scored.keys)
         return scored
 
     def _keyed(self, keys: Keys, after: Place) -> Iterator[tuple[Place, dict[str, Any]]]:
@@ -357,17 +375,12 @@ class RunFolder:
         return self._logs[name]
 
 
-def _file_of(episode: Episode) -> str:
-    return EPISODES if episode.status == "ok" else FAILURES
-
-
 def _episode_in(name: str, record: Any, where: str) -> Episode:
     """Reads an episode of a file; one of the other file would be looked for there, and counted as what it is not."""
     episode = Episode.from_json(record, where)
-    if _file_of(episode) != name:
-        raise RunCorruptError(
-            f"{where}: {cut(episode.key)} has status {episode.status!r}, it belongs in {_file_of(episode)}"
-        )
+    belongs = EPISODES if episode.status == "ok" else FAILURES
+    if belongs != name:
+        raise RunCorruptError(f"{where}: {cut(episode.key)} has status {episode.status!r}, it belongs in {belongs}")
     return episode
 
 

@@ -40,7 +40,7 @@ def summarise(
     tally, done = Tally(), Keys()
     for episode in episodes:
         done.add(episode.key)
-        tally.add(episode)
+        tally.add(Result.of(episode), episode.usage, episode.seconds["total"])
     return tally.summary(done, failures, manifest, planned)
 
 
@@ -55,11 +55,17 @@ class Tally:
         self.results = Results()
         self._spent: dict[Kind, _Spent] = {}
 
-    def add(self, episode: Episode) -> None:
-        """Counts a scored episode."""
-        self.results.add(episode)
-        for key in _keys(episode.mode, episode.attack, episode.suite):
-            (self._spent.get(key) or self._spent.setdefault(key, _Spent())).add(episode)
+    def add(self, result: Result, usage: Mapping[str, float], seconds: float | None) -> None:
+        """Counts a scored episode.
+
+        Args:
+            result: What it came to.
+            usage: As in the episode.
+            seconds: How long it took, None where that is unknown.
+        """
+        self.results.add(result)
+        for key in _keys(*result.kind):
+            (self._spent.get(key) or self._spent.setdefault(key, _Spent())).add(usage, seconds)
 
     def summary(
         self, done: Keys, failures: Iterable[Episode], manifest: Mapping[str, Any], planned: Iterable[str]
@@ -132,11 +138,11 @@ class _Spent:
         self.seconds = 0.0
         self.timed = 0
 
-    def add(self, episode: Episode) -> None:
-        for name, value in episode.usage.items():
+    def add(self, usage: Mapping[str, float], seconds: float | None) -> None:
+        for name, value in usage.items():
             self.usage[name] = self.usage.get(name, 0) + value
             self.reported[name] += 1
-        if (seconds := episode.seconds["total"]) is not None:
+        if seconds is not None:
             self.seconds += seconds
             self.timed += 1
 

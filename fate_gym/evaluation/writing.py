@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fate_gym.episode import Episode
+from fate_gym.evaluation.finished import Finished
 from fate_gym.evaluation.store import RunFolder
 
 
@@ -20,22 +20,22 @@ class Writer:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._waiting: list[Episode] = []
+        self._waiting: list[Finished] = []
         self._next: asyncio.Task[None] | None = None
         self._disk = asyncio.Lock()
 
-    async def store(self, episode: Episode) -> None:
+    async def store(self, finished: Finished) -> None:
         """Stores an episode; when this returns, it survives a loss of power.
 
         Raises:
-            ValueError, DiskError: As `RunFolder.append`, for it or for one that is stored with it.
+            ValueError, DiskError: As `RunFolder.add`, for it or for one that is stored with it.
         """
-        self._waiting.append(episode)
+        self._waiting.append(finished)
         if self._next is None:
             self._next = asyncio.create_task(self._store_waiting())
         await self._next
 
     async def _store_waiting(self) -> None:
         async with self._disk:
-            episodes, self._waiting, self._next = self._waiting, [], None
-            await asyncio.to_thread(self._folder.append, *episodes)
+            together, self._waiting, self._next = self._waiting, [], None
+            await asyncio.to_thread(self._folder.add, *together)

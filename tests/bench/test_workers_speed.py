@@ -28,6 +28,7 @@ from fate_gym import evaluate, loops
 from fate_gym.agents import load_agent
 from fate_gym.agents.api import OpenAIAgent
 from fate_gym.evaluation import EvalConfig, run_evaluation
+from fate_gym.evaluation.finished import Finished
 from fate_gym.evaluation.playing import Player
 from fate_gym.evaluation.workers import Workers, engage
 from fate_gym.rollout import Agent
@@ -58,7 +59,7 @@ class Work:
         async def main() -> tuple[float, float]:
             beside = multiprocessing.active_children()
             environments = self._config(out, 1).plan().environments
-            pools = {count: engage(Player(environments, self.agent), count) for count in (1, 2)}
+            pools = {count: engage(Player(environments, self.agent, Finished.of), count) for count in (1, 2)}
             least = dict.fromkeys(pools, math.inf)
             try:
                 for count, players in pools.items():
@@ -89,7 +90,7 @@ class Work:
             out=out,
         )
 
-    async def _play(self, players: Workers[Player], out: Path, repeats: int) -> int:
+    async def _play(self, players: Workers[Player[Finished]], out: Path, repeats: int) -> int:
         """Plays each task so many times, and returns the number of episodes."""
         config = self._config(out, repeats)
         plan = config.plan()

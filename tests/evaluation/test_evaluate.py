@@ -12,10 +12,10 @@ import gymnasium as gym
 import pytest
 
 from fate_gym.agents import load_agent
-from fate_gym.episode import Episode
 from fate_gym.errors import RunMismatchError
 from fate_gym.evaluation import EvalConfig, RunFolder, run_evaluation
 from fate_gym.evaluation.config import read_settings
+from fate_gym.evaluation.finished import Finished
 from fate_gym.evaluation.summary import summarise
 from fate_gym.rollout import Agent, Reply, as_agent, rollout
 from fate_gym.verifiers.refusal import Judgement
@@ -311,7 +311,7 @@ def test_a_full_disk_ends_the_run_with_its_own_error(tmp_path: Path, monkeypatch
     def full(self: RunFolder, *episodes: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(RunFolder, "append", full)
+    monkeypatch.setattr(RunFolder, "add", full)
     with pytest.raises(OSError, match="No space left"):
         run(clerk, tmp_path / "run", repeats=5, concurrency=4)
 
@@ -328,7 +328,7 @@ def test_a_smaller_limit_runs_no_more_than_it_says(tmp_path: Path) -> None:
     async def body(limit: int | None, most: int) -> dict[str, Any]:
         stop, ended = asyncio.Event(), []
 
-        def count(episode: Episode) -> None:
+        def count(episode: Finished) -> None:
             ended.append(episode.key)
             if len(ended) == most:
                 stop.set()

@@ -15,8 +15,8 @@ from test_workers import lines, run
 from fate_gym.agents.api import OpenAIAgent
 from fate_gym.agents.local import LocalAgent
 from fate_gym.cli import main
-from fate_gym.episode import Episode
 from fate_gym.errors import UsageError, WorkerError
+from fate_gym.evaluation.finished import Finished
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +99,7 @@ def test_a_node_lost_midway_loses_nothing_and_plays_nothing_twice(
     places = tmp_path / "places"
     places.mkdir()
 
-    def lose_a_node(episode: Episode) -> None:
+    def lose_a_node(episode: Finished) -> None:
         ended.append(episode.key)
         if len(ended) == 10:
             # One whose worker is at work: the other's may still be on its way. A worker outlives its node by moments,

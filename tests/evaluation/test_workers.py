@@ -18,9 +18,9 @@ import shop_workers
 from fate_gym.agents import load_agent
 from fate_gym.agents.api import OpenAIAgent
 from fate_gym.agents.defences import defend
-from fate_gym.episode import Episode
 from fate_gym.errors import PluginError, UsageError, WorkerError
 from fate_gym.evaluation import EvalConfig, Run, RunFolder, run_evaluation
+from fate_gym.evaluation.finished import Finished
 from fate_gym.evaluation.hosting import Answer, DiedError
 from fate_gym.evaluation.playing import Player
 from fate_gym.evaluation.workers import Backend, InProcess, WorkerPool, engage
@@ -38,7 +38,7 @@ def run(
     workers: int = 2,
     backend: Backend = "local",
     check: bool = True,
-    on_done: Callable[[Episode], None] = lambda episode: None,
+    on_done: Callable[[Finished], None] = lambda finished: None,
     **settings: Any,
 ) -> Run:
     acting = load_agent(agent) if isinstance(agent, str) else as_agent(agent)
@@ -48,7 +48,7 @@ def run(
 
     async def body() -> Run:
         plan = config.plan()
-        players = engage(Player(plan.environments, acting), workers, backend, on_gpu=acting.on_gpu)
+        players = engage(Player(plan.environments, acting, Finished.of), workers, backend, on_gpu=acting.on_gpu)
         try:
             if check:
                 await players.do(Player.check, plan.has_tools())
@@ -184,7 +184,7 @@ def test_a_worker_that_dies_while_it_starts_is_replaced_if_another_has_worked(
         def make(share: Share) -> Remote:
             return Remote(later, next(deaths), second) if share.index else Remote(at_once, False, first)
 
-        pool: WorkerPool[Player] = WorkerPool(make, 2)
+        pool: WorkerPool[Player[Finished]] = WorkerPool(make, 2)
         assert await pool.do(Player.check, True) is True
         later.set()
         await second.wait()
@@ -246,4 +246,4 @@ def test_the_rate_of_a_run_is_that_of_all_its_processes(monkeypatch: pytest.Monk
 
 
 def test_one_worker_needs_no_process() -> None:
-    assert isinstance(engage(Player([], load_agent("noop")), 1), InProcess)
+    assert isinstance(engage(Player([], load_agent("noop"), Finished.of), 1), InProcess)

@@ -13,6 +13,7 @@ from small_episodes import make_episode
 
 from fate_gym import evaluate
 from fate_gym.errors import DiskError
+from fate_gym.evaluation.finished import Finished
 from fate_gym.evaluation.store import SCHEMA, RunFolder
 from fate_gym.evaluation.writing import Writer
 
@@ -39,6 +40,10 @@ class Disk:
         self._sync(fd)
 
 
+def finished(key: str, **fields: Any) -> Finished:
+    return Finished.of(make_episode(key, **fields))
+
+
 def stored(path: Path, work: Callable[[Writer], Awaitable[Any]]) -> list[str]:
     """The keys of a run after some work with its writer."""
     with RunFolder.open(path, MANIFEST) as folder:
@@ -53,10 +58,10 @@ def stored(path: Path, work: Callable[[Writer], Awaitable[Any]]) -> list[str]:
 def test_what_ends_while_the_disk_is_busy_is_stored_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(writer: Writer) -> None:
         disk = Disk(monkeypatch)
-        first = asyncio.create_task(writer.store(make_episode("first")))
+        first = asyncio.create_task(writer.store(finished("first")))
         await asyncio.to_thread(disk.begun.acquire)
-        others = [asyncio.create_task(writer.store(make_episode(f"other {number}"))) for number in range(5)]
-        errored = make_episode("errored", status="provider_error", error="no line")
+        others = [asyncio.create_task(writer.store(finished(f"other {number}"))) for number in range(5)]
+        errored = finished("errored", status="provider_error", error="no line")
         others.append(asyncio.create_task(writer.store(errored)))
         disk.let()
         await first
@@ -79,14 +84,14 @@ def test_all_that_are_stored_together_hear_of_a_full_disk(tmp_path: Path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async def work(writer: Writer) -> None:
-        await writer.store(make_episode("before"))
+        await writer.store(finished("before"))
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", refuse)
-            episodes = [writer.store(make_episode(f"lost {number}")) for number in range(3)]
+            episodes = [writer.store(finished(f"lost {number}")) for number in range(3)]
             for error in await asyncio.gather(*episodes, return_exceptions=True):
                 assert isinstance(error, DiskError)
                 assert "No space left" in str(error)
-        await writer.store(make_episode("after"))
+        await writer.store(finished("after"))
 
     assert stored(tmp_path, work) == ["before", "after"]
 

@@ -40,8 +40,8 @@ def evaluation(root: Path, *, absent: bool = False) -> None:
     import parcels  # noqa: F401 (read before the disk fails)
     import shop_plugin  # noqa: F401 (registers the toy benchmark)
 
-    from fate_gym.episode import Episode
     from fate_gym.evaluation import EvalConfig, run_evaluation
+    from fate_gym.evaluation.finished import Finished
 
     asked = itertools.count()
 
@@ -53,8 +53,8 @@ def evaluation(root: Path, *, absent: bool = False) -> None:
     config = EvalConfig(env="toy/Parcels-v0", agent="clerk", out=root, repeats=4, concurrency=2)
     with _notes(root).open("a") as notes:
 
-        def note(episode: Episode) -> None:
-            if episode.status == "ok":
+        def note(episode: Finished) -> None:
+            if episode.result.status == "ok":
                 notes.write(f"{episode.key}\n")
                 notes.flush()
 

@@ -76,7 +76,7 @@ def _play(plan: Plan, items: list[Item], agent: Agent) -> dict[tuple[int, str], 
         head, rest = line.split(b'"key":"%s","repeat":%d' % (item.key.encode(), item.repeat), 1)
         found[item.env_index, item.task_id] = (head, *rest.split(b'"seed":%d' % item.seed, 1))
 
-    workers = InProcess(Player(plan.environments, agent))
+    workers = InProcess(Player(plan.environments, agent, lambda episode: episode))
     asyncio.run(run_episodes(items, workers, concurrency=8, on_done=keep))
     return found
 

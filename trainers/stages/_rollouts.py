@@ -76,7 +76,7 @@ def roll_out(
 
     concurrency, tokens = this_round.config.concurrency, this_round.tokens_for(stage)
     total = len(items) if tokens is None else 0
-    workers = InProcess(Player(this_round.plan.environments, agent))
+    workers = InProcess(Player(this_round.plan.environments, agent, lambda episode: episode))
     with this_round.progress.stage(stage, total, len(file.done)):
         for chunk in [items] if tokens is None else within(tokens, items, file, concurrency):
             waiting = [item for item in chunk if item.key not in file.done]

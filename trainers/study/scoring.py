@@ -13,12 +13,12 @@ from fate_gym.agents import Agent
 from fate_gym.episode import Episode
 from fate_gym.errors import FateGymError, RunError
 from fate_gym.evaluation import EvalConfig, RunFolder, load_run, run_evaluation
+from fate_gym.evaluation.finished import Finished
 from fate_gym.evaluation.metrics import earned_utility, find
 from fate_gym.evaluation.plan import Plan, TaskSet
 from fate_gym.pareto import hypervolume
 from fate_gym.storage import encode_line, make_folder, read_object, replace_file
 from fate_gym.trainers.base_policy import cloned_pairs
-from fate_gym.trainers.episodes import mask, vector
 from fate_gym.trainers.folder import TrainingFolder
 from fate_gym.trainers.processes import first_alone, is_first_process
 from fate_gym.trainers.progress import ProgressReporter, RunningMeans
@@ -130,8 +130,8 @@ async def _evaluate(config: EvalConfig, plan: Plan, agent: Agent, progress: Prog
     done = len(RunFolder.read(config.out).done) if (config.out / "manifest.json").exists() else 0
     means = RunningMeans()
 
-    def on_done(episode: Episode) -> None:
-        means.add(vector(episode), mask(episode))
+    def on_done(finished: Finished) -> None:
+        means.add(*zip(*finished.result.axes, strict=True))
         progress.advance(str(means))
 
     try:
