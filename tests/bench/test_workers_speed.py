@@ -2,8 +2,8 @@
 
 Processor time is a bound: with two free processors the run takes half of what is spent on it, if nothing waits. So
 where one process spends c on an episode, two that spend c + p on it are 2c / (c + p) times as fast. The command's share
-p is there however little the workers do: it gives out items, reads pickled episodes and resumes who waits for them. A
-server on the same two processors that spends s on an episode leaves 2c / (c + p + s).
+p is there however little the workers do: it gives out items, writes lines and resumes who waits for them. A server on
+the same two processors that spends s on an episode leaves 2c / (c + p + s).
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ pytestmark = [pytest.mark.bench, pytest.mark.timeout(900)]
 ATTACK = "important_instructions"
 SUITES = ["workspace", "travel", "banking", "slack"]
 SMALL = ["banking", "slack"]
-_TURNS = 3
+_TURNS = 6
+"""Short ones: what else a machine does comes and goes, and the least of each figure is what counts."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,11 @@ def _spent(beside: Sequence[BaseProcess]) -> float:
 
 
 def test_two_processes_are_worth_more_than_one(tmp_path: Path, table: Callable[..., None]) -> None:
-    work = Work(load_agent("gullible"), SUITES, concurrency=8, repeats=8)
+    work = Work(load_agent("gullible"), SUITES, concurrency=8, repeats=4)
     one, two = work.seconds(tmp_path)
     figures = f"{1e3 * two:.2f} ms", f"{1e3 * one:.2f} ms", f"{2 * one / two:.2f}x", "1.8x"
     table("processor time of an episode, two processes against one", *figures)
-    # 1.68 to 1.73 on a quiet machine.
+    # 1.88 on a quiet machine; 1.56 where others used its host.
     assert 2 * one / two >= 1.5
 
 
@@ -122,12 +123,12 @@ def test_two_processes_ask_a_server_for_more_than_one(tmp_path: Path, table: Cal
         agent = OpenAIAgent("m", base_url=url)
         evaluate(agent, suite=SMALL, attack=ATTACK, limit=60, concurrency=64, out=tmp_path / "seen")
         before = server_spent(url)
-        one, two = Work(agent, SMALL, concurrency=256, repeats=16).seconds(tmp_path)
+        one, two = Work(agent, SMALL, concurrency=256, repeats=8).seconds(tmp_path)
         server = server_spent(url) - before
     cost = server.seconds / server.replies
     print(f"\nthe server took {1e3 * cost:.3f} ms for a reply")
     figures = f"{1e3 * two:.2f} ms", f"{1e3 * one:.2f} ms", f"{2 * one / two:.2f}x", "1.8x"
     table("processor time of an episode at a server, 256 at once at 0.1 s, two processes against one", *figures)
     assert server.thought == 0
-    # On a busy machine c was 2.2 to 2.5 ms, p 0.3 to 0.9 and s 0.15.
+    # c is 1.6 to 1.9 ms, p 0.05 to 0.2 and s 0.12.
     assert 2 * one / two >= 1.5
