@@ -19,24 +19,29 @@ def silent(where: str, what: str) -> None:
 
 
 def episodes(run: Path, report: Report = silent) -> Iterator[Episode]:
-    """Yields the well-formed episodes of a run, each key once; reports every other line.
+    """Yields the well-formed episodes of a run, each key once; reports every other line, those that repeat a key last.
 
     Args:
         run: The folder.
         report: Called with the place and what is wrong there.
     """
     seen, keys, numbers = Keys(), KeyList(), array("q")
+    # All are looked up at once: a stranger's file may be made of nothing else.
+    again, repeats = array("q"), KeyList()
     for number, episode in _lines(run / "episodes.jsonl", report):
-        where = f"episodes.jsonl, line {number}"
         if not seen.add(episode.key):
-            report(where, f"repeats {episode.key}, which is on line {numbers[keys.indices([episode.key])[0]]}")
+            repeats.append(episode.key)
+            again.append(number)
             continue
         keys.append(episode.key)
         numbers.append(number)
         if episode.status != "ok":
-            report(where, f"{episode.key} has status {episode.status!r}: what errored belongs in failures.jsonl")
+            said = f"{episode.key} has status {episode.status!r}: what errored belongs in failures.jsonl"
+            report(f"episodes.jsonl, line {number}", said)
         else:
             yield episode
+    for number, key, first in zip(again, repeats, keys.indices(repeats), strict=True):
+        report(f"episodes.jsonl, line {number}", f"repeats {key}, which is on line {numbers[first]}")
 
 
 def failures(run: Path, report: Report = silent) -> Iterator[Episode]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from small_runs import MakeRun, edit_json, edit_line, redigest
 
 from fate_gym.agents import is_privileged
 from fate_gym.errors import ContextOverflowError, RunError, UsageError
+from fate_gym.evaluation.keys import KeyList
+from fate_gym.leaderboards import scanning
 from fate_gym.leaderboards.findings import Verification
 from fate_gym.leaderboards.replay import leaves
 from fate_gym.leaderboards.verification import verify
@@ -202,6 +204,27 @@ def test_duplicate_episode(copied: Path) -> None:
     path.write_text("".join([*lines, lines[0]]))
     key = json.loads(lines[0])["key"]
     assert found(copied) == [(f"episodes.jsonl, line {len(lines) + 1}", f"repeats {key}, which is on line 1")]
+
+
+def test_however_many_repeat_a_key_all_keys_are_looked_through_once(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = copied / "episodes.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, *(lines[:2] * 20)]))
+    looks: list[int] = []
+    indices = KeyList.indices
+
+    def counted(self: KeyList, keys: Iterable[str]) -> list[int]:
+        looks.append(1)
+        return indices(self, keys)
+
+    monkeypatch.setattr(KeyList, "indices", counted)
+    reported: list[tuple[str, str]] = []
+    assert len(list(scanning.episodes(copied, lambda *what: reported.append(what)))) == len(lines)
+    assert [what.rpartition(" ")[2] for _, what in reported] == ["1", "2"] * 20
+    assert reported[-1][0] == f"episodes.jsonl, line {len(lines) + 40}"
+    assert len(looks) == 1
 
 
 @pytest.mark.parametrize("careful", [False, True])
