@@ -19,7 +19,6 @@ import functools
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
@@ -28,10 +27,10 @@ from fate_gym.chat import Json
 from fate_gym.episode import Episode
 from fate_gym.errors import RunCorruptError, RunError
 from fate_gym.evaluation.finished import Finished
-from fate_gym.evaluation.keys import Keys, Places
+from fate_gym.evaluation.keys import Keys
 from fate_gym.evaluation.recorded import Recorded
 from fate_gym.evaluation.results import Result
-from fate_gym.evaluation.summary import Tally
+from fate_gym.evaluation.scored import Scored
 from fate_gym.storage import (
     BEGINNING,
     LOCK_FILE,
@@ -81,38 +80,6 @@ def _readable(
             on_problem(problem)
         else:
             yield place, entry
-
-
-@dataclass(slots=True)
-class Scored:
-    """What is known of the scored episodes. Their file only grows, so nothing is read twice, nor what was written here.
-
-    Attributes:
-        file: Device and inode; another file may take its place. None where there was none.
-        place: The last line that was read.
-        keys: The keys of all lines that were read.
-        places: Where the episodes stand; lines that are none are left out.
-        tally: What the episodes add up to.
-    """
-
-    file: tuple[int, int] | None
-    place: Place = BEGINNING
-    keys: Keys = field(default_factory=Keys)
-    places: Places = field(default_factory=Places)
-    tally: Tally = field(default_factory=Tally)
-
-    @property
-    def counted(self) -> Keys:
-        """The keys of the episodes, without those of lines that are none."""
-        return self.keys if len(self.keys) == len(self.places.keys) else Keys(self.places.keys)
-
-    def count(self, written: Finished) -> None:
-        """Counts an episode whose line has been written after the last one."""
-        line, _, start = self.place
-        self.place = Place(line + 1, start, start + len(written.line))
-        self.keys.add(written.key)
-        self.places.note(written.key, self.place)
-        self.tally.add(written.result, written.usage, written.seconds)
 
 
 class RunFolder:
