@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -248,6 +250,7 @@ class _Bars:
             TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             "{task.fields[rate]:>6} {task.fields[note]}",
         )
+        self._held = contextlib.ExitStack()
         self._task: TaskID | None = None
         self._started = 0.0
         self._count = 0
@@ -270,11 +273,13 @@ class _Bars:
             def say(self, line: str) -> None:
                 bars.say(line)
 
-        self._bar.__enter__()
+        # Libraries print too (DeepSpeed logs on standard output), which would stand before the summary's JSON.
+        self._held.enter_context(contextlib.redirect_stdout(sys.stderr))
+        self._held.enter_context(self._bar)
         return Drawn()
 
     def __exit__(self, *exit_info: Any) -> None:
-        self._bar.__exit__(*exit_info)
+        self._held.close()
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Adds a bar."""

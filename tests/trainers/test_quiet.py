@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from fate_gym.cli.training import _Bars
+
 START = Path(__file__).parents[2] / "fate_gym_start.py"
 
 
@@ -23,3 +25,11 @@ def test_a_training_prints_no_warning_of_a_library(method: str, tmp_path: Path) 
     assert "Rehearsed on a tiny random model" in done.stderr
     assert "warning" not in done.stderr.lower()
     assert "deprecated" not in done.stderr.lower()
+
+
+def test_what_a_library_prints_does_not_stand_before_the_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    with _Bars():
+        print("[WARNING] of a library")
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "[WARNING] of a library" in printed.err
