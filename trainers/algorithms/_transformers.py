@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from fate_gym.agents.local import load_model
-from fate_gym.errors import FateGymError
+from fate_gym.errors import FateGymError, UsageError
 from fate_gym.storage import AppendLog, encode_line, native_disk_errors
 from fate_gym.trainers.algorithms.sequences import Batch
 from fate_gym.trainers.algorithms.update_folder import OnStep, UpdateFolder
@@ -157,7 +157,17 @@ def train_to_end(
         on_step: Called after each step.
         describe: As in `StepLog`.
         is_last: As in `StepLog`.
+
+    Raises:
+        UsageError: DeepSpeed would lose what is learned.
     """
+    if trainer.is_deepspeed_enabled and trainer.args.bf16 and not isinstance(trainer.model, peft.PeftModel):
+        # It learns float32 copies, but of weights that it has rounded, and rounds them again where they are saved.
+        # Adapters begin anew with each update, so that rounding costs them precision alone.
+        raise UsageError(
+            "DeepSpeed rounds all weights to bfloat16 before and after each update, and small changes are lost: learn "
+            "adapters (`lora`), or launch with fsdp2.yaml"
+        )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(StepLog(folder, on_step, describe, is_last))
     folder.rewind()
