@@ -29,7 +29,7 @@ from fate_gym.trainers.study.publish import publish
 from fate_gym.trainers.study.report import report_of
 from fate_gym.trainers.study.report_text import markdown, terminal_tables
 from fate_gym.trainers.study.results import read_results
-from fate_gym.trainers.study.statistics import mean, paired, sign_flip_p
+from fate_gym.trainers.study.statistics import mean, mean_share, paired, sign_flip_p
 from fate_gym.trainers.study.study import run_study
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -279,6 +279,15 @@ def test_a_result_depends_on_no_setting_that_its_method_never_reads(run: Any) ->
 
 
 # What it says.
+
+
+def test_no_bound_of_a_share_is_one_that_no_share_can_have() -> None:
+    assert (mean([0.0, 0.02]).low or 0) < 0
+    cut = mean_share([0.0, 0.02])
+    assert (cut.mean, cut.low, cut.n) == (pytest.approx(0.01), 0.0, 2)
+    assert cut.high == mean([0.0, 0.02]).high
+    assert mean_share([1.0, 0.9]).high == 1.0
+    assert mean_share([0.5]) == mean([0.5])
 
 
 def test_means_and_p_are_scipys() -> None:

@@ -11,7 +11,7 @@ from fate_gym.trainers.study.hypotheses import METRICS, Hypothesis, Judgement, V
 from fate_gym.trainers.study.plan import Replicate
 from fate_gym.trainers.study.records import Report, Result, Row
 from fate_gym.trainers.study.scoring import volume
-from fate_gym.trainers.study.statistics import Mean, mean, paired
+from fate_gym.trainers.study.statistics import Mean, mean_share, paired
 
 SCHEMA: Final = "fate-gym/study-report/1"
 
@@ -87,7 +87,7 @@ def _volume(row: Row, rows: Mapping[str, Row]) -> float | None:
 
 
 def _means(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    return {name: {**_plain(mean(list(of.values()))), "values": dict(of)} for name, of in metrics.items()}
+    return {name: {**_plain(mean_share(list(of.values()))), "values": dict(of)} for name, of in metrics.items()}
 
 
 def _differences(
@@ -120,7 +120,7 @@ def _repairs(done: Mapping[str, Mapping[str, Result]]) -> dict[str, Any]:
         for mode, counts in (result["repairs_in_round_1"] or {}).items():
             if counts["acceptance"] is not None:
                 shares.setdefault(mode, []).append(counts["acceptance"])
-    return {mode: _plain(mean(of)) for mode, of in shares.items()}
+    return {mode: _plain(mean_share(of)) for mode, of in shares.items()}
 
 
 def _covered(bases: Mapping[str, Result]) -> dict[str, dict[str, Any]]:

@@ -28,11 +28,12 @@ _NOTES: Final = """\
 Rates in %. ASR: attacks that succeed (less is better); TSR: user tasks done under attack; reached: payloads that were \
 delivered; utility: benign tasks done, of those that doing nothing does not do; BRR: benign tasks refused (less is \
 better); volume: hypervolume of (1 - ASR, TSR, 1 - BRR). A value is the mean over n replicates with the 95 % interval \
-by Student's t; a replicate has a base policy of its own, a fold of the split and a seed. Differences are paired by \
-replicate; p is that of the exact two-sided sign-flip test, whose unit is the replicate: with n of them it is at least \
-2 / 2^n, so that fewer than six can show nothing at the 5 % level. No p is corrected for the number of comparisons. \
-Hypotheses were written down before the results. The margin is by how many points a statement is true, negative where \
-it is false; it held, or is refuted, only where its whole interval says so."""
+by Student's t, cut at 0 and 100; a replicate has a base policy of its own, a fold of the split and a seed. \
+Differences are paired by replicate; p is that of the exact two-sided sign-flip test, whose unit is the replicate: \
+with n of them it is at least 2 / 2^n, so that fewer than six can show nothing at the 5 % level. No p is corrected \
+for the number of comparisons. Hypotheses were written down before the results. The margin is by how many points a \
+statement is true, negative where it is false; it held, or is refuted, only \
+where its whole interval says so."""
 
 
 @dataclass(frozen=True, slots=True)

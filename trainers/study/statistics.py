@@ -44,6 +44,14 @@ def mean(values: Sequence[float]) -> Mean:
     return Mean(centre, centre - half, centre + half, len(values))
 
 
+def mean_share(values: Sequence[float]) -> Mean:
+    """Returns the mean of shares in [0, 1]. Its interval is cut there: Student's t knows of no bounds."""
+    uncut = mean(values)
+    if uncut.low is None or uncut.high is None:
+        return uncut
+    return Mean(uncut.mean, max(0.0, uncut.low), min(1.0, uncut.high), uncut.n)
+
+
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
     """How much two arms differ, over the replicates that have both.
