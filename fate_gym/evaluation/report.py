@@ -241,10 +241,28 @@ def remarks(run: Run) -> Iterator[str]:
             "of fate-gym or of a plug-in, never the model's. They have no score, so the rates leave them out: do not "
             f"publish these before it is mended. The first says: {first}"
         )
+    valid = {_group_label(group): validity["value"] for group in every if (validity := _estimate(group, "validity"))}
+    if valid and (least := min(valid.values())) < _VALID:
+        where = next(label for label, value in valid.items() if value == least)
+        yield (
+            f"validity is {_percent(least)} ({where}): the rest of what this agent did were calls or messages that "
+            "nobody could use, and such an agent fails attacks for the same reason as tasks. To see what it wrote: "
+            f"fate-gym show {run.path}"
+        )
     # Episodes are read again only where some figure was left out.
     if any(group["usage"].get(LEFT_OUT) for group in every):
         uncounted = sum(episode.usage.get(LEFT_OUT, 0) > 0 for episode in run.episodes)
         yield f"Usage leaves out figures that cannot be true or have an unknown name, in {_episodes(uncounted)}."
+
+
+_VALID: Final = 0.9
+"""A validity below this is worth a line; it is no column, since most agents are near 100."""
+
+
+def _group_label(group: Summary) -> str:
+    return _MODES.get(group["mode"], visible_line(group["mode"])).lower() + (
+        f", {visible_line(group['attack'])}" if group["attack"] else ""
+    )
 
 
 def _episodes(n: int) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from small_episodes import make_episode
 from test_metrics import MANIFEST, RULE, diagnosis, episode, harmful
 
+from fate_gym import evaluate
 from fate_gym.evaluation.metrics import LABELS
-from fate_gym.evaluation.report import notes, results_tables
+from fate_gym.evaluation.report import notes, remarks, results_tables
 from fate_gym.evaluation.summary import summarise
 from fate_gym.rewards import AxisVerdict
 
@@ -134,3 +136,15 @@ def test_an_attack_without_a_name_has_a_table_too() -> None:
     attacked = [make_episode(f"{name}#0", mode="attacked", attack=name) for name in ("direct", None)]
     shown = printed(summary(attacked))
     assert {"attack: direct", "attack: unnamed"} <= set(shown)
+
+
+def test_calls_that_nobody_could_use_are_worth_a_line(tmp_path: Path) -> None:
+    def nonsense(observation: Any) -> int:
+        return 42
+
+    args: dict[str, Any] = {"suite": "banking", "limit": 2, "attack": ["none", "direct"]}
+    said = list(remarks(evaluate(nonsense, out=tmp_path / "nonsense", **args)))
+    assert len(said) == 1
+    assert said[0].startswith("validity is 0.0 (under attack, direct): ")
+    assert said[0].endswith(f"fate-gym show {tmp_path / 'nonsense'}")
+    assert list(remarks(evaluate("oracle", out=tmp_path / "oracle", **args))) == []
