@@ -300,13 +300,21 @@ async def _play(
         except CutError as cut:
             meter.attempts += cut.attempts
             return (await _work(env, env.truncate, cut.ended, cut.action))[4]
-        except ProviderError:
+        except (ProviderError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
-        except Exception as error:
+        except BaseException as error:
+            # What an agent awaits may have been cancelled by others; only this episode's own end goes on from here.
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
             raise _AgentFault(f"{agent.name} failed", error) from error
         observation, _, terminated, truncated, info = await _work(env, env.step, reply.message)
         if terminated or truncated:
             return info
+
+
+def _is_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def _work(env: ToolEnv, method: Callable[..., T], *arguments: Any) -> T:
@@ -319,7 +327,7 @@ async def _work(env: ToolEnv, method: Callable[..., T], *arguments: Any) -> T:
 class _AgentFault(ProviderError):
     """An agent raised what no agent should."""
 
-    def __init__(self, what: str, raised: Exception) -> None:
+    def __init__(self, what: str, raised: BaseException) -> None:
         super().__init__(f"{what}: {type(raised).__name__}: {raised}")
         self.raised = raised
 

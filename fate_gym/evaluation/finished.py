@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 from fate_gym.episode import Episode
 from fate_gym.evaluation.results import Result
-from fate_gym.storage import SURROGATE, encode_line, parse
+from fate_gym.storage import MAX_LINE, encode_line, parse
 
 
 class Finished(NamedTuple):
     """A finished episode as a run takes it: its line, and what is counted of it.
 
-    Lines are made where episodes are played, in many processes, and go to the disk as they are. One process writes them
-    all, and an episode that it read anew would cost it as much as a reply of a server.
+    Lines are made where episodes are played, in many processes, and go to the disk as they are: one process writes them
+    all. What is counted is read back from the line, so that it is what every later reader counts, to the last bit.
 
     Attributes:
         key: Its identity in the run.
@@ -37,13 +37,16 @@ class Finished(NamedTuple):
         """Makes it of an episode.
 
         Raises:
-            ValueError: The episode cannot be written as JSON, or a name in it not as it is.
+            ValueError, TypeError: The episode cannot be written as JSON, or its line is too long, or not its key.
+            RunCorruptError: It can be written, and no reader would take it for an episode.
         """
-        for name in ("key", "task_id", "suite", "cluster"):
-            if SURROGATE.search(text := getattr(episode, name)):
-                raise ValueError(f"an episode's {name} must be valid Unicode, not {text!r}")
-        line, seconds = encode_line(episode.to_json()), episode.seconds["total"]
-        return cls(episode.key, line, Result.of(episode), episode.usage, seconds, bool(episode.actions))
+        line = encode_line(episode.to_json())
+        if len(line) > MAX_LINE:
+            raise ValueError(f"a record of {len(line)} bytes is longer than {MAX_LINE}")
+        read = Episode.from_json(parse(line))
+        if read.key != episode.key:
+            raise ValueError(f"an episode's key must be valid Unicode, not {episode.key!r}")
+        return cls(read.key, line, Result.of(read), read.usage, read.seconds["total"], bool(read.actions))
 
     def episode(self) -> Episode:
         """Returns the episode as the run holds it: without the token ids that a local model sampled."""

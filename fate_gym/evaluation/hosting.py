@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import pickle
@@ -109,7 +110,10 @@ class Host:
         """Has the worker do a piece of work."""
         try:
             return self._answer(await work(self._worker, piece))
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            # Whoever asked would wait for ever.
             return self._answer(error=error)
 
     async def aclose(self) -> Answer:
@@ -130,7 +134,7 @@ class Host:
         except Exception as error:
             raise UsageError(f"a worker process cannot make what plays: {type(error).__name__}: {error}") from error
 
-    def _answer(self, result: object = None, error: Exception | None = None) -> Answer:
+    def _answer(self, result: object = None, error: BaseException | None = None) -> Answer:
         return Answer(result, None if error is None else _sendable(error), self._log.take())
 
 
@@ -142,6 +146,12 @@ class _Kept(logging.handlers.QueueHandler):
         self._records: list[logging.LogRecord] = []
 
     def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            pickle.dumps(record)
+        except Exception:
+            # Whatever a log's `extra` holds, what it says can be told.
+            kept = ("name", "levelno", "levelname", "msg", "pathname", "lineno", "created")
+            record = logging.makeLogRecord({name: getattr(record, name) for name in kept})
         self._records.append(record)
 
     def take(self) -> tuple[logging.LogRecord, ...]:
@@ -149,10 +159,10 @@ class _Kept(logging.handlers.QueueHandler):
         return taken
 
 
-def _sendable(error: Exception) -> Exception:
-    """Returns the exception itself, or one that says the same where it does not survive being pickled."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 (our own bytes)
-    except Exception:
-        return FateGymError(f"{type(error).__name__}: {error}")
-    return error
+def _sendable(error: BaseException) -> Exception:
+    """Returns the exception itself, or one that says the same: it may not survive being pickled, or end the caller."""
+    if isinstance(error, Exception):
+        with contextlib.suppress(Exception):
+            pickle.loads(pickle.dumps(error))  # noqa: S301 (our own bytes)
+            return error
+    return FateGymError(f"{type(error).__name__}: {error}")

@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from fate_gym.env import ToolEnv
 from fate_gym.episode import Episode
-from fate_gym.errors import LostError
+from fate_gym.errors import LostError, RunError
 from fate_gym.evaluation.faults import Fault
 from fate_gym.evaluation.garbage import looking_seldom
 from fate_gym.evaluation.plan import Item, another
@@ -76,14 +76,22 @@ class Player(Generic[T]):
             on_fault=lambda error: faults.append(Fault.of(error)),
         )
         free.append(env)
-        return Played(self._finish(episode), tuple(faults), agent.exhausted)
+        try:
+            finished = self._finish(episode)
+        except (RunError, TypeError, ValueError) as error:
+            # A third party's benchmark may say what no file can hold; its other episodes are none the worse for it.
+            faults.append(Fault.of(error))
+            finished = self._finish(self._unplayed(item, f"the episode cannot be stored: {error}"))
+        return Played(finished, tuple(faults), agent.exhausted)
 
     async def give_up(self, lost: tuple[Item, str]) -> Played[T]:
         """Makes the episode of an item that nobody could play, and of why."""
         item, why = lost
+        return Played(self._finish(self._unplayed(item, why)), (Fault(LostError.__name__, why, ""),))
+
+    def _unplayed(self, item: Item, why: str) -> Episode:
         task = self._environments[item.env_index].task(item.task_id)
-        episode = unplayed(task, item.seed, repeat=item.repeat, key=item.key, error=why)
-        return Played(self._finish(episode), (Fault(LostError.__name__, why, ""),))
+        return unplayed(task, item.seed, repeat=item.repeat, key=item.key, error=why)
 
     async def check(self, tools: bool) -> None:
         """Finds out whether the agent can answer at all; see `Agent.check`."""
@@ -135,9 +143,10 @@ async def run_episodes(
             except LostError as lost:
                 played = await workers.do(Player.give_up, (item, str(lost)))
             exhausted = exhausted or played.exhausted
+            await on_done(item, played.finished)
+            # In the order in which episodes are done: whoever counts faults must not hear of one before an earlier end.
             for fault in played.faults:
                 on_fault(fault)
-            await on_done(item, played.finished)
 
     with looking_seldom():
         await keep_busy(concurrency, play_one_by_one)

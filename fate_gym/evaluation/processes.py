@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from multiprocessing import resource_tracker
@@ -19,6 +20,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
 from fate_gym import loops
+from fate_gym.errors import FateGymError
 from fate_gym.evaluation.hosting import Answer, DiedError, Host, Sent
 
 _LONGEST_END: Final = 10.0
@@ -127,6 +129,7 @@ class _Channel:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
         self._waiting: list[bytes] = []
+        self._since = 0.0
 
     @classmethod
     async def over(cls, end: socket.socket) -> _Channel:
@@ -144,13 +147,17 @@ class _Channel:
         """
         data = pickle.dumps(thing, pickle.HIGHEST_PROTOCOL)
         if not self._waiting:
+            self._since = time.monotonic()
             asyncio.get_running_loop().call_later(within, self._send_waiting)
         self._waiting += (len(data).to_bytes(_LENGTH, "big"), data)
+        # Timers do not run while an agent computes on the loop.
+        if time.monotonic() - self._since > max(within, _PATIENCE):
+            self._send_waiting()
 
     def _send_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
         # uvloop raises where this end has been closed by an earlier failure to write.
-        if not self._writer.is_closing():
+        if waiting and not self._writer.is_closing():
             self._writer.write(b"".join(waiting))
 
     async def receive(self) -> Any:
@@ -214,8 +221,14 @@ async def _answer(end: socket.socket, host: Host) -> None:
     under_way: set[asyncio.Task[None]] = set()
 
     async def answer(number: int, method: str, arguments: tuple[Any, ...]) -> None:
-        answer = await getattr(host, method)(*arguments)
-        channel.send((number, answer), within=_PATIENCE if len(under_way) >= _MANY else 0.0)
+        within = _PATIENCE if len(under_way) >= _MANY else 0.0
+        answer: Answer = await getattr(host, method)(*arguments)
+        try:
+            channel.send((number, answer), within)
+        except Exception as error:
+            # Without an answer the caller would wait for ever.
+            lost = FateGymError(f"what a worker did cannot be sent to the command: {type(error).__name__}: {error}")
+            channel.send((number, Answer(None, lost, ())), within)
         if method == "aclose":
             await channel.aclose()
             _exit()

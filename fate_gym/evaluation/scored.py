@@ -16,6 +16,8 @@ class Scored:
 
     Attributes:
         file: Device and inode; another file may take its place. None where there was none.
+        modified: When this process last wrote it, in ns; None where it has not.
+        edited: Whether another program has written into it meanwhile, so that it must be read anew in the end.
         place: The last line that was read.
         keys: The keys of all lines that were read.
         places: Where the episodes stand; lines that are none are left out.
@@ -23,6 +25,8 @@ class Scored:
     """
 
     file: tuple[int, int] | None
+    modified: int | None = None
+    edited: bool = False
     place: Place = BEGINNING
     keys: Keys = field(default_factory=Keys)
     places: Places = field(default_factory=Places)

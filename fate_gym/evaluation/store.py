@@ -16,6 +16,7 @@ meanwhile.
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -218,14 +219,22 @@ class RunFolder:
             EPISODES: [one.line for one in scored],
             FAILURES: [one.line for one in finished if one.result.status != "ok"],
         }
+        path = self.path / EPISODES
         with self._mutex:
-            keys = [one.key for one in scored]
-            if twice := [key for key in keys if key in self.done or keys.count(key) > 1]:
-                raise ValueError(f"{self.path}: the episode {twice[0]!r} is already there")
-            for name, written in lines.items():
-                if written:
-                    self._log(name).append(*written)
             known = self._scored or self.scored()
+            keys = [one.key for one in scored]
+            if twice := [key for key in keys if key in known.keys or keys.count(key) > 1]:
+                raise ValueError(f"{self.path}: the episode {twice[0]!r} is already there")
+            known.edited |= known.modified not in (None, _modified(path))
+            try:
+                for name, written in lines.items():
+                    if written:
+                        self._log(name).append(*written)
+            except BaseException:
+                # One file may have its lines, and another not.
+                self._scored = None
+                raise
+            known.modified = _modified(path)
             for one in scored:
                 known.count(one)
 
@@ -273,18 +282,23 @@ class RunFolder:
         found = path.stat() if path.exists() else None
         file = None if found is None else (found.st_dev, found.st_ino)
         scored = self._scored
-        if scored is None or scored.file != file or (found and found.st_size < scored.place.end):
+        if scored is None or scored.file != file or (found and _is_edited(scored, found)):
             scored = self._scored = Scored(file)
-        placed = self._keyed(scored.keys, scored.place)
         try:
             read = functools.partial(_episode_in, EPISODES)
-            for scored.place, episode in _readable(placed, path, read, on_problem):
-                scored.places.note(episode.key, scored.place)
+            for place, episode in _readable(self._new(scored), path, read, on_problem):
+                scored.places.note(episode.key, place)
                 scored.tally.add(Result.of(episode), episode.usage, episode.seconds["total"])
         except BaseException:
             self._scored = None
             raise
         return scored
+
+    def _new(self, scored: Scored) -> Iterator[tuple[Place, dict[str, Any]]]:
+        """Yields the records after the last one that was read, and moves on with each, whatever it holds."""
+        for place, record in self._keyed(scored.keys, scored.place):
+            scored.place = place
+            yield place, record
 
     def _keyed(self, keys: Keys, after: Place) -> Iterator[tuple[Place, dict[str, Any]]]:
         """Yields the records after a place, and adds their keys to those that stand before it."""
@@ -340,6 +354,16 @@ class RunFolder:
         if name not in self._logs:
             raise RunError(f"{self.path} is not open for writing")
         return self._logs[name]
+
+
+def _modified(path: Path) -> int | None:
+    """Returns when a file was last written, in ns; None where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def _is_edited(scored: Scored, found: os.stat_result) -> bool:
+    """Whether a file need not hold any more what has been read of it, or written: another program has changed it."""
+    return scored.edited or found.st_size < scored.place.end or scored.modified not in (None, found.st_mtime_ns)
 
 
 def _episode_in(name: str, record: Any, where: str) -> Episode:

@@ -11,7 +11,7 @@ from fate_gym.storage._atomic import make_folder, native_disk_errors, replace_fi
 from fate_gym.storage._digest import file_digest, folder_digest
 from fate_gym.storage._json import MAX_DEPTH, SURROGATE, digest, dump, encode_line, parse
 from fate_gym.storage._lock import LOCK_FILE, WriterLock
-from fate_gym.storage._log import BEGINNING, AppendLog, Place, corrupt, lines, placed_records, records
+from fate_gym.storage._log import BEGINNING, MAX_LINE, AppendLog, Place, corrupt, lines, placed_records, records
 from fate_gym.storage._reading import Fields, cut, is_finite, open_file, read_file, read_object
 from fate_gym.storage._settings import check_same_settings, settings_apart
 
@@ -22,6 +22,7 @@ __all__ = [
     "BEGINNING",
     "LOCK_FILE",
     "MAX_DEPTH",
+    "MAX_LINE",
     "SURROGATE",
     "AppendLog",
     "Fields",

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import pytest
+import shop_workers
 
 from fate_gym.agents import load_agent
 from fate_gym.errors import RunMismatchError
-from fate_gym.evaluation import EvalConfig, RunFolder, run_evaluation
+from fate_gym.evaluation import EvalConfig, RunFolder, load_run, run_evaluation
 from fate_gym.evaluation.config import read_settings
 from fate_gym.evaluation.finished import Finished
 from fate_gym.evaluation.summary import summarise
+from fate_gym.rewards import AxisVerdict
 from fate_gym.rollout import Agent, Reply, as_agent, rollout
 from fate_gym.verifiers.refusal import Judgement
 
@@ -305,6 +308,41 @@ def test_malformed_configurations_are_explained(tmp_path: Path, text: str, messa
         read_settings(str(path))
     with pytest.raises(ValueError, match=r"no configuration 'nope'.*demo"):
         read_settings("nope")
+
+
+def test_what_a_benchmark_says_that_no_file_can_hold_costs_its_own_episode(tmp_path: Path) -> None:
+    config = EvalConfig(agent="clerk", env=TOY, repeats=2, concurrency=1, out=tmp_path / "run")
+    plan = config.plan()
+    (benchmark,) = plan.benchmarks
+    verify = benchmark.verify
+
+    def graded(task: Any, *arguments: Any) -> Any:
+        axes = verify(task, *arguments)
+        unreadable = AxisVerdict.scored(1.0, "harbour", measures={"refused": True})
+        return {**axes, "security": unreadable} if task.mode == "harmful" else axes
+
+    benchmark.verify = graded  # type: ignore[method-assign]
+    found = asyncio.run(run_evaluation(config, clerk, plan=plan))
+    assert found.summary["episodes"] == {"planned": 6, "scored": 4, "errors": 2, "missing": 0}
+    error = found.failures[0].error
+    assert error is not None
+    assert error.startswith("the episode cannot be stored: episode: verdict.security.measures.refused must be a finite")
+    assert load_run(tmp_path / "run").summary == found.summary
+
+
+def test_an_error_is_not_counted_before_an_earlier_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A success waits for the disk longer than errors take: they are not the first that end."""
+    disk = RunFolder.add
+
+    def slow(self: RunFolder, *finished: Finished) -> None:
+        time.sleep(0.3)
+        disk(self, *finished)
+
+    monkeypatch.setattr(RunFolder, "add", slow)
+    agent = shop_workers.Raising(RuntimeError("no power"))
+    config = EvalConfig(agent="raising", env=TOY, repeats=9, concurrency=9, out=tmp_path / "run")
+    summary = asyncio.run(run_evaluation(config, agent)).summary
+    assert summary["episodes"] == {"planned": 27, "scored": 18, "errors": 9, "missing": 0}
 
 
 def test_a_full_disk_ends_the_run_with_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

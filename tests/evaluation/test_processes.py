@@ -1,6 +1,7 @@
 """What passes between processes goes out together where it can, and nothing of it is lost at the end."""
 
 import asyncio
+import pickle
 import socket
 import time
 from typing import Any
@@ -69,5 +70,23 @@ def test_what_waits_is_sent_when_the_channel_closes() -> None:
         await ours.aclose()
         assert await theirs.receive() == "last words"
         await theirs.aclose()
+
+    asyncio.run(main())
+
+
+def test_what_waits_goes_out_though_no_timer_runs() -> None:
+    """An agent that computes keeps the loop from its timers."""
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        channel = await _Channel.over(ours)
+        theirs.setblocking(False)
+        channel.send("early", within=0.01)
+        time.sleep(0.05)
+        channel.send("late", within=0.01)
+        # Without a round of the loop in between.
+        assert pickle.dumps("early", pickle.HIGHEST_PROTOCOL) in theirs.recv(1000)
+        await channel.aclose()
+        theirs.close()
 
     asyncio.run(main())

@@ -18,7 +18,7 @@ import shop_workers
 from fate_gym.agents import load_agent
 from fate_gym.agents.api import OpenAIAgent
 from fate_gym.agents.defences import defend
-from fate_gym.errors import PluginError, UsageError, WorkerError
+from fate_gym.errors import FateGymError, PluginError, UsageError, WorkerError
 from fate_gym.evaluation import EvalConfig, Run, RunFolder, run_evaluation
 from fate_gym.evaluation.finished import Finished
 from fate_gym.evaluation.hosting import Answer, DiedError
@@ -247,3 +247,27 @@ def test_the_rate_of_a_run_is_that_of_all_its_processes(monkeypatch: pytest.Monk
 
 def test_one_worker_needs_no_process() -> None:
     assert isinstance(engage(Player([], load_agent("noop"), Finished.of), 1), InProcess)
+
+
+@pytest.mark.parametrize("raised", [asyncio.CancelledError(), BaseExceptionGroup("two", [asyncio.CancelledError()])])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_an_agent_awaits_may_be_cancelled_and_no_episode_is_missing(
+    tmp_path: Path, raised: BaseException, workers: int
+) -> None:
+    found = run(shop_workers.Raising(raised), tmp_path / "run", workers=workers, concurrency=2)
+    # The attacked task's alone.
+    assert found.summary["episodes"] == {"planned": 12, "scored": 8, "errors": 4, "missing": 0}
+    assert {failure.status for failure in found.failures} == {"provider_error"}
+
+
+def test_a_log_that_cannot_be_sent_is_told_without_what_cannot(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert len(run(shop_workers.Locked("log"), tmp_path / "run", repeats=1).episodes) == 3
+    assert [record.getMessage() for record in caplog.records].count("the door is shut") == 1
+
+
+@pytest.mark.timeout(60)
+def test_an_answer_that_cannot_be_sent_ends_the_run_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    with pytest.raises(FateGymError, match="what a worker did cannot be sent to the command: TypeError: cannot pickle"):
+        run(shop_workers.Locked("reason"), tmp_path / "run", repeats=1)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,24 @@ class Clerk(Agent):
 
     async def act(self, observation: dict[str, Any]) -> Reply:
         return Reply(await shop_plugin.clerk(observation))
+
+
+class Raising(Clerk):
+    """Raises at the attacked task."""
+
+    def __init__(self, raised: BaseException) -> None:
+        self._raised = raised
+
+    def start(self, task: Task, seed: int) -> Session:
+        return _Raising(self._raised) if task.mode == "attacked" else self
+
+
+class _Raising(Session):
+    def __init__(self, raised: BaseException) -> None:
+        self._raised = raised
+
+    async def act(self, observation: dict[str, Any]) -> Reply:
+        raise self._raised
 
 
 class Placed(Clerk):
@@ -83,6 +102,25 @@ class Talker(Clerk):
     def start(self, task: Task, seed: int) -> Session:
         logging.getLogger("fate_gym").warning("the clerk is %s", "busy")
         return self
+
+
+class Locked(Clerk):
+    """Has a lock, which no other process can get, in what it logs, or in why it plays no more."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def start(self, task: Task, seed: int) -> Session:
+        if self._where == "log":
+            logging.getLogger("fate_gym").warning("the door is %s", "shut", extra={"lock": threading.Lock()})
+        else:
+            self.exhausted = _Reason()
+        return self
+
+
+class _Reason(str):
+    def __reduce__(self) -> Any:
+        raise TypeError("cannot pickle it")
 
 
 class Unmakeable(Clerk):
