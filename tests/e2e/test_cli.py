@@ -110,9 +110,17 @@ def test_a_run_has_its_files_and_no_path_of_the_machine_in_its_episodes(tmp_path
 def test_errors_give_exit_code_1_and_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", *TOY, "--agent", "import:shop_plugin:absent", "--out", str(tmp_path / "run")]
     assert main(command) == 1
-    assert "3 errors" in capsys.readouterr().err
+    told = (
+        "3 episodes ended in provider_error: the agent gave no answer. They have no score. The same evaluation, "
+        "started again, plays them once more. The first says: absent failed: ConnectionError: nobody at the counter"
+    )
+    err = capsys.readouterr().err
+    assert "3 errors" in err
+    assert err.splitlines()[-1] == f"{tmp_path / 'run'}: {told}"
     assert main(["show", str(tmp_path / "run")]) == 0
-    assert "provider_error: absent failed: ConnectionError: nobody at the counter" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert told in shown.splitlines()
+    assert "provider_error: absent failed: ConnectionError: nobody at the counter" in shown
     assert main(["show", str(tmp_path / "run"), "shop/smuggle"]) == 0
     assert "status provider_error" in capsys.readouterr().out
 
