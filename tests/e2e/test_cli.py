@@ -13,13 +13,14 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fate_gym.cli import main, settings
+from fate_gym.cli import main, settings, training
 from fate_gym.cli.main import _parse
 from fate_gym.cli.parser import Parser
 from fate_gym.evaluation import EvalConfig, RunFolder
@@ -660,3 +661,22 @@ def test_turns_that_a_filter_stopped_are_counted(tmp_path: Path, capsys: pytest.
     shown = capsys.readouterr().out
     assert "filtered" in shown.splitlines()[2]
     assert "content filter stopped" in shown
+
+
+@pytest.mark.parametrize("command", [["--dry-run"], [], ["collect"]])
+def test_training_without_its_extra_is_one_line_and_leaves_nothing(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *command, "--config", "fate-tiny"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == "fate-gym: training needs trl: pip install 'fate-gym[train]'\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_packages_of_training_are_those_of_the_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {re.split("[>=]", requirement)[0] for extra in ("local", "train") for requirement in extras[extra]}
+    assert set(training._PACKAGES) == named - {"fate-gym[local]"}
