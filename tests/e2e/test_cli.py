@@ -538,6 +538,19 @@ def test_show_lists_runs_and_filters_episodes(
     assert all(key.startswith("direct/") for key in failed)
 
 
+def test_show_lists_a_few_episodes_below_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    assert main(["eval", "--agent", "noop", "--suite", "slack", "--out", run]) == 0
+    capsys.readouterr()
+    assert main(["show", run]) == 0
+    title, *listed, more = capsys.readouterr().out.split("\n\n")[-1].splitlines()
+    opening = "episodes below a perfect score (in parentheses: how each ended): "
+    assert title.startswith(opening)
+    assert len(listed) == 10
+    assert all(line.endswith("(answer)") for line in listed)
+    assert more == f"... and {int(title.removeprefix(opening)) - 10} more (--all lists all)"
+
+
 def test_a_reader_that_goes_away_is_no_news() -> None:
     reader, writer = os.pipe()
     os.close(reader)  # Before the process begins: all that it prints could fit into the pipe.
