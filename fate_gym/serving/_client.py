@@ -42,6 +42,19 @@ _STILL_ARRIVING = 0.5
 """A reply that is cut by the timeout is the model's fault if some of it came in this last part of the time."""
 
 
+class MissingKeyError(ValueError):
+    """A server wants a key, and the environment holds none.
+
+    Args:
+        message: What to do.
+        variable: The environment variable that should hold it.
+    """
+
+    def __init__(self, message: str, variable: str = "") -> None:
+        super().__init__(message)
+        self.variable = variable
+
+
 class ChatClient:
     """Posts chat completions, and other requests, one request at a time or many at once, on one event loop.
 
@@ -60,7 +73,8 @@ class ChatClient:
         url: The server's address, without secrets.
 
     Raises:
-        ValueError: The address makes no sense, or the key is missing.
+        ValueError: The address makes no sense.
+        MissingKeyError: The key is missing.
         UsageError: The aiohttp package is missing.
     """
 
@@ -70,7 +84,7 @@ class ChatClient:
         _require_packages()
         key = os.environ.get(api_key_env)
         if not key and base_url is None:
-            raise ValueError(f"no API key: set the environment variable {api_key_env}")
+            raise MissingKeyError(f"no API key: set the environment variable {api_key_env}", api_key_env)
         address = OPENAI_URL if base_url is None else base_url
         self.url = public_url(address)
         parts = urlsplit(address)

@@ -264,6 +264,19 @@ def test_a_dry_run_counts_episodes_and_estimates_cost(
     assert script["at_least"]["cost_usd"] == 0
 
 
+def test_a_dry_run_notes_a_missing_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    command = ["eval", "--agent", "openai:gpt-4o-mini", "--suite", "slack", "--out", str(tmp_path / "run")]
+    assert main([*command, "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("# openai:gpt-4o-mini: 21 episodes")
+    assert shown.err == "note: no API key: set the environment variable OPENAI_API_KEY\n"
+    assert "OPENAI_API_KEY" not in os.environ
+    assert main(command) == 2
+
+
 def test_a_dry_run_says_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", *TOY, *CLERK, "--out", str(tmp_path / "run")]
     assert main([*command, "--limit", "1"]) == 0
