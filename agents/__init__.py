@@ -12,7 +12,7 @@ from fate_gym.agents._random_agent import RandomAgent
 from fate_gym.agents.replay import Replay
 from fate_gym.agents.scripted import NOOP, REFUSER, Answerer, Gullible, Oracle
 from fate_gym.arguments import Described, check_arguments, describe
-from fate_gym.errors import unknown
+from fate_gym.errors import did_you_mean, unknown
 from fate_gym.plugins import load_plugin
 from fate_gym.rollout import Agent, FunctionAgent, Reply, Session, as_agent
 
@@ -57,6 +57,10 @@ _BUILT_IN: Final[dict[str, Callable[[], Agent]]] = {
     "noop": lambda: NOOP,
     "random": RandomAgent,
     "always-unsafe": always_unsafe,
+}
+_OF_YOURS: Final[dict[str, Callable[[str], Agent]]] = {
+    "replay": lambda run: Replay(Path(run)),
+    "import": lambda target: as_agent(load_plugin(target)),
 }
 _WITH_OPTIONS: Final = {
     "openai": "fate_gym.agents.api:OpenAIAgent",
@@ -123,14 +127,20 @@ def _load(spec: str, options: dict[str, Any]) -> Agent:
         made, model = _class(kind), {"model": rest} if rest else {}
         check_arguments(made, {**model, **options}, of=f"the agent {spec}")
         return made(**model, **options)
+    if kind not in (_OF_YOURS if rest else _BUILT_IN):
+        raise ValueError(_unknown(spec, has_server="base_url" in options))
     check_arguments(lambda: None, options, of=f"the agent {spec}")
-    if not rest and kind in _BUILT_IN:
-        return _BUILT_IN[kind]()
-    if kind == "replay" and rest:
-        return Replay(Path(rest))
-    if kind == "import" and rest:
-        return as_agent(load_plugin(rest))
-    raise ValueError(unknown("agent", spec, SPECS))
+    return _OF_YOURS[kind](rest) if rest else _BUILT_IN[kind]()
+
+
+def _unknown(spec: str, *, has_server: bool) -> str:
+    """Says that there is no such agent, and which was probably meant: often a model is named without its kind."""
+    kinds = [name.partition(":")[0] for name in SPECS]
+    is_model = has_server or (not did_you_mean(spec, SPECS) and any(char.isdigit() for char in spec))
+    if spec.partition(":")[0] in kinds or not is_model:
+        return unknown("agent", spec, SPECS)
+    kind = "hf" if "/" in spec and not has_server else "openai"
+    return f"unknown agent {spec!r}; did you mean {kind}:{spec}?; there are: {', '.join(SPECS)}"
 
 
 def _class(kind: str) -> Callable[..., Agent]:

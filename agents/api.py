@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Literal, TypeAlias
@@ -47,6 +48,10 @@ FILTERED: Final = "I can't help with that: the provider's content filter stopped
 
 _SUSPICIOUSLY_SHORT: Final = 16_000
 """Characters of a first request, tools included, that fit into the context of any model with tools."""
+
+_LONGEST_OUTAGE: Final = 300.0
+"""Seconds for which nobody has reached a server before it is taken for gone, and the run ends. A server that is started
+anew takes some minutes to load its model."""
 
 _SYSTEM: Message = {"role": "system", "content": "You are a helpful assistant."}
 _QUESTION: Message = {"role": "user", "content": "Reply with one word: ready"}
@@ -152,6 +157,7 @@ class OpenAIAgent(Agent):
         self._policy = RetryPolicy(max_attempts, backoff_seconds)
         self._refused_fields: frozenset[str] = frozenset()
         self._oddities: Counter[str] = Counter()
+        self._unreached_since: float | None = None
 
     def cost(self, usage: Mapping[str, float]) -> float | None:
         """Returns what so many tokens cost, in USD; None where the price of the model is unknown."""
@@ -172,7 +178,7 @@ class OpenAIAgent(Agent):
         Raises:
             ContextOverflowError: The conversation no longer fits the model's context.
             EndlessReplyError: The model does not end its reply.
-            QuotaError: The server serves no more today.
+            QuotaError: The server serves no more today, or is gone.
             ProviderError: No usable answer came, after all attempts or for good; in one line, without secrets.
         """
         history = history or History()
@@ -182,8 +188,9 @@ class OpenAIAgent(Agent):
             completion, attempts = await self._complete(observation, seed, history, self._with_retries)
         except ModelFaultError as fault:
             return self._reply_for(fault)
-        except QuotaError as error:
-            self.exhausted = str(error)
+        except ProviderError as error:
+            if isinstance(error, QuotaError) or self._is_gone():
+                self.exhausted = str(error)
             raise
         except ContextOverflowError:
             self._note_early_overflow(observation)
@@ -208,7 +215,7 @@ class OpenAIAgent(Agent):
             UsageError: The address, the key, the model or an option is wrong, or the server takes no system message
                 or no tools; in one line, with the server's words.
         """
-        self.exhausted = None
+        self.exhausted = self._unreached_since = None
         probe: Observation = {"messages": [_SYSTEM, _QUESTION], **({"tools": [_TOOL]} if tools else {})}
         try:
             await self._complete(probe, self._seed, History(), self._once)
@@ -225,10 +232,26 @@ class OpenAIAgent(Agent):
         self._oddities.clear()
 
     async def _with_retries(self, body: Mapping[str, Any]) -> tuple[Completion, int]:
-        return await self._policy.run(self._client.request, body)
+        return await self._policy.run(self._request, body)
 
     async def _once(self, body: Mapping[str, Any]) -> tuple[Completion, int]:
-        return await self._client.request(body), 1
+        return await self._request(body), 1
+
+    async def _request(self, body: Mapping[str, Any]) -> Completion:
+        """Makes one request, and notes since when nobody has reached the server."""
+        try:
+            completion = await self._client.request(body)
+        except UnreachableError:
+            self._unreached_since = self._unreached_since or time.monotonic()
+            raise
+        except Exception:
+            self._unreached_since = None
+            raise
+        self._unreached_since = None
+        return completion
+
+    def _is_gone(self) -> bool:
+        return self._unreached_since is not None and time.monotonic() - self._unreached_since > _LONGEST_OUTAGE
 
     async def _complete(
         self, observation: Observation, seed: int | None, history: History, request: _Request

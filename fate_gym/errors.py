@@ -70,7 +70,7 @@ class ProviderError(NoReplyError):
 
 
 class QuotaError(ProviderError):
-    """The server serves no more before money or another day comes: no further episode can be played."""
+    """The server is gone, or serves no more before money or another day comes: no further episode can be played."""
 
 
 class CutError(NoReplyError):

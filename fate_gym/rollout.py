@@ -82,7 +82,8 @@ class Agent(Remade, ABC):
         on_gpu: Whether its model runs in its own process on a graphics card, so that a cluster must give each process a
             card; None if it takes one where there is one.
         defences: Texts of the defences around it, the innermost first.
-        exhausted: Why no further episode can be played (a daily quota is spent), None while one can; a run then ends.
+        exhausted: Why no further episode can be played (a daily quota is spent, the server is gone), None while one
+            can; a run then ends.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -160,7 +160,7 @@ def _settings(a: LoadedRun, b: LoadedRun) -> Iterator[str]:
     """Yields the settings that say what was measured, where these differ."""
     chosen = ("agent", "agent_args", "defences", "attack", "repeats")
     configs = [{name: run.manifest["config"].get(name) for name in chosen} for run in (a, b)]
-    return (f"{name}: A {one}, B {other}" for name, one, other in settings_apart(*configs))
+    return _apart(*configs)
 
 
 def _warnings(a: LoadedRun, b: LoadedRun) -> list[str]:
@@ -173,13 +173,20 @@ def _warnings(a: LoadedRun, b: LoadedRun) -> list[str]:
         }
         for run in (a, b)
     ]
-    warnings = [f"the runs differ in {name}: A {one}, B {other}" for name, one, other in settings_apart(*grounds)]
+    warnings = [f"the runs differ in {difference}" for difference in _apart(*grounds)]
     for run in (a, b):
         if errors := run.summary["episodes"]["errors"]:
             warnings.append(f"{run.run_id}: {errors} episodes errored and are in no pair")
         if run.contaminated_by:
             warnings.append(f"{run.run_id}: trained on {', '.join(run.contaminated_by)}")
     return warnings
+
+
+def _apart(a: Mapping[str, Json], b: Mapping[str, Json]) -> Iterator[str]:
+    """Names what differs; an empty mapping says no more than none, and what stands in the other is named by itself."""
+    for name, one, other in settings_apart(a, b):
+        if {one, other} != {"nothing", "{}"}:
+            yield f"{name}: A {one}, B {other}"
 
 
 def _provenance(run: LoadedRun) -> Json:

@@ -41,7 +41,8 @@ def comparison_notes(comparison: Comparison) -> str:
     """Explains the table, and says what stands outside of it."""
     lines = [
         f"A: {comparison.a}   B: {comparison.b}",
-        "Rates in %, differences in points; better or worse: the interval excludes 0 and p < 0.05. n: pairs.",
+        "Rates in %, differences in points; better or worse: the interval excludes 0 and p < 0.05.",
+        "n: episodes that both runs have.",
         "p: McNemar's exact test for single pairs, swaps within tasks elsewhere; not corrected for many rows.",
     ]
     if comparison.only_a or comparison.only_b:

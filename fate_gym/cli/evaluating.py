@@ -115,8 +115,7 @@ def run(options: argparse.Namespace) -> int:
             _print_remarks(runs)
     if stop is not None:
         raise stop
-    if exhausted := [run.exhausted for run in runs if run.exhausted is not None]:
-        err.line(f"The run ended early: {exhausted[0].rstrip('.')}. The same command completes it.")
+    if any(run.exhausted is not None for run in runs):
         return 1
     if any(each.summary["episodes"]["missing"] for each in runs):
         err.line("The budget is spent. A larger --max-cost completes the run.")

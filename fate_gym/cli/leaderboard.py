@@ -133,8 +133,8 @@ def run_build(options: argparse.Namespace) -> int:
     else:
         write_exports(boards, options.out)
         build_site(boards, runs, options.out, private=options.private)
-    written = options.single_file or options.out
-    out.line(f"{len(runs)} runs, {sum(len(board.rows) for board in boards)} rows: {written}")
+    page = options.single_file or options.out / "index.html"
+    out.line(f"{len(runs)} runs, {sum(len(board.rows) for board in boards)} rows: open {page}")
     return int(bool(left_out))
 
 

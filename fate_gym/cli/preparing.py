@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -20,6 +22,8 @@ from fate_gym.rollout import Agent
 if TYPE_CHECKING:
     from fate_gym.evaluation.plan import Item, Plan
     from fate_gym.evaluation.store import RunFolder
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,10 @@ def prepare(options: argparse.Namespace) -> list[Job]:
     jobs = []
     with usage_errors():
         configs = eval_configs(options)
-        agents = [load_agent(config.agent, defences=config.defences, **config.agent_args) for config in configs]
+        loads = [
+            functools.partial(load_agent, each.agent, defences=each.defences, **each.agent_args) for each in configs
+        ]
+        agents = [_made(load, asks_nobody=options.dry_run) for load in loads]
         for config, agent in zip(configs, agents, strict=True):
             check_budget(config.max_cost, agent)
             settings = config.to_json()
@@ -77,11 +84,28 @@ def prepare(options: argparse.Namespace) -> list[Job]:
             key = json.dumps({**settings, **dict.fromkeys(("agent", "agent_args", "defences", "max_cost", "out"))})
             if key not in plans:
                 with err.status(f"Loading {config.env}"):
-                    plans[key] = config.plan()
+                    plans[key] = _made(config.plan, asks_nobody=options.dry_run)
             with err.status(f"Reading {config.out}"):
                 found = RunFolder.find(config.out, make_manifest(config, plans[key], agent), ignore=NOT_IN_DIGEST)
             jobs.append(Job(config, agent, plans[key], found))
     return jobs
+
+
+def _made(make: Callable[[], T], *, asks_nobody: bool) -> T:
+    """Makes what may want an API key; where nobody is asked, it is only noted that the key is missing."""
+    from fate_gym.serving import MissingKeyError
+
+    try:
+        return make()
+    except MissingKeyError as missing:
+        if not asks_nobody:
+            raise
+        err.line(f"note: {missing}")
+        os.environ[missing.variable] = "unused"
+        try:
+            return _made(make, asks_nobody=True)
+        finally:
+            del os.environ[missing.variable]
 
 
 def print_dry_run(jobs: list[Job], *, as_json: bool) -> None:

@@ -21,7 +21,8 @@ from fate_gym.evaluation.summary import ALL
 from fate_gym.rendering import EpisodeView
 from fate_gym.rewards import AXES
 
-_LISTED = 40
+_LISTED = 10
+"""Episodes that are listed below a table; more would move it out of the window."""
 _FILTERS = ("suite", "attack", "task", "failed")
 
 
@@ -117,7 +118,8 @@ def _show_run(run: Run, options: argparse.Namespace) -> None:
         out.line(remark)
     every = options.all or options.failed
     episodes = _chosen(run.episodes, lambda result: _is_listed(result, options))
-    _print_some(f"episodes{'' if every else ' below a perfect score'}", episodes, _values, every=options.all)
+    which = "" if every else " below a perfect score"
+    _print_some(f"episodes{which} (in parentheses: how each ended)", episodes, _values, every=options.all)
     failures = _chosen(run.failures, lambda result: _matches(result, options))
     if failures:
         _print_some("episodes that ended in an error", failures, _error, every=options.all)
@@ -146,7 +148,7 @@ def _print_some(title: str, episodes: Episodes, describe: Callable[[Episode], st
     out.text(f"\n{title}: {len(episodes)}")
     out.entries((episode.key, describe(episode)) for episode in islice(episodes, None if every else _LISTED))
     if not every and len(episodes) > _LISTED:
-        out.line(f"... and {len(episodes) - _LISTED} more (--all)")
+        out.line(f"... and {len(episodes) - _LISTED} more (--all lists all)")
 
 
 def _is_listed(result: Result, options: argparse.Namespace) -> bool:

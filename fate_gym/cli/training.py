@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import sys
 import time
@@ -29,6 +30,8 @@ STAGES = ("collect", "repair", "select", "warmup", "pfpo")
 _STUDY, _REPORT = "study", "report"
 _COMMANDS = (*STAGES, _STUDY, _REPORT)
 _NAME, _WIDE = 17, 110
+_PACKAGES = ("accelerate", "datasets", "matplotlib", "peft", "scipy", "torch", "transformers", "trl")
+"""What the extra `train` brings."""
 
 
 def add_commands(commands: Any) -> None:
@@ -89,9 +92,21 @@ def run(options: argparse.Namespace) -> int:
         return _study(options, overrides, folder)
     with usage_errors():
         config = read_config(options.config, overrides)
+    _require_packages()
     if options.dry_run:
         return _dry_run(config)
     return _stage(config, command, options, folder) if command else _train(config, options, folder)
+
+
+def _require_packages() -> None:
+    """Checks, before anything is printed or made, that the extra is installed; no package is imported for it.
+
+    Raises:
+        UsageError: One is missing.
+    """
+    for name in _PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"training needs {name}: pip install 'fate-gym[train]'")
 
 
 def _folder(options: argparse.Namespace) -> Path:
@@ -164,6 +179,7 @@ def _study(options: argparse.Namespace, overrides: list[str], folder: Path) -> i
     if options.dry_run:
         out.text(_yaml({f"{one.name} {arm}": study.config(one, arm).to_json() for one, arm in trainings}))
         return 0
+    _require_packages()
     _quiet()
     with _Bars() as progress:
 

@@ -74,6 +74,19 @@ _MODES: Final = {
     "harmful": "Harmful requests",
     "diagnosis": "Diagnosis",
 }
+_ERRORS: Final = {
+    "env_error": "WARNING: {} ended in env_error, an error of the environment itself. That is a fault of fate-gym or "
+    "of a plug-in, never the model's. They have no score, so the rates leave them out: do not publish these before it "
+    "is mended.",
+    "provider_error": "{} ended in provider_error: the agent gave no answer. They have no score.",
+    "judge_error": "{} ended in judge_error: a judge gave no answer. They have no score.",
+}
+"""How episodes end that have no score -> what to say of so many of them."""
+
+_AGAIN: Final = "The same evaluation, started again,"
+
+_LONGEST_WORDS: Final = 300
+"""Characters of an error that are shown; a server or a model may have a part in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,13 +247,7 @@ def _percent(share: float) -> str:
 def remarks(run: Run) -> Iterator[str]:
     """Says what the numbers of a run do not show, a line each; nothing where there is nothing to say."""
     every = [group for group in run.summary["groups"] if group["suite"] == ALL]
-    if ours := sum(group["errors"].get("env_error", 0) for group in every):
-        first = next((failure.error for failure in run.failures if failure.status == "env_error"), None)
-        yield (
-            f"WARNING: {_episodes(ours)} ended in env_error, an error of the environment itself. That is a fault "
-            "of fate-gym or of a plug-in, never the model's. They have no score, so the rates leave them out: do not "
-            f"publish these before it is mended. The first says: {first}"
-        )
+    yield from _without_score(run, every)
     valid = {_group_label(group): validity["value"] for group in every if (validity := _estimate(group, "validity"))}
     if valid and (least := min(valid.values())) < _VALID:
         where = next(label for label, value in valid.items() if value == least)
@@ -263,6 +270,23 @@ def _group_label(group: Summary) -> str:
     return _MODES.get(group["mode"], visible_line(group["mode"])).lower() + (
         f", {visible_line(group['attack'])}" if group["attack"] else ""
     )
+
+
+def _without_score(run: Run, every: Sequence[Summary]) -> Iterator[str]:
+    """Says what episodes ended in an error, and why the run ended early if it did."""
+    again = "" if run.origin or run.exhausted else f" {_AGAIN} plays them once more."
+    for status, meaning in _ERRORS.items():
+        if errors := sum(group["errors"].get(status, 0) for group in every):
+            first = next((failure.error for failure in run.failures if failure.status == status), None)
+            says = f" The first says: {_short(first)}" if first and first != run.exhausted else ""
+            yield f"{meaning.format(_episodes(errors))}{again}{says}"
+    if run.exhausted is not None:
+        yield f"The run ended early: {_short(run.exhausted).rstrip('.')}. {_AGAIN} completes it."
+
+
+def _short(error: str) -> str:
+    line = visible_line(" ".join(error.split()))
+    return line if len(line) <= _LONGEST_WORDS else f"{line[:_LONGEST_WORDS]}..."
 
 
 def _episodes(n: int) -> str:

@@ -139,7 +139,7 @@ class Run:
         episodes: The scored episodes.
         failures: The episodes that ended in an error and were never scored, each as its last attempt left it.
         exhausted: Why the evaluation that returned this run began no further episode (the agent's daily quota is
-            spent); None where there was no such reason, and of a run that was read.
+            spent, or its server gone); None where there was no such reason, and of a run that was read.
     """
 
     path: Path

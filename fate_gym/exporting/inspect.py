@@ -32,12 +32,12 @@ def export(run: RunFolder, out: Path) -> Exported:
     Raises:
         UsageError: inspect_ai is not installed, or `out` does not end in ".eval".
     """
-    if out.suffix != ".eval":
-        raise UsageError(f"{out} must end in .eval, by which Inspect knows its logs")
     try:
         from inspect_ai.log import write_eval_log
     except ModuleNotFoundError as missing:
         raise UsageError("Inspect's logs need its package: pip install 'fate-gym[agentharm]'") from missing
+    if out.suffix != ".eval":
+        raise UsageError(f"{out} must end in .eval, by which Inspect knows its logs")
     manifest = run.manifest
     samples = [_sample(episode, _model(manifest)) for episode in run.episodes()]
     write_eval_log(_log(run, samples), str(out))

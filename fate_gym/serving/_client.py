@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,7 +16,14 @@ import orjson
 
 from fate_gym.errors import UsageError
 from fate_gym.serving._completions import LARGEST_BODY, AnswerReader, Completion, decompressed
-from fate_gym.serving._failures import ServerError, TransientError, UnreachableError, UnusableError, failure
+from fate_gym.serving._failures import (
+    NotFoundError,
+    ServerError,
+    TransientError,
+    UnreachableError,
+    UnusableError,
+    failure,
+)
 from fate_gym.serving._patience import Patience
 from fate_gym.serving._redaction import Redactor, public_url
 from fate_gym.serving._retrying import Pacer
@@ -32,6 +40,19 @@ LARGEST_ERROR = 100_000
 
 _STILL_ARRIVING = 0.5
 """A reply that is cut by the timeout is the model's fault if some of it came in this last part of the time."""
+
+
+class MissingKeyError(ValueError):
+    """A server wants a key, and the environment holds none.
+
+    Args:
+        message: What to do.
+        variable: The environment variable that should hold it.
+    """
+
+    def __init__(self, message: str, variable: str = "") -> None:
+        super().__init__(message)
+        self.variable = variable
 
 
 class ChatClient:
@@ -52,7 +73,8 @@ class ChatClient:
         url: The server's address, without secrets.
 
     Raises:
-        ValueError: The address makes no sense, or the key is missing.
+        ValueError: The address makes no sense.
+        MissingKeyError: The key is missing.
         UsageError: The aiohttp package is missing.
     """
 
@@ -62,7 +84,7 @@ class ChatClient:
         _require_packages()
         key = os.environ.get(api_key_env)
         if not key and base_url is None:
-            raise ValueError(f"no API key: set the environment variable {api_key_env}")
+            raise MissingKeyError(f"no API key: set the environment variable {api_key_env}", api_key_env)
         address = OPENAI_URL if base_url is None else base_url
         self.url = public_url(address)
         parts = urlsplit(address)
@@ -147,11 +169,13 @@ class ChatClient:
                     error = ServerError.read(
                         response.status, self._redact_bytes(await _beginning(chunks, LARGEST_ERROR))
                     )
-                    raise failure(error, self.url, response.headers)
+                    raise self._hinted(failure(error, self.url, response.headers), error, path)
         except TimeoutError:
             raise  # aiohttp's own are connection errors too.
         except aiohttp.ClientConnectionError as error:
-            raise UnreachableError(self._redact(f"no connection to {self.url}: {error}")) from None
+            # aiohttp names how TLS is checked ("ssl:default"), also where there is none.
+            words = re.sub(r" ssl:(default|<.*?>)", "", str(error))
+            raise UnreachableError(self._redact(f"no connection to {self.url}: {words}")) from None
         except (aiohttp.ClientError, ValueError) as error:
             # A broken header, chunk or address: aiohttp's own words may quote what the server sent.
             raise UnusableError(f"{self.url} sent a broken answer ({type(error).__name__})") from None
@@ -164,6 +188,13 @@ class ChatClient:
             return json.loads(content)
         except (ValueError, RecursionError):
             return content.decode("utf-8", "replace")
+
+    def _hinted(self, found: Exception, error: ServerError, path: str) -> Exception:
+        """Adds to a 404 what is often the cause, where the server does not say that it lacks the model."""
+        is_path = isinstance(found, NotFoundError) and "model" not in error.message.lower()
+        if not is_path or urlsplit(self.url).path.rstrip("/").endswith("/v1"):
+            return found
+        return NotFoundError(f"{found} (base_url usually ends in /v1; /{path} is added to it)")
 
     def _redact_bytes(self, content: bytes) -> bytes:
         """Blanks secrets before anything is cut: half a key is still a part of it."""

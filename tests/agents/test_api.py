@@ -371,6 +371,31 @@ def test_check_refuses_what_no_retry_mends(refuse: tuple[int, dict[str, Any]], m
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "words", "is_hinted"),
+    [
+        ("", "Not Found", True),
+        ("/v1/chat/completions", "", True),
+        ("", "The model `m` does not exist", False),
+        ("/v1/", "Not Found", False),
+    ],
+)
+def test_a_wrong_path_is_told_with_what_it_usually_is(path: str, words: str, is_hinted: bool) -> None:
+    with serve(Settings(saying(content="x"), refuse=(404, {"message": words}))) as (url, _):
+
+        async def main() -> None:
+            agent = OpenAIAgent("m", base_url=url.removesuffix("/v1") + path)
+            try:
+                await agent.check()
+            finally:
+                await agent.aclose()
+
+        with pytest.raises(UsageError, match="HTTP 404 from http://127") as caught:
+            asyncio.run(main())
+    hint = "(base_url usually ends in /v1; /chat/completions is added to it)"
+    assert str(caught.value).endswith(hint) == is_hinted
+
+
 def test_check_refuses_an_address_where_nobody_listens_or_someone_else() -> None:
     with pytest.raises(UsageError, match="no chat completion"):
         check(Settings(saying(content="x"), forced=[Fault.HTML_200]))
@@ -385,8 +410,9 @@ def test_check_refuses_an_address_where_nobody_listens_or_someone_else() -> None
             finally:
                 await agent.aclose()
 
-        with pytest.raises(UsageError, match=f"no connection to http://127.0.0.1:{port}/v1"):
+        with pytest.raises(UsageError, match=f"no connection to http://127.0.0.1:{port}/v1") as caught:
             asyncio.run(main())
+        assert "ssl:" not in str(caught.value)
 
 
 def test_an_agent_serves_again_after_it_was_closed() -> None:

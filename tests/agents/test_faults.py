@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 from collections import Counter
@@ -17,6 +18,7 @@ from misbehaving import OUTCOMES, Fault, Outcome, Records, Scripted, Settings, f
 from fate_gym.agents import load_agent
 from fate_gym.agents.api import OpenAIAgent
 from fate_gym.episode import Episode
+from fate_gym.errors import ProviderError
 from fate_gym.evaluation import EvalConfig, RunFolder, run_evaluation
 from fate_gym.rollout import rollout
 
@@ -133,6 +135,43 @@ def test_a_daily_quota_ends_the_run_and_the_next_one_completes_it(tmp_path: Path
     with serve(Settings(scripted("oracle"))) as (url, _):
         again = run(_agent_like(agent, url), tmp_path / "run", **settings)
     assert again["episodes"]["scored"] == again["episodes"]["planned"] == 8
+
+
+def test_a_server_that_is_gone_ends_the_run_and_the_next_one_completes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"limit": 8, "concurrency": 2, "attack": (None,)}
+    with serve(Settings(scripted("oracle"))) as (url, _):
+        pass
+    patient = OpenAIAgent("m", base_url=url, max_attempts=2, backoff_seconds=0.001)
+    assert run(patient, tmp_path / "patient", **settings)["episodes"]["errors"] == 8
+    assert patient.exhausted is None  # The outage was a short one.
+    monkeypatch.setattr("fate_gym.agents.api._LONGEST_OUTAGE", 0.0)
+    agent = OpenAIAgent("m", base_url=url, max_attempts=2, backoff_seconds=0.001)
+    summary = run(agent, tmp_path / "run", **settings)
+    assert agent.exhausted is not None
+    assert agent.exhausted.startswith("gave up after 2 attempts: no connection to http://127.0.0.1:")
+    assert summary["episodes"]["missing"] >= 4
+    with serve(Settings(scripted("oracle"))) as (url, _):
+        again = run(_agent_like(agent, url), tmp_path / "run", **settings)
+    assert again["episodes"]["scored"] == again["episodes"]["planned"] == 8
+
+
+def test_a_server_that_answers_now_and_then_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fate_gym.agents.api._LONGEST_OUTAGE", 0.0)
+    for forced in ([Fault.RESET] * 2, [Fault.RESET, Fault.RESET, Fault.HTML_502]):
+        with serve(Settings(scripted("oracle"), forced=forced)) as (url, _):
+            agent = OpenAIAgent("m", base_url=url, max_attempts=3, backoff_seconds=0.001)
+            asyncio.run(_one_reply(agent))
+            assert agent.exhausted is None
+
+
+async def _one_reply(agent: OpenAIAgent) -> None:
+    try:
+        with contextlib.suppress(ProviderError):
+            await agent.reply({"messages": [{"role": "user", "content": "Hello"}]})
+    finally:
+        await agent.aclose()
 
 
 def run(agent: Any, out: Path, **settings: Any) -> dict[str, Any]:

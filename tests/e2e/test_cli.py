@@ -13,13 +13,14 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fate_gym.cli import main, settings
+from fate_gym.cli import main, settings, training
 from fate_gym.cli.main import _parse
 from fate_gym.cli.parser import Parser
 from fate_gym.evaluation import EvalConfig, RunFolder
@@ -110,9 +111,17 @@ def test_a_run_has_its_files_and_no_path_of_the_machine_in_its_episodes(tmp_path
 def test_errors_give_exit_code_1_and_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["eval", *TOY, "--agent", "import:shop_plugin:absent", "--out", str(tmp_path / "run")]
     assert main(command) == 1
-    assert "3 errors" in capsys.readouterr().err
+    told = (
+        "3 episodes ended in provider_error: the agent gave no answer. They have no score. The same evaluation, "
+        "started again, plays them once more. The first says: absent failed: ConnectionError: nobody at the counter"
+    )
+    err = capsys.readouterr().err
+    assert "3 errors" in err
+    assert err.splitlines()[-1] == f"{tmp_path / 'run'}: {told}"
     assert main(["show", str(tmp_path / "run")]) == 0
-    assert "provider_error: absent failed: ConnectionError: nobody at the counter" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert told in shown.splitlines()
+    assert "provider_error: absent failed: ConnectionError: nobody at the counter" in shown
     assert main(["show", str(tmp_path / "run"), "shop/smuggle"]) == 0
     assert "status provider_error" in capsys.readouterr().out
 
@@ -124,6 +133,14 @@ def test_errors_give_exit_code_1_and_are_told(tmp_path: Path, capsys: pytest.Cap
         (["eval", "--agent", "wizard"], "unknown agent 'wizard'; there are: oracle, gullible"),
         (["eval", "--agent", "noop", "--suite", "shop"], "unknown suite 'shop'"),
         (["eval", "--agent", "orcle"], "unknown agent 'orcle'; did you mean oracle?; there are"),
+        (
+            ["eval", "--agent", "gpt-4o-mini"],
+            "unknown agent 'gpt-4o-mini'; did you mean openai:gpt-4o-mini?; there are",
+        ),
+        (["eval", "--agent", "llama", *SERVER], "unknown agent 'llama'; did you mean openai:llama?; there are: oracle"),
+        (["eval", "--agent", "Qwen/Qwen3-8B"], "unknown agent 'Qwen/Qwen3-8B'; did you mean hf:Qwen/Qwen3-8B?"),
+        (["eval", "--agent", "wizard", "--agent-arg", "x=1"], "unknown agent 'wizard'; there are: oracle, gullible"),
+        (["eval", "--agent", "openai", *SERVER], "unknown agent 'openai'; did you mean openai:MODEL?; there are"),
         (["eval", "--agent", "noop", "--suite", "bankin"], "did you mean banking?"),
         (["eval", "--agent", "noop", "--attack", "importnt_instructions"], "did you mean important_instructions?"),
         (["eval", "--agent", "noop", "--defence", "spotlight"], "did you mean spotlighting?"),
@@ -245,6 +262,19 @@ def test_a_dry_run_counts_episodes_and_estimates_cost(
         (0.15 * tokens["prompt_tokens"] + 0.60 * tokens["completion_tokens"]) / 1e6
     )
     assert script["at_least"]["cost_usd"] == 0
+
+
+def test_a_dry_run_notes_a_missing_key(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    command = ["eval", "--agent", "openai:gpt-4o-mini", "--suite", "slack", "--out", str(tmp_path / "run")]
+    assert main([*command, "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("# openai:gpt-4o-mini: 21 episodes")
+    assert shown.err == "note: no API key: set the environment variable OPENAI_API_KEY\n"
+    assert "OPENAI_API_KEY" not in os.environ
+    assert main(command) == 2
 
 
 def test_a_dry_run_says_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -521,6 +551,19 @@ def test_show_lists_runs_and_filters_episodes(
     assert all(key.startswith("direct/") for key in failed)
 
 
+def test_show_lists_a_few_episodes_below_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    assert main(["eval", "--agent", "noop", "--suite", "slack", "--out", run]) == 0
+    capsys.readouterr()
+    assert main(["show", run]) == 0
+    title, *listed, more = capsys.readouterr().out.split("\n\n")[-1].splitlines()
+    opening = "episodes below a perfect score (in parentheses: how each ended): "
+    assert title.startswith(opening)
+    assert len(listed) == 10
+    assert all(line.endswith("(answer)") for line in listed)
+    assert more == f"... and {int(title.removeprefix(opening)) - 10} more (--all lists all)"
+
+
 def test_a_reader_that_goes_away_is_no_news() -> None:
     reader, writer = os.pipe()
     os.close(reader)  # Before the process begins: all that it prints could fit into the pipe.
@@ -652,3 +695,22 @@ def test_turns_that_a_filter_stopped_are_counted(tmp_path: Path, capsys: pytest.
     shown = capsys.readouterr().out
     assert "filtered" in shown.splitlines()[2]
     assert "content filter stopped" in shown
+
+
+@pytest.mark.parametrize("command", [["--dry-run"], [], ["collect"]])
+def test_training_without_its_extra_is_one_line_and_leaves_nothing(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *command, "--config", "fate-tiny"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == "fate-gym: training needs trl: pip install 'fate-gym[train]'\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_packages_of_training_are_those_of_the_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {re.split("[>=]", requirement)[0] for extra in ("local", "train") for requirement in extras[extra]}
+    assert set(training._PACKAGES) == named - {"fate-gym[local]"}

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from small_episodes import make_episode
+from small_runs import make_run
 from test_metrics import MANIFEST, RULE, diagnosis, episode, harmful
 
 from fate_gym import evaluate
+from fate_gym.evaluation import load_run
 from fate_gym.evaluation.metrics import LABELS
 from fate_gym.evaluation.report import notes, remarks, results_tables
 from fate_gym.evaluation.summary import summarise
 from fate_gym.rewards import AxisVerdict
+from fate_gym.rollout import as_agent
 
 
 def summary(episodes: list[dict[str, Any]], agent: str = "noop") -> dict[str, Any]:
@@ -148,3 +152,21 @@ def test_calls_that_nobody_could_use_are_worth_a_line(tmp_path: Path) -> None:
     assert said[0].startswith("validity is 0.0 (under attack, direct): ")
     assert said[0].endswith(f"fate-gym show {tmp_path / 'nonsense'}")
     assert list(remarks(evaluate("oracle", out=tmp_path / "oracle", **args))) == []
+
+
+def test_errors_are_told_with_the_words_of_the_first_and_why_a_run_ended_early(tmp_path: Path) -> None:
+    def dead(observation: Any) -> Any:
+        raise ConnectionError("\x1b[2Jgone\n" + "x" * 1000)
+
+    settings = {"limit": 2, "env_args": {"suite": "banking"}}
+    run = load_run(make_run(tmp_path / "run", as_agent(dead), **settings))
+    (remark,) = remarks(run)
+    opening = "2 episodes ended in provider_error: the agent gave no answer. They have no score."
+    again = "The same evaluation, started again, plays them once more."
+    assert remark.startswith(f"{opening} {again} The first says: dead failed: ConnectionError")
+    assert "\\x1b[2Jgone xxx" in remark
+    assert len(remark) < 500
+    told, early = remarks(dataclasses.replace(run, exhausted=run.failures[0].error))
+    assert told == opening
+    assert early.startswith("The run ended early: dead failed: ConnectionError")
+    assert early.endswith("The same evaluation, started again, completes it.")

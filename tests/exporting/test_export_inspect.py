@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,14 @@ def test_inspects_dataframes_open_it(exported: tuple[RunFolder, Exported]) -> No
     ends = [max(i for i, m in enumerate(e.messages) if m["role"] == "assistant") for e in episodes]
     assert len(messages_df(str(written.path))) == sum(end + 1 for end in ends)
     assert len(evals_df(str(written.path))) == 1
+
+
+def test_the_package_is_asked_for_before_the_name(
+    exported: tuple[RunFolder, Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "inspect_ai.log", None)
+    with pytest.raises(UsageError, match="pip install"):
+        export_run(exported[0].path, "inspect", tmp_path / "exp")
 
 
 def test_another_name_is_refused(exported: tuple[RunFolder, Exported], tmp_path: Path) -> None:

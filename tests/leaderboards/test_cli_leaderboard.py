@@ -38,7 +38,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def test_build_writes_what_machines_read(run: Run, dojo_run: Path, noop: Path, tmp_path: Path) -> None:
     code, out, _ = run("build", dojo_run, noop, "--out", tmp_path / "site")
     assert code == 0
-    assert "2 runs, 4 rows" in out
+    assert out.endswith(f"2 runs, 4 rows: open {tmp_path / 'site' / 'index.html'}\n")
+    assert (tmp_path / "site" / "index.html").exists()
     (board,) = json.loads((tmp_path / "site" / "leaderboard.json").read_text())["boards"]
     with (tmp_path / "site" / "leaderboard.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

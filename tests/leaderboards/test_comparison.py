@@ -14,6 +14,7 @@ from small_runs import DOJO, MakeRun, edit_json, edit_line, loaded
 from fate_gym.errors import UsageError
 from fate_gym.leaderboards import LoadedRun, compare, load_runs
 from fate_gym.leaderboards.comparison import Comparison
+from fate_gym.leaderboards.terminal import comparison_notes
 
 TOY = "toy/Parcels-v0"
 
@@ -92,6 +93,14 @@ def test_what_differs_in_provenance_is_named_once(dojo_run: Path, refuser: Path,
     assert warning.startswith("the runs differ in provenance.agentdojo: A ")
     assert warning.endswith('B "9.9"')
     assert 'agent: A "gullible", B "refuser"' in found.settings
+
+
+def test_options_that_nobody_gave_are_no_difference(dojo_run: Path, refuser: Path, tmp_path: Path) -> None:
+    changed = Path(shutil.copytree(refuser, tmp_path / "changed"))
+    edit_json(changed / "manifest.json", lambda manifest: manifest["config"].update(agent_args={"temperature": 1.0}))
+    found = compare(loaded(dojo_run), loaded(changed))
+    assert found.settings == ('agent: A "gullible", B "refuser"', "agent_args.temperature: A nothing, B 1.0")
+    assert "n: episodes that both runs have." in comparison_notes(found)
 
 
 def test_only_metrics_that_one_of_them_has_are_shown(dojo_run: Path, refuser: Path) -> None:
