@@ -22,8 +22,8 @@ from fate_gym.evaluation.config import NOT_IN_DIGEST, EvalConfig
 from fate_gym.evaluation.manifest import make_manifest
 from fate_gym.evaluation.recorded import Origin
 from fate_gym.evaluation.replaying import Recording
+from fate_gym.evaluation.run import run_of
 from fate_gym.evaluation.store import RunFolder
-from fate_gym.evaluation.summary import summarise
 from fate_gym.evaluation.workers import Workers, engage, keep_busy
 from fate_gym.importing.comparing import OTHERWISE
 from fate_gym.importing.logs import Header, LeftOut, Reader, Settings
@@ -160,7 +160,7 @@ class _Import:
             try:
                 asyncio.run(self._play(_chunks(waiting), workers, folder, on_done))
             finally:
-                summary = summarise(folder.episodes(), folder.failures(), folder.manifest, self._plan.items.keys)
+                summary = run_of(folder, planned=self._plan.items.keys).summary
                 folder.write_summary(summary)
         lines: list[Mapping[str, Json]] = [{"source": entry.source, "reason": entry.reason} for entry in self._left]
         _write_left_out(self._path, [*lines, *({"key": key, "reason": NO_LOG} for key in self._missing)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,11 @@ from fate_gym.errors import RunMismatchError
 from fate_gym.evaluation import EvalConfig, RunFolder, load_run, run_evaluation
 from fate_gym.evaluation.config import read_settings
 from fate_gym.evaluation.finished import Finished
+from fate_gym.evaluation.keys import Keys
+from fate_gym.evaluation.plan import Item
+from fate_gym.evaluation.playing import Player, run_episodes
 from fate_gym.evaluation.summary import summarise
+from fate_gym.evaluation.workers import InProcess
 from fate_gym.rewards import AxisVerdict
 from fate_gym.rollout import Agent, Reply, as_agent, rollout
 from fate_gym.verifiers.refusal import Judgement
@@ -330,19 +333,20 @@ def test_what_a_benchmark_says_that_no_file_can_hold_costs_its_own_episode(tmp_p
     assert load_run(tmp_path / "run").summary == found.summary
 
 
-def test_an_error_is_not_counted_before_an_earlier_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A success waits for the disk longer than errors take: they are not the first that end."""
-    disk = RunFolder.add
+def test_a_fault_is_told_when_its_episode_is_stored(tmp_path: Path) -> None:
+    """Told before, faults would count as the first ends while earlier successes wait for the disk."""
+    plan = EvalConfig(agent="raising", env=TOY, out=tmp_path).plan()
+    workers = InProcess(Player(plan.environments, shop_workers.Raising(RuntimeError("no power")), Finished.of))
+    told: list[str] = []
 
-    def slow(self: RunFolder, *finished: Finished) -> None:
-        time.sleep(0.3)
-        disk(self, *finished)
+    async def stored(item: Item, finished: Finished) -> None:
+        told.append(finished.result.status)
 
-    monkeypatch.setattr(RunFolder, "add", slow)
-    agent = shop_workers.Raising(RuntimeError("no power"))
-    config = EvalConfig(agent="raising", env=TOY, repeats=9, concurrency=9, out=tmp_path / "run")
-    summary = asyncio.run(run_evaluation(config, agent)).summary
-    assert summary["episodes"] == {"planned": 27, "scored": 18, "errors": 9, "missing": 0}
+    items = plan.items.without(Keys())
+    asyncio.run(
+        run_episodes(items, workers, concurrency=1, on_done=stored, on_fault=lambda fault: told.append(fault.words))
+    )
+    assert told == ["ok", "provider_error", "no power", "ok"]
 
 
 def test_a_full_disk_ends_the_run_with_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
